@@ -1,0 +1,250 @@
+"""Trace: what a Recorder recorded, as tables of steps × sites."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradflow.record.measures import MEASURES
+
+if TYPE_CHECKING:
+    import pandas
+
+FOLDER = "records"
+PART = "part-{step:09d}.parquet"
+PARTS = "part-*.parquet"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Measures by step and site.
+
+    A site is a layer's output (`layer1.0.conv1`; the second call of a reused module in one forward
+    pass is `relu#1`) or a parameter (`layer1.0.conv1.weight`). Sites stand in depth order, input
+    first. NaN means "not taken here": a convolution has no update, a frozen parameter no gradient.
+    A NaN that was in the data shows in the `…_nonfinite` measure beside it.
+    """
+
+    steps: np.ndarray  # (steps,) int64, increasing
+    sites: tuple[str, ...]
+    kinds: tuple[str, ...]  # (sites,): "conv", "norm", …; of a parameter "conv.weight", …
+    sizes: np.ndarray  # (sites,) int64: elements of the parameter, or of the output in one step
+    values: dict[str, np.ndarray]  # measure -> (steps, sites) float64
+
+    def __post_init__(self) -> None:
+        want = (len(self.steps), len(self.sites))
+        if len(self.kinds) != want[1] or len(self.sizes) != want[1]:
+            raise ValueError(
+                f"Expected one kind and one size for each of the {want[1]} sites, "
+                f"but got {len(self.kinds)} and {len(self.sizes)}."
+            )
+        if len(set(self.sites)) != want[1]:
+            raise ValueError("Expected every site to stand in `sites` once.")
+        if np.any(np.diff(self.steps) <= 0):
+            raise ValueError("Expected `steps` to increase.")
+        for name, table in self.values.items():
+            if table.shape != want:
+                raise ValueError(
+                    f"Expected `values[{name!r}]` to have shape (steps, sites) = {want}, "
+                    f"but got {table.shape}."
+                )
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of the measures, in the order of `MEASURES`."""
+        return tuple(sorted(self.values, key=_measure_order))
+
+    def select(self, measure: str, kinds: Sequence[str] | None = None) -> "Table":
+        """The sites where `measure` was taken, optionally of some `kinds` only, in depth order."""
+        if measure not in self.values:
+            raise KeyError(f"Expected a measure of {self.measures}, but got {measure!r}.")
+        table = self.values[measure]
+        # `…_nonfinite` tells a site that was never measured from one that was always NaN.
+        taken = ~np.isnan(table).all(axis=0) | self._saw_nonfinite(measure)
+        if kinds is not None:
+            taken &= np.isin(self.kinds, list(kinds))
+        columns = np.flatnonzero(taken)
+        return Table(self.steps, tuple(self.sites[i] for i in columns), table[:, columns])
+
+    def _saw_nonfinite(self, measure: str) -> np.ndarray:
+        """(sites,): whether a NaN or inf was counted where `measure` is taken."""
+        of = MEASURES[measure].of if measure in MEASURES else None
+        counts = [
+            np.nan_to_num(table).any(axis=0)
+            for name, table in self.values.items()
+            if name.endswith("_nonfinite") and MEASURES[name].of == of
+        ]
+        return np.any(counts, axis=0) if counts else np.zeros(len(self.sites), dtype=bool)
+
+    def frame(self) -> "pandas.DataFrame":
+        """One row per step and site, one column per measure. Needs pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("Trace.frame needs pandas. Run `pip install pandas`.") from error
+        return pandas.DataFrame(self._columns())
+
+    def before(self, step: int) -> "Trace":
+        """The part of the trace that lies before `step`."""
+        keep = self.steps < step
+        values = {name: table[keep] for name, table in self.values.items()}
+        return Trace(self.steps[keep], self.sites, self.kinds, self.sizes, values)
+
+    def save_part(self, folder: Path) -> Path:
+        """Write the trace as one Parquet file into `folder`, all of it or nothing.
+
+        One row per step and site, in depth order; the file is named after its first step.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = self._columns()
+        arrays = {
+            name: pa.array(column).dictionary_encode()
+            if name in ("site", "kind")
+            else pa.array(column, from_pandas=True)
+            for name, column in columns.items()
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / PART.format(step=int(self.steps[0]))
+        unfinished = path.with_suffix(".tmp")
+        pq.write_table(pa.table(arrays), unfinished, compression="zstd")
+        unfinished.replace(path)
+        return path
+
+    def _columns(self) -> dict[str, Any]:
+        """The long form as columns, without the rows where nothing was taken."""
+        names = self.measures
+        tables = {name: self.values[name].astype(np.float32) for name in names}
+        taken = np.zeros((len(self.steps), len(self.sites)), dtype=bool)
+        for table in tables.values():
+            taken |= ~np.isnan(table)
+        step_index, site_index = np.nonzero(taken)
+        return {
+            "step": self.steps[step_index],
+            "site": np.asarray(self.sites, dtype=object)[site_index],
+            "kind": np.asarray(self.kinds, dtype=object)[site_index],
+            "size": self.sizes[site_index],
+            **{name: table[taken] for name, table in tables.items()},
+        }
+
+    @staticmethod
+    def load(run: str | os.PathLike[str], *, from_step: int = 0) -> "Trace":
+        """Read the trace of one trained network: its folder, or the `records` folder inside it.
+
+        `from_step` leaves out the files that begin before it. Raises FileNotFoundError where
+        nothing was recorded, ValueError for a run of several networks (it names them).
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        parts = [part for part in record_parts(Path(run)) if _first_step(part) >= from_step]
+        if not parts:
+            return Trace.concat([])
+        # By name, part after part: the first appearance of a site gives its depth.
+        return _from_table(pa.concat_tables([pq.read_table(part) for part in parts]))
+
+    @staticmethod
+    def concat(traces: Iterable["Trace"]) -> "Trace":
+        """One trace after the other; a site that comes up later stands after the earlier ones."""
+        traces = list(traces)
+        if not traces:
+            return Trace(np.zeros(0, np.int64), (), (), np.zeros(0, np.int64), {})
+        facts = {
+            site: (kind, size)
+            for trace in reversed(traces)
+            for site, kind, size in zip(trace.sites, trace.kinds, trace.sizes, strict=True)
+        }
+        sites = tuple(dict.fromkeys(site for trace in traces for site in trace.sites))
+        column = {site: i for i, site in enumerate(sites)}
+        measures = dict.fromkeys(name for trace in traces for name in trace.values)
+        n_steps = sum(len(trace) for trace in traces)
+        values = {name: np.full((n_steps, len(sites)), np.nan) for name in measures}
+        start = 0
+        for trace in traces:
+            columns = [column[site] for site in trace.sites]
+            for name, table in trace.values.items():
+                values[name][start : start + len(trace), columns] = table
+            start += len(trace)
+        return Trace(
+            np.concatenate([trace.steps for trace in traces]),
+            sites,
+            tuple(facts[site][0] for site in sites),
+            np.array([facts[site][1] for site in sites], dtype=np.int64),
+            values,
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """One measure: the sites where it was taken, in depth order."""
+
+    steps: np.ndarray  # (steps,)
+    sites: tuple[str, ...]
+    values: np.ndarray  # (steps, sites)
+
+
+def record_parts(run: Path) -> list[Path]:
+    """The Parquet files of one recorded network, oldest first."""
+    for folder in (run / FOLDER, run):
+        parts = sorted(folder.glob(PARTS))
+        if parts:
+            return parts
+    networks = sorted(path.parent.parent.name for path in run.glob(f"*/{FOLDER}/{PARTS}"))
+    if networks:
+        names = ", ".join(dict.fromkeys(networks))
+        raise ValueError(f"Expected one network, but {run} holds {names}. Load one of its folders.")
+    raise FileNotFoundError(
+        f"No records in {run}. Record some with `gradflow train --log-grads`, or with "
+        "Recorder(model, optimizer, folder=…)."
+    )
+
+
+def drop_from(run: Path, step: int) -> None:
+    """Remove the record files that begin at `step` or later, so that training can go on there."""
+    for part in (run / FOLDER).glob(PARTS):
+        if _first_step(part) >= step:
+            part.unlink()
+
+
+def _first_step(part: Path) -> int:
+    return int(part.stem.removeprefix("part-"))
+
+
+def _from_table(table: Any) -> Trace:
+    """The wide form of the long Parquet columns."""
+    steps, step_index = np.unique(table["step"].to_numpy(), return_inverse=True)
+    encoded = table["site"].unify_dictionaries().combine_chunks()
+    codes = encoded.indices.to_numpy()
+    names = encoded.dictionary.to_pylist()
+    order, first = np.unique(codes, return_index=True)
+    by_depth = np.argsort(first)  # the first row of a site tells its depth
+    order, first = order[by_depth], first[by_depth]
+    column = np.zeros(len(names), dtype=np.int64)
+    column[order] = np.arange(len(order))
+    site_index = column[codes]
+    values = {}
+    for name in table.column_names:
+        if name in ("step", "site", "kind", "size"):
+            continue
+        wide = np.full((len(steps), len(order)), np.nan)
+        wide[step_index, site_index] = table[name].to_numpy()
+        values[name] = wide
+    return Trace(
+        steps.astype(np.int64),
+        tuple(names[code] for code in order),
+        tuple(table["kind"].take(first).to_pylist()),
+        table["size"].to_numpy()[first],
+        values,
+    )
+
+
+def _measure_order(name: str) -> tuple[int, str]:
+    known = list(MEASURES)
+    return (known.index(name) if name in MEASURES else len(known), name)
