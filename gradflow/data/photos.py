@@ -1,0 +1,62 @@
+"""Decode any image file to upright RGB, or say what is wrong with it."""
+
+from os import PathLike, fspath
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+
+class BadImage(ValueError):
+    """A file that cannot be used as an image: which one (`file`), and why (`reason`)."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(f"{file}: {reason}")
+        self.file = file
+        self.reason = reason
+
+
+def read_image(path: str | PathLike[str]) -> Image.Image:
+    """Decode an image file fully: upright, 8-bit RGB, the first frame of an animation.
+
+    The EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled (not
+    clipped) to 8 bit. Colour profiles are not applied, as in torchvision. Raises BadImage where
+    a file is missing, truncated, not an image, or too large to decode safely.
+    """
+    file = fspath(path)
+    try:
+        with Image.open(file) as image:
+            image.load()  # all pixels: a header alone, or `verify`, passes truncated JPEGs
+            return _to_rgb(_upright(image))
+    except UnidentifiedImageError as error:
+        raise BadImage(file, "not an image in a format that Pillow can read") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage(file, f"too many pixels to decode safely ({error})") from error
+    except FileNotFoundError as error:
+        raise BadImage(file, "no such file") from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
+        raise BadImage(file, str(error) or type(error).__name__) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a malformed EXIF block tells no orientation, and the pixels are good
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_deep_grey(image).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    coloured = image.convert("RGBA")
+    white = Image.new("RGBA", coloured.size, "white")
+    return Image.alpha_composite(white, coloured).convert("RGB")
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey, 0 to 65535, to 0 to 255: Pillow's `convert` clips at 255 instead."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"32-bit grey (mode {image.mode}) has no known white: save it as 16 bit")
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))

@@ -1,0 +1,205 @@
+"""Where labelled images come from: digits, a folder, a CSV beside images, torchvision by name."""
+
+import difflib
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gradflow.data.folders import Listing, list_csv, list_folder
+from gradflow.data.photos import BadImage, read_image
+from gradflow.data.zoo import ZOO
+
+PHOTO_SIZE = 224  # px, the side at which the original study and most published ResNets train
+DIGIT_SIZE = 8  # px, their own: with the small stem an epoch takes seconds on a CPU
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Labelled images, not yet decoded: `read(i)` decodes image `i` (RGB, or it raises BadImage).
+
+    `keys` are unique names: a path relative to the data folder, or like `digits/0001`.
+    `labels` (n,) int64 are positions in `class_names`. `image_size` (px) is the side to train at
+    when the user names none. `mirror` says whether a mirrored image keeps its class, which is
+    false for digits. `missing` files are labelled but not there; `unlabelled` are there only.
+    `read` may be called from several threads at once.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    keys: tuple[str, ...]
+    labels: np.ndarray
+    read: Callable[[int], Image.Image]
+    image_size: int
+    mirror: bool
+    missing: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.keys)
+        if n == 0:
+            raise ValueError(f"Expected images in {self.name}, but got none. Check the path.")
+        if len(self.class_names) < 2:
+            raise ValueError(
+                f"Expected at least two classes in {self.name}, but got {list(self.class_names)}. "
+                "Put the images of each class into a folder of its own, or label them in a CSV."
+            )
+        if len(set(self.keys)) != n:
+            raise ValueError(f"Expected unique keys in {self.name}, but got some twice.")
+        if self.labels.shape != (n,) or self.labels.dtype != np.int64:
+            got = f"{self.labels.dtype} {self.labels.shape}"
+            raise ValueError(f"Expected int64 labels of shape ({n},), but got {got}.")
+        if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
+            raise ValueError(
+                f"Expected labels from 0 to {len(self.class_names) - 1}, but got "
+                f"{self.labels.min()} to {self.labels.max()}."
+            )
+
+
+def open_source(data: str | Path, *, download: bool = False) -> Source:
+    """Find labelled images. Nothing is decoded yet, so this takes a moment only.
+
+    `data` is, in this order: `"digits"`, scikit-learn's 1,797 handwritten digits; a CSV file with
+    the columns filename,label; a folder with one such CSV; a folder of class folders; or the name
+    of a torchvision data set, in any case. The labelled parts of a torchvision set (train and
+    test, also val where there is one) come as one, since gradflow makes its own split. They are
+    read from `$GRADFLOW_DATA`, by default `~/.cache/gradflow/data`, and fetched into it only with
+    `download=True`. Classes are in sorted order (a torchvision set keeps its own order).
+
+    Raises ValueError or FileNotFoundError with what was expected, what is there, and what to do.
+
+    >>> source = open_source("digits")
+    >>> len(source.keys), source.class_names[:3], source.keys[0], source.read(0).size
+    (1797, ('0', '1', '2'), 'digits/0001', (8, 8))
+    """
+    if data == "digits":
+        return _digits()
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return _photos(list_folder(path.resolve()))
+    if path.is_file():
+        if path.suffix.lower() != ".csv":
+            raise ValueError(
+                f"Expected a folder or a CSV file, but got the file {path}. Pass the folder "
+                "that holds the images of all classes."
+            )
+        return _photos(list_csv(path.resolve()))
+    name = str(data).lower().replace("-", "").replace("_", "")
+    if name in ZOO:
+        return _torchvision(name, download)
+    close = difflib.get_close_matches(name, ["digits", *ZOO], n=1)
+    raise FileNotFoundError(
+        f"Expected `digits`, an existing folder or CSV file, or one of {', '.join(ZOO)}, but got "
+        f"{str(data)!r}. " + (f"Did you mean {close[0]}?" if close else "Check the path.")
+    )
+
+
+def _digits() -> Source:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # scikit-learn counts from 0 to 16
+    return Source(
+        name="digits",
+        class_names=tuple(str(name) for name in bunch.target_names),
+        keys=tuple(f"digits/{i:04d}" for i in range(1, len(grey) + 1)),
+        labels=bunch.target.astype(np.int64),
+        read=lambda i: Image.fromarray(grey[i]).convert("RGB"),
+        image_size=DIGIT_SIZE,
+        mirror=False,
+    )
+
+
+def _photos(listing: Listing) -> Source:
+    def keys(paths: Sequence[Path]) -> tuple[str, ...]:
+        return tuple(Path(os.path.relpath(path, listing.folder)).as_posix() for path in paths)
+
+    return Source(
+        name=listing.folder.name,
+        class_names=listing.class_names,
+        keys=keys(listing.paths),
+        labels=np.array(listing.labels, dtype=np.int64),
+        read=lambda i: read_image(listing.paths[i]),
+        image_size=PHOTO_SIZE,
+        mirror=True,
+        missing=keys(listing.missing),
+        unlabelled=keys(listing.unlabelled),
+    )
+
+
+def _torchvision(name: str, download: bool) -> Source:
+    entry = ZOO[name]
+    root = Path(os.environ.get("GRADFLOW_DATA") or "~/.cache/gradflow/data").expanduser()
+    build = getattr(importlib.import_module("torchvision.datasets"), entry.dataset)
+    parts = [_part(name, build, root, dict(kwargs), download) for kwargs in entry.parts]
+    offsets = np.cumsum([0, *(len(part) for part in parts)])
+    labels = np.concatenate([_labels(part) for part in parts])
+
+    def read(i: int) -> Image.Image:
+        part = int(np.searchsorted(offsets, i, side="right")) - 1
+        try:
+            image: Image.Image = parts[part][i - int(offsets[part])][0]
+            return image.convert("RGB")
+        except Exception as error:  # whatever a decoder raises on a broken file
+            raise BadImage(f"{name}/{i:06d}", str(error)) from error
+
+    return Source(
+        name=name,
+        class_names=_class_names(parts[0], int(labels.max()) + 1),
+        keys=tuple(
+            f"{name}/part{k}/{i:06d}"
+            for k, (start, stop) in enumerate(pairwise(offsets))
+            for i in range(stop - start)
+        ),
+        labels=labels,
+        read=read,
+        image_size=entry.image_size,
+        mirror=entry.mirror,
+    )
+
+
+def _part(
+    name: str, build: Callable[..., Any], root: Path, kwargs: dict[str, Any], download: bool
+) -> Any:
+    """One part of a torchvision set. It is fetched only if asked to and if it is not there."""
+    try:
+        return build(root, download=False, **kwargs)
+    except (RuntimeError, FileNotFoundError) as error:
+        if download:
+            return _fetch(name, build, root, kwargs)
+        raise FileNotFoundError(
+            f"Expected the torchvision data set {name} in {root}, but got: {error} Add --download "
+            "to fetch it, or set GRADFLOW_DATA to the folder that holds it."
+        ) from error
+
+
+def _fetch(name: str, build: Callable[..., Any], root: Path, kwargs: dict[str, Any]) -> Any:
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        return build(root, download=True, **kwargs)
+    except (RuntimeError, OSError) as error:  # no network is a URLError, which is an OSError
+        raise OSError(
+            f"Expected to fetch the torchvision data set {name} into {root}, but got: {error} "
+            "Check the network and the free space, or put its files there by hand."
+        ) from error
+
+
+def _labels(part: Any) -> np.ndarray:
+    """All labels of a torchvision set without decoding an image: their place differs by set."""
+    for place in ("targets", "labels", "_labels", "y"):
+        if hasattr(part, place):
+            return np.asarray(getattr(part, place), dtype=np.int64)
+    return np.array([label for _, label in part._samples], dtype=np.int64)
+
+
+def _class_names(part: Any, n_classes: int) -> tuple[str, ...]:
+    names = getattr(part, "classes", None) or getattr(part, "categories", None)
+    if names is None:  # SVHN and GTSRB have numbers only
+        return tuple(str(label) for label in range(n_classes))
+    return tuple(name if isinstance(name, str) else name[0] for name in names)
