@@ -1,0 +1,170 @@
+"""Evaluation: predictions, the standard accuracy report, and the comparison of two networks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from scipy.special import log_softmax
+from scipy.stats import binomtest
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    classification_report,
+    confusion_matrix,
+)
+from torch import nn
+
+from gradflow.data import Batches
+
+CONFIDENCE = 0.95
+CALIBRATION_BINS = 15  # Guo et al. 2017, section 4
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network says of some images: `logits` (n, classes) and the true `labels` (n,)."""
+
+    logits: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.logits.ndim != 2 or self.labels.shape != (len(self.logits),):
+            raise ValueError(
+                "Expected logits (n, classes) and labels (n,), "
+                f"but got {self.logits.shape} and {self.labels.shape}."
+            )
+        if not len(self.labels):
+            raise ValueError("Expected at least one image to evaluate, but got none.")
+
+    @property
+    def log_probabilities(self) -> np.ndarray:
+        return np.asarray(log_softmax(self.logits.astype(np.float64), axis=1))
+
+    @property
+    def predicted(self) -> np.ndarray:
+        return np.asarray(self.logits.argmax(axis=1))
+
+    @property
+    def is_right(self) -> np.ndarray:
+        return np.asarray(self.predicted == self.labels)
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.is_right.mean())
+
+    def loss(self, label_smoothing: float) -> float:
+        """Mean cross-entropy in nats: (1 − ε) · −log p_true + ε · mean over classes of −log p."""
+        log_p = self.log_probabilities
+        of_true = log_p[np.arange(len(self.labels)), self.labels]
+        smoothed = (1 - label_smoothing) * of_true + label_smoothing * log_p.mean(axis=1)
+        return float(-smoothed.mean())
+
+
+@torch.no_grad()
+def predict(model: nn.Module, batches: Batches, accelerator: Accelerator) -> Predictions:
+    """Run `model` in eval mode over all images of `batches`, in their order, on this process."""
+    was_training = {module: module.training for module in model.modules()}
+    logits, labels = [], []
+    try:
+        model.eval()
+        for batch in batches.epoch(0, device=accelerator.device):
+            with accelerator.autocast():
+                logits.append(model(batch.images).float().cpu())
+            labels.append(batch.labels.cpu())
+    finally:
+        for module, flag in was_training.items():
+            module.training = flag
+    return Predictions(torch.cat(logits).numpy(), torch.cat(labels).numpy())
+
+
+def evaluate(
+    predictions: Predictions, class_names: Sequence[str], label_smoothing: float
+) -> dict[str, Any]:
+    """The standard report of one network on one part of the data, as plain JSON types."""
+    labels, predicted = predictions.labels, predictions.predicted
+    n_correct, n = int(predictions.is_right.sum()), len(labels)
+    everyone = list(range(len(class_names)))
+    return {
+        "n": n,
+        "n_correct": n_correct,
+        "accuracy": n_correct / n,
+        "accuracy_interval": wilson(n_correct, n),
+        "balanced_accuracy": float(balanced_accuracy_score(labels, predicted))
+        if len(np.unique(labels)) == len(class_names)
+        else None,
+        "loss": predictions.loss(label_smoothing),
+        "cross_entropy": predictions.loss(0.0),
+        "calibration_error": calibration_error(predictions),
+        "report": classification_report(
+            labels,
+            predicted,
+            labels=everyone,
+            target_names=list(class_names),
+            output_dict=True,
+            zero_division=0,
+        ),
+        "confusion_matrix": confusion_matrix(labels, predicted, labels=everyone).tolist(),
+        "predicted": predicted.tolist(),
+        "is_right": predictions.is_right.tolist(),
+    }
+
+
+def report_text(predictions: Predictions, class_names: Sequence[str]) -> str:
+    """scikit-learn's classification report and the confusion matrix, as text."""
+    everyone = list(range(len(class_names)))
+    report = classification_report(
+        predictions.labels,
+        predictions.predicted,
+        labels=everyone,
+        target_names=list(class_names),
+        digits=3,
+        zero_division=0,
+    )
+    matrix = confusion_matrix(predictions.labels, predictions.predicted, labels=everyone)
+    width = max(map(len, class_names))
+    rows = [
+        f"{name:>{width}} " + " ".join(f"{count:4d}" for count in row)
+        for name, row in zip(class_names, matrix, strict=True)
+    ]
+    return f"{report}\nconfusion matrix (rows: true class, columns: predicted, same order)\n" + (
+        "\n".join(rows) + "\n"
+    )
+
+
+def wilson(n_correct: int, n: int) -> list[float]:
+    """The 95 % interval of a proportion (Wilson 1927), good for small n and near 0 and 1."""
+    interval = binomtest(n_correct, n).proportion_ci(CONFIDENCE, method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
+def calibration_error(predictions: Predictions) -> float:
+    """Expected calibration error: Σ_bins (n_bin / n) · |accuracy − mean confidence|, in [0, 1].
+
+    Fifteen bins of equal width over the probability of the predicted class.
+    Guo et al. 2017, https://arxiv.org/abs/1706.04599
+    """
+    confidence = np.exp(predictions.log_probabilities.max(axis=1))
+    # Bins are closed on the right, as in the paper: a confidence of 1 lies in the last one.
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, None)
+    excess = np.bincount(bins, weights=confidence - predictions.is_right)
+    return float(np.abs(excess).sum() / len(confidence))
+
+
+def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, Any]:
+    """The exact McNemar test of two networks on the same images.
+
+    Of the images on which exactly one is right, each network should win half by chance: a
+    two-sided binomial test. McNemar 1947, https://doi.org/10.1007/BF02295996
+    """
+    if first_right.shape != second_right.shape:
+        raise ValueError(
+            "Expected both networks on the same images, "
+            f"but got {len(first_right)} and {len(second_right)}."
+        )
+    only_first = int((first_right & ~second_right).sum())
+    only_second = int((~first_right & second_right).sum())
+    n = only_first + only_second
+    p_value = float(binomtest(only_first, n).pvalue) if n else 1.0
+    return {"only_first_right": only_first, "only_second_right": only_second, "p_value": p_value}

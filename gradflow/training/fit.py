@@ -1,0 +1,292 @@
+"""Training one network: a generator that yields epochs. The caller decides what to do with them."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LRScheduler,
+    StepLR,
+)
+
+from gradflow.data import Batch, Batches
+from gradflow.training.config import TrainConfig
+from gradflow.training.evaluate import predict
+
+# Reading a loss waits for the device, so losses are read some steps at a time.
+LOSSES_READ_TOGETHER = 16
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite at `step` (optimizer steps before it)."""
+
+    def __init__(self, step: int, loss: float, lr: float) -> None:
+        super().__init__(
+            f"The loss was {loss} at step {step} (learning rate {lr:g}). Lower the learning rate, "
+            "or look at the records for the first layer with non-finite values."
+        )
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training set and the look at the validation set after it.
+
+    Losses in nats, with label smoothing; training figures are running means in train mode over
+    augmented images.
+    """
+
+    index: int
+    step: int  # optimizer steps done after it
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    is_best: bool  # the lowest validation loss so far
+    seconds: float  # of training, without validation
+    step_losses: tuple[float, ...]
+
+
+@dataclass
+class TrainingState:
+    """One network in training. `to_dict` holds everything that changes: a checkpoint."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    prepared_model: nn.Module  # the same, in accelerate's wrappers for the training step
+    prepared_optimizer: Optimizer
+    epoch: int = 0
+    step: int = 0
+    best_val_loss: float = float("inf")
+    best_epoch: int = -1
+
+    @property
+    def scaler(self) -> Any:
+        """The GradScaler of float16 training, else None."""
+        return self.accelerator.scaler
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tensors and plain numbers, for `save_tensors`."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler is not None else {},
+            "progress": [self.epoch, self.step, self.best_val_loss, self.best_epoch],
+        }
+
+    def load_dict(self, saved: dict[str, Any]) -> None:
+        """Go back to what `to_dict` saved."""
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scheduler.load_state_dict(saved["scheduler"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(saved["scaler"])
+        self.epoch, self.step, self.best_val_loss, self.best_epoch = saved["progress"]
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Device, mixed precision and data parallelism, with float32 arithmetic as asked for.
+
+    cuDNN computes convolutions in TF32 (10 bits of mantissa) unless told otherwise, and its
+    fastest kernels differ from run to run: neither suits a measuring instrument.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("Expected a CUDA device, but PyTorch sees none. Use `--device cpu`.")
+    tf32 = config.precision == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    mixed = config.precision if config.precision in ("bf16", "fp16") else "no"
+    return Accelerator(cpu=config.device == "cpu", mixed_precision=mixed)
+
+
+def start_training(
+    model: nn.Module, config: TrainConfig, accelerator: Accelerator
+) -> TrainingState:
+    """A network at step 0 on its device, with the optimizer and schedule of the config."""
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = model.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
+    optimizer = _optimizer(model, config)
+    return TrainingState(
+        config,
+        accelerator,
+        model,
+        optimizer,
+        _scheduler(optimizer, config),
+        *accelerator.prepare(model, optimizer),
+    )
+
+
+def fit(
+    state: TrainingState,
+    training: Batches,
+    validation: Batches,
+    *,
+    on_step: Callable[[], None] = lambda: None,
+) -> Iterator[Epoch]:
+    """Train from where `state` stands to the last epoch, or until early stopping.
+
+    When an epoch is yielded, `state` holds what a checkpoint needs to go on after it. Raises
+    NonFiniteLoss.
+    """
+    try:
+        while state.epoch < state.config.epochs and not _should_stop(state):
+            yield _one_epoch(state, training, validation, on_step)
+    finally:
+        state.accelerator.free_memory()  # it keeps what it prepared, and the next network comes
+
+
+def _should_stop(state: TrainingState) -> bool:
+    """Whether `patience` epochs have gone by since the lowest validation loss."""
+    patience = state.config.patience
+    return patience > 0 and state.epoch - 1 - state.best_epoch >= patience
+
+
+def _one_epoch(
+    state: TrainingState, training: Batches, validation: Batches, on_step: Callable[[], None]
+) -> Epoch:
+    lr = float(state.optimizer.param_groups[0]["lr"])
+    start = time.perf_counter()
+    losses = train_steps(state, training, on_step)
+    seconds = time.perf_counter() - start
+    val_loss, val_accuracy = _validate(state, validation)
+    is_best = val_loss < state.best_val_loss
+    if is_best:
+        state.best_val_loss, state.best_epoch = val_loss, state.epoch
+    state.scheduler.step()
+    state.epoch += 1
+    return Epoch(
+        index=state.epoch - 1,
+        step=state.step,
+        lr=lr,
+        train_loss=losses.total_loss / losses.n_images,
+        train_accuracy=losses.n_correct / losses.n_images,
+        val_loss=val_loss,
+        val_accuracy=val_accuracy,
+        is_best=is_best,
+        seconds=seconds,
+        step_losses=tuple(losses.values),
+    )
+
+
+def train_steps(
+    state: TrainingState, training: Batches, on_step: Callable[[], None] = lambda: None
+) -> "StepLosses":
+    """The training steps of one epoch, without a look at the validation set."""
+    accelerator = state.accelerator
+    losses = StepLosses(state)
+    state.model.train()
+    for batch in training.epoch(
+        state.epoch,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        channels_last=state.config.channels_last,
+    ):
+        loss, n_correct = _train_step(state, batch)
+        state.step += 1
+        losses.add(loss, n_correct, batch.n_total)
+        on_step()
+    losses.read()
+    return losses
+
+
+def _train_step(state: TrainingState, batch: Batch) -> tuple[Tensor, Tensor]:
+    """One optimizer step; returns the loss and the number of images classified rightly."""
+    state.prepared_optimizer.zero_grad()
+    logits = state.prepared_model(batch.images)
+    # DistributedDataParallel averages the gradients of the processes, whose shares of a batch may
+    # differ by one image: divided like this, the average is the mean over the whole batch.
+    loss = F.cross_entropy(
+        logits, batch.labels, label_smoothing=state.config.label_smoothing, reduction="sum"
+    ) * (state.accelerator.num_processes / batch.n_total)
+    state.accelerator.backward(loss)
+    state.prepared_optimizer.step()
+    return loss.detach(), (logits.detach().argmax(1) == batch.labels).sum()
+
+
+@dataclass
+class StepLosses:
+    """The losses of an epoch: left on the device, read and checked some at a time."""
+
+    state: TrainingState
+    values: list[float] = field(default_factory=list)
+    total_loss: float = 0.0  # summed over images
+    n_correct: int = 0
+    n_images: int = 0
+    _unread: list[Tensor] = field(default_factory=list)
+    _sizes: list[int] = field(default_factory=list)
+
+    def add(self, loss: Tensor, n_correct: Tensor, n_images: int) -> None:
+        self._unread.append(torch.stack([loss, n_correct.to(loss.dtype)]))
+        self._sizes.append(n_images)
+        if len(self._unread) >= LOSSES_READ_TOGETHER:
+            self.read()
+
+    def read(self) -> None:
+        """Wait for the device; with several processes, average over them."""
+        if not self._unread:
+            return
+        accelerator = self.state.accelerator
+        table = accelerator.reduce(torch.stack(self._unread), reduction="mean").tolist()
+        first_step = self.state.step - len(self._unread)
+        for i, ((loss, correct), n_images) in enumerate(zip(table, self._sizes, strict=True)):
+            if not math.isfinite(loss):
+                lr = float(self.state.optimizer.param_groups[0]["lr"])
+                raise NonFiniteLoss(first_step + i, loss, lr)
+            self.values.append(loss)
+            self.total_loss += loss * n_images
+            self.n_correct += round(correct * accelerator.num_processes)
+            self.n_images += n_images
+        self._unread, self._sizes = [], []
+
+
+def _validate(state: TrainingState, validation: Batches) -> tuple[float, float]:
+    """Loss and accuracy, computed by the main process and told to the others.
+
+    BatchNorm's running statistics differ between processes until the next forward pass, and all
+    must decide alike when to stop.
+    """
+    result = [0.0, 0.0]
+    if state.accelerator.is_main_process:
+        predictions = predict(state.model, validation, state.accelerator)
+        result = [predictions.loss(state.config.label_smoothing), predictions.accuracy]
+    loss, accuracy = broadcast_object_list(result)
+    return float(loss), float(accuracy)
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+    # Fused: one pass over the parameters in place of several; three times as fast on a CPU.
+    if config.optimizer == "adamw":
+        return AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
+    return SGD(
+        model.parameters(),
+        config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def _scheduler(optimizer: Optimizer, config: TrainConfig) -> LRScheduler:
+    if config.schedule == "step":
+        return StepLR(optimizer, config.step_size, config.gamma)
+    if config.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=config.epochs)
+    return ConstantLR(optimizer, factor=1.0)

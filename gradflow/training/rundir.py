@@ -1,0 +1,232 @@
+"""The run on disk: the only module that knows file names inside a run.
+
+runs/20261123-210000-digits/
+    config.yaml  environment.json  data.json  summary.json  figures/  wandb/
+    plain_34-s0/
+        history.json  evaluation.json  report.txt  records/part-*.parquet
+        best.pt  last.pt  checkpoint.pt (while unfinished)
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import nn
+
+from gradflow.nets import NETWORKS
+from gradflow.record.trace import FOLDER as RECORDS
+from gradflow.record.trace import PARTS, Trace, drop_from
+from gradflow.training.config import TrainConfig
+
+Weights = Literal["best", "last"]
+
+
+@dataclass(frozen=True)
+class NetworkDir:
+    """One trained network of a run: one architecture and one seed."""
+
+    path: Path
+    arch: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.txt"
+
+    def weights(self, which: Weights) -> Path:
+        return self.path / f"{which}.pt"
+
+    def history(self) -> list[dict[str, Any]]:
+        """One entry per finished epoch; none before the first."""
+        path = self.path / "history.json"
+        return _read_json(path) if path.exists() else []
+
+    def save_history(self, epochs: list[dict[str, Any]]) -> None:
+        write_json(self.path / "history.json", epochs)
+
+    def evaluation(self) -> dict[str, Any]:
+        """The evaluation of a finished network."""
+        return dict(_read_json(self.path / "evaluation.json"))
+
+    def save_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        write_json(self.path / "evaluation.json", evaluation)
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.path / "evaluation.json").exists()
+
+    def has_trace(self) -> bool:
+        return any((self.path / RECORDS).glob(PARTS))
+
+    def trace(self) -> Trace:
+        """What was recorded; FileNotFoundError if nothing was."""
+        return Trace.load(self.path)
+
+    def trace_from(self, step: int) -> Trace | None:
+        """What was recorded in the files that begin at `step` or later, None if there are none."""
+        trace = Trace.load(self.path, from_step=step) if self.has_trace() else Trace.concat([])
+        return trace if len(trace) else None
+
+    def drop_records_from(self, step: int) -> None:
+        drop_from(self.path, step)
+
+    def wandb_id(self) -> str | None:
+        """The W&B run of this network, None before it has one."""
+        path = self.path / "wandb-id.txt"
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+    def save_wandb_id(self, run_id: str) -> None:
+        (self.path / "wandb-id.txt").write_text(run_id, encoding="utf-8")
+
+    def load_model(self, config: TrainConfig, n_classes: int, which: Weights = "best") -> nn.Module:
+        """The trained network on the CPU, in eval mode."""
+        path = self.weights(which)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"No weights {path}. The network was not trained to the end of an epoch: "
+                f"continue with `gradflow train --resume {self.path.parent}`."
+            )
+        model = build_network(self.arch, n_classes, config, seed=self.seed)
+        model.load_state_dict(load_tensors(path))
+        return model.eval()
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One `gradflow train`: its config, its data and its networks."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> Self:
+        """A new folder in `config.out`, named after the time and the data."""
+        label = re.sub(r"[^\w-]+", "-", Path(config.data).name).strip("-") or "data"
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
+            path = config.out / f"{stamp}-{label}{suffix}"
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return cls(path)
+        raise FileExistsError(f"Expected a free name for a run in {config.out}.")
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """An existing run; FileNotFoundError says what is missing."""
+        if not (path / "config.yaml").exists():
+            raise FileNotFoundError(
+                f"Expected a run in {path}, but it has no config.yaml. "
+                "Give the folder that `gradflow train` printed."
+            )
+        return cls(path)
+
+    @classmethod
+    def newest(cls, folder: Path) -> Self:
+        """The newest run in `folder` that holds a trained network."""
+        runs = sorted(folder.glob("*/config.yaml"), key=lambda path: path.parent.name)
+        for config in reversed(runs):
+            run = cls(config.parent)
+            if any(network.weights("best").exists() for network in run.networks()):
+                return run
+        raise FileNotFoundError(
+            f"No trained network in {folder.resolve()}. Run `gradflow train` first, or give a run "
+            "with --run."
+        )
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.path / "summary.json").exists()
+
+    def config(self) -> TrainConfig:
+        return TrainConfig.load(self.path / "config.yaml")
+
+    def save_config(self, config: TrainConfig) -> None:
+        config.save(self.path / "config.yaml")
+
+    def network(self, arch: str, seed: int) -> NetworkDir:
+        """The folder of one network, made if need be."""
+        path = self.path / f"{arch}-s{seed}"
+        path.mkdir(exist_ok=True)
+        return NetworkDir(path, arch, seed)
+
+    def networks(self) -> list[NetworkDir]:
+        """The networks that exist so far, in the order of the config."""
+        config = self.config()
+        paths = [
+            NetworkDir(self.path / f"{arch}-s{seed}", arch, seed)
+            for seed in config.seed_list
+            for arch in config.networks
+        ]
+        return [network for network in paths if network.path.exists()]
+
+    def save_environment(self, facts: Mapping[str, Any]) -> None:
+        write_json(self.path / "environment.json", facts)
+
+    def data(self) -> dict[str, Any]:
+        """Classes, audit and split."""
+        return dict(_read_json(self.path / "data.json"))
+
+    def save_data(self, data: Mapping[str, Any]) -> None:
+        write_json(self.path / "data.json", data)
+
+    def summary(self) -> dict[str, Any]:
+        return dict(_read_json(self.path / "summary.json"))
+
+    def save_summary(self, summary: Mapping[str, Any]) -> None:
+        write_json(self.path / "summary.json", summary)
+
+
+def build_network(arch: str, n_classes: int, config: TrainConfig, *, seed: int) -> nn.Module:
+    """The network that a resolved config describes, freshly initialised."""
+    return NETWORKS[arch](
+        n_classes, shortcut=config.shortcut, stem=config.stem, init=config.init, seed=seed
+    )
+
+
+def save_tensors(content: Mapping[str, Any], path: Path) -> None:
+    """Save tensors and plain numbers, all or nothing: a killed process leaves the old file."""
+    unfinished = path.with_suffix(".tmp")
+    torch.save(dict(content), unfinished)
+    unfinished.replace(path)
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Load on the CPU what `save_tensors` saved; never runs code from the file."""
+    return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, all or nothing."""
+    unfinished = path.with_suffix(".tmp")
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    unfinished.write_text(text + os.linesep, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"No {path.name} in {path.parent}. The run is not finished: continue it with "
+            f"`gradflow train --resume`."
+        ) from None

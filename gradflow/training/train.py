@@ -1,0 +1,371 @@
+"""One `gradflow train`: from a config to a run on disk, network by network."""
+
+import dataclasses
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from gradflow.analysis import first_to_last, geometric_mean
+from gradflow.data import Audit, Augmentation, Batches, ImageStore, Split, load_images, open_source
+from gradflow.data import split as split_images
+from gradflow.record import Recorder, Trace
+from gradflow.training.config import TrainConfig
+from gradflow.training.evaluate import evaluate, mcnemar, predict, report_text
+from gradflow.training.fit import Epoch, TrainingState, fit, start_training
+from gradflow.training.original import published
+from gradflow.training.rundir import (
+    NetworkDir,
+    RunDir,
+    Weights,
+    build_network,
+    load_tensors,
+    save_tensors,
+)
+
+EVALUATION_BATCH = 200  # images; without gradients this fits where a training batch does
+CHECKPOINT_SHARE = 0.03  # of the time may go into checkpoints (250 MB each for a ResNet-34)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of a run, and what each is for."""
+
+    audit: Audit
+    store: ImageStore
+    split: Split
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.store.class_names
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "classes": list(self.class_names),
+            "audit": self.audit.to_json(),
+            "split": self.split.to_json(),
+        }
+
+    def training(self, config: TrainConfig, seed: int) -> Batches:
+        """Shuffled and augmented; a function of the seed alone, so both networks share it."""
+        augmentation = Augmentation(flip=config.flip or 0.0, degrees=config.rotation)
+        return Batches(
+            self.store,
+            self.split.train,
+            config.batch_size,
+            seed=seed,
+            shuffle=True,
+            augmentation=augmentation,
+        )
+
+    def plain(self, part: str) -> Batches:
+        """The images of "train", "validation" or "test" in order, without augmentation."""
+        return Batches(self.store, getattr(self.split, part), EVALUATION_BATCH)
+
+
+class BadFiles(ValueError):
+    """Some images cannot be read, and the config does not say to skip them."""
+
+
+def load_data(
+    config: TrainConfig, progress: Callable[[int, int], None] | None = None
+) -> tuple[TrainConfig, Data]:
+    """Decode, audit and split; also returns the config with what the data decide filled in.
+
+    Raises BadFiles, before anything is split, unless the config says to skip them.
+    """
+    source = open_source(config.data, download=config.download)
+    config = config.resolved(image_size=source.image_size, mirror=source.mirror)
+    assert config.image_size is not None
+    audit, store = load_images(
+        source,
+        config.image_size,
+        memory_budget=int(config.memory_budget * 2**30),
+        progress=progress,
+    )
+    if audit.bad and config.on_bad == "fail":
+        raise BadFiles(_bad_files_text(audit))
+    split = split_images(
+        audit,
+        source.labels,
+        kind=config.split,
+        seed=config.split_seed,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+    )
+    return config, Data(audit, store, split)
+
+
+def _bad_files_text(audit: Audit, n_shown: int = 10) -> str:
+    lines = [f"  {bad.key}: {bad.reason}" for bad in audit.bad[:n_shown]]
+    if len(audit.bad) > n_shown:
+        lines.append(f"  … and {len(audit.bad) - n_shown} more")
+    return "\n".join(
+        [
+            f"Expected every image to be readable, but {len(audit.bad)} of "
+            f"{len(audit.keys)} are not:",
+            *lines,
+            "Mend or remove them, or leave them out with `--on-bad skip`. "
+            f"`gradflow data {audit.name}` lists them all.",
+        ]
+    )
+
+
+def check_same_data(run: RunDir, data: Data) -> None:
+    """Refuse to continue a run whose images or split are no longer the same."""
+    before, now = run.data(), data.to_json()
+    if before["split"] != now["split"] or before["classes"] != now["classes"]:
+        raise ValueError(
+            f"Expected the data of {run.path} as they were when it started, but the images or "
+            "their split have changed. Start a new run."
+        )
+
+
+def train_network(
+    run: RunDir,
+    network: NetworkDir,
+    config: TrainConfig,
+    data: Data,
+    accelerator: Accelerator,
+    *,
+    on_step: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Epoch, Trace | None]]:
+    """Train one network, resuming it where it stands; yield each epoch and what it recorded.
+
+    A killed process loses what came after the last checkpoint, and comes to the same end when it
+    is resumed. Ends with the evaluation of the last and the best epoch.
+    """
+    model = build_network(network.arch, len(data.class_names), config, seed=network.seed)
+    state = start_training(model, config, accelerator)
+    history = _go_back_to_checkpoint(network, state)
+    recorder = _recorder(network, state)
+    saver = _Saver(network)
+    try:
+        training, validation = data.training(config, network.seed), data.plain("validation")
+        for epoch in fit(state, training, validation, on_step=on_step):
+            history.append(dataclasses.asdict(epoch))
+            chunk = None
+            if recorder is not None:
+                recorder.flush()
+                chunk = _recorded_since(network, history)
+            saver.after_epoch(state, epoch, history)
+            yield epoch, chunk
+    finally:
+        if recorder is not None:
+            recorder.close()
+    if accelerator.is_main_process:
+        saver.finish(state, history)
+        _evaluate_network(network, state, data)
+        network.checkpoint.unlink(missing_ok=True)
+
+
+def _go_back_to_checkpoint(network: NetworkDir, state: TrainingState) -> list[dict[str, Any]]:
+    """The history up to the checkpoint; what a killed process left behind it is removed."""
+    if network.checkpoint.exists():
+        state.load_dict(load_tensors(network.checkpoint))
+    history = network.history()[: state.epoch]
+    if state.accelerator.is_main_process:
+        network.drop_records_from(state.step)
+    state.accelerator.wait_for_everyone()
+    return history
+
+
+def _recorder(network: NetworkDir, state: TrainingState) -> Recorder | None:
+    if not (state.config.log_grads and state.accelerator.is_main_process):
+        return None
+    return Recorder(
+        state.model,
+        state.optimizer,
+        every=state.config.every,
+        folder=network.path,
+        scaler=state.scaler,
+        first_step=state.step,
+    )
+
+
+def _recorded_since(network: NetworkDir, history: Sequence[dict[str, Any]]) -> Trace | None:
+    """What the last epoch of `history` recorded, or None with a long interval."""
+    first_step = history[-2]["step"] if len(history) > 1 else 0
+    return network.trace_from(first_step)
+
+
+@dataclass
+class _Saver:
+    """Saves checkpoints, seldom enough that they take little of the training time."""
+
+    network: NetworkDir
+    _best: dict[str, Tensor] | None = None  # weights of the best epoch, not yet on disk
+    _saved_at: float = 0.0
+    _seconds: float = 0.0  # that the last checkpoint took
+
+    def after_epoch(
+        self, state: TrainingState, epoch: Epoch, history: list[dict[str, Any]]
+    ) -> None:
+        if not state.accelerator.is_main_process:
+            return
+        if epoch.is_best:
+            weights = state.model.state_dict()
+            self._best = {name: tensor.cpu().clone() for name, tensor in weights.items()}
+        if time.monotonic() - self._saved_at >= self._seconds / CHECKPOINT_SHARE:
+            self._save(state, history)
+
+    def _save(self, state: TrainingState, history: list[dict[str, Any]]) -> None:
+        """The checkpoint comes last: with it, the epochs before it count as done."""
+        start = time.monotonic()
+        if self._best is not None:
+            save_tensors(self._best, self.network.weights("best"))
+            self._best = None
+        self.network.save_history(history)
+        save_tensors(state.to_dict(), self.network.checkpoint)
+        self._saved_at = time.monotonic()
+        self._seconds = self._saved_at - start
+
+    def finish(self, state: TrainingState, history: list[dict[str, Any]]) -> None:
+        """Save where training ended, and the weights of the last epoch."""
+        self._save(state, history)
+        save_tensors(state.model.state_dict(), self.network.weights("last"))
+
+
+def _evaluate_network(network: NetworkDir, state: TrainingState, data: Data) -> None:
+    """Look at the test set, once: with the weights of the last and of the best epoch."""
+    evaluation: dict[str, Any] = {}
+    text = []
+    epochs: dict[Weights, int] = {"last": state.epoch - 1, "best": state.best_epoch}
+    for which, epoch in epochs.items():
+        state.model.load_state_dict(load_tensors(network.weights(which)))
+        evaluation[which] = {"epoch": epoch}
+        for part in ("train", "validation", "test"):
+            predictions = predict(state.model, data.plain(part), state.accelerator)
+            evaluation[which][part] = evaluate(
+                predictions, data.class_names, state.config.label_smoothing
+            )
+            text.append(
+                f"{network.name}, {which} epoch ({epoch + 1}), {part} set\n"
+                + report_text(predictions, data.class_names)
+            )
+    evaluation["published"] = published(network.arch, data.class_names)
+    network.report.write_text("\n".join(text), encoding="utf-8")
+    network.save_evaluation(evaluation)
+
+
+def summarise(run: RunDir) -> dict[str, Any]:
+    """The essential of a finished run, as plain JSON types; also saved as summary.json."""
+    config = run.config()
+    data = run.data()
+    networks = [_network_summary(network) for network in run.networks()]
+    summary = {
+        "run": str(run.path),
+        "data": config.data,
+        "split": {
+            key: data["split"][key] for key in ("kind", "seed", "validation_is_test", "counts")
+        },
+        "image_size": config.image_size,
+        "networks": networks,
+        "comparisons": [
+            comparison
+            for seed in config.seed_list
+            for comparison in _comparisons(run, config.networks, seed)
+        ],
+    }
+    run.save_summary(summary)
+    return summary
+
+
+def _network_summary(network: NetworkDir) -> dict[str, Any]:
+    evaluation = network.evaluation()
+    history = network.history()
+    keys = ("accuracy", "accuracy_interval", "loss", "n", "n_correct", "calibration_error")
+    summary: dict[str, Any] = {
+        "name": network.name,
+        "arch": network.arch,
+        "seed": network.seed,
+        "epochs": len(history),
+        "seconds_training": sum(epoch["seconds"] for epoch in history),
+        "published": evaluation["published"],
+    }
+    for which in ("last", "best"):
+        summary[which] = {"epoch": evaluation[which]["epoch"]} | {
+            part: {key: evaluation[which][part][key] for key in keys}
+            for part in ("train", "validation", "test")
+        }
+    if network.has_trace():
+        summary["grad_norm_first_to_last"] = _gradient_ratio(network.trace())
+    return summary
+
+
+def _gradient_ratio(trace: Trace) -> dict[str, float | None]:
+    """First over last convolution: at step 0, and its geometric mean over all recorded steps."""
+    ratio = first_to_last(trace)
+    usable = ratio[np.isfinite(ratio)]
+    over_training = float(geometric_mean(ratio[:, np.newaxis])[0])
+    return {
+        "first_recorded_step": _finite(float(ratio[0])),
+        "over_training": _finite(over_training),
+        "smallest": float(usable.min()) if len(usable) else None,
+        "largest": float(usable.max()) if len(usable) else None,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _comparisons(run: RunDir, archs: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """McNemar's test of the first network against each other one, on the same test images."""
+    evaluations = [run.network(arch, seed).evaluation() for arch in archs]
+    right = {
+        (arch, which): np.asarray(evaluation[which]["test"]["is_right"], dtype=bool)
+        for arch, evaluation in zip(archs, evaluations, strict=True)
+        for which in ("last", "best")
+    }
+    return [
+        {"seed": seed, "epoch": which, "first": archs[0], "second": other}
+        | mcnemar(right[archs[0], which], right[other, which])
+        for other in archs[1:]
+        for which in ("last", "best")
+    ]
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What one needs to know to repeat the run."""
+    packages = ("torch", "torchvision", "numpy", "accelerate", "captum", "scikit-learn", "wandb")
+    on_gpu = accelerator.device.type == "cuda"
+    return {
+        "gradflow": version("gradflow-diagnostics"),
+        "commit": _commit(),
+        "command": sys.argv,
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if on_gpu else f"cpu, {os.cpu_count()} cores",
+        "torch_threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of a source checkout, None in an installed package."""
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
