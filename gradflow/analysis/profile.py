@@ -68,6 +68,7 @@ def geometric_mean(values: np.ndarray) -> np.ndarray:
     >>> geometric_mean(np.array([[1.0, 4.0], [100.0, np.nan]]))
     array([10.,  4.])
     """
+    values = np.asarray(values, dtype=np.float64)
     usable = np.isfinite(values) & (values > 0)
     logs = np.log(values, where=usable, out=np.zeros_like(values))
     n = usable.sum(axis=0)

@@ -112,6 +112,7 @@ class Recorder:
         self._calls: dict[str, int] = {}
         self._recomputed_calls: dict[str, int] = {}
         self._current = _Step()
+        self._copies: dict[str, Tensor] = {}  # memory for the parameters before a step
         self._before: dict[str, Tensor] = {}
         self._pending: list[tuple[int, _Step]] = []
         self._flushed: list[Trace] = []
@@ -160,6 +161,7 @@ class Recorder:
         for hook in self._optimizer_hooks:
             hook.remove()
         self._before = {}
+        self._copies = {}
         self.flush()
 
     # -- arming ------------------------------------------------------------------------------
@@ -168,6 +170,7 @@ class Recorder:
         """Hook the modules if the coming step is to be recorded, unhook them if it is not."""
         if not self.schedule(self.step):
             self._disarm()
+            self._copies = {}
         elif self._sites and not self._site_hooks:
             self._site_hooks = [
                 self.model.register_forward_pre_hook(self._new_forward),
@@ -203,9 +206,9 @@ class Recorder:
             site = self._next_site(name)
             if site is None:
                 return
-            channel_dim = _channel_dim(module, tensor)
             x = tensor.detach()
-            x = x.reshape(1, 1) if x.dim() == 0 else x
+            x = x.reshape(1, -1) if x.dim() < 2 else x
+            channel_dim = _channel_dim(module, x)
             entry = (measures.output_sums(x, channel_dim), x.numel(), x.shape[channel_dim])
             # The step is bound now: a backward pass that comes after the optimizer has stepped
             # (two networks in turn, a retained graph) belongs to the step of its forward pass.
@@ -250,7 +253,14 @@ class Recorder:
             entry = (measures.parameter_sums(parameter, grad), parameter.numel())
             self._current.parameters[name] = entry
             if self._with_updates and parameter.grad is not None:
-                self._before[name] = parameter.detach().clone()
+                self._remember(name, parameter)
+
+    def _remember(self, name: str, parameter: Tensor) -> None:
+        """Copy the parameter, into the memory of the last copy where there was one."""
+        copy = self._copies.get(name)
+        if copy is None or copy.shape != parameter.shape or copy.dtype != parameter.dtype:
+            copy = self._copies[name] = torch.empty_like(parameter)
+        self._before[name] = copy.copy_(parameter)
 
     def _scale_of_outputs(self, fused_scale: Tensor | None) -> Tensor | None:
         if fused_scale is not None:
@@ -398,7 +408,7 @@ def _kind(module: nn.Module) -> str:
 def _channel_dim(module: nn.Module, output: Tensor) -> int:
     """Dimension 1 of (N, C, H, W) and (N, C); the last of (N, T, C) and of what acts on it."""
     acts_on_last = isinstance(module, (nn.Linear, nn.LayerNorm))
-    return -1 if acts_on_last or output.dim() in (0, 1, 3) else 1
+    return output.dim() - 1 if acts_on_last or output.dim() == 3 else 1
 
 
 def _first_floating_tensor(output: object) -> Tensor | None:

@@ -166,9 +166,11 @@ def _one_epoch(
     losses = train_steps(state, training, on_step)
     seconds = time.perf_counter() - start
     val_loss, val_accuracy = _validate(state, validation)
-    is_best = val_loss < state.best_val_loss
+    # The first epoch is the best so far even where its loss is NaN: there must be one.
+    is_best = state.best_epoch < 0 or val_loss < state.best_val_loss
     if is_best:
-        state.best_val_loss, state.best_epoch = val_loss, state.epoch
+        state.best_val_loss = math.inf if math.isnan(val_loss) else val_loss
+        state.best_epoch = state.epoch
     state.scheduler.step()
     state.epoch += 1
     return Epoch(

@@ -1,0 +1,497 @@
+"""The command line: parse, call, print. Results go to stdout, everything else to stderr."""
+
+import dataclasses
+import json as json_
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import cyclopts
+from cyclopts import App, Parameter
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from gradflow import __version__
+from gradflow.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from gradflow.analysis import DepthProfile
+    from gradflow.present.wandb_panels import WandbRun
+    from gradflow.training.rundir import NetworkDir, RunDir
+    from gradflow.training.train import Data
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+app = App(
+    name="gradflow",
+    version=__version__,
+    help="Measure, layer by layer, whether the gradients of a network vanish while it trains.",
+)
+
+Json = Annotated[bool, Parameter(negative=())]
+
+
+def _read_config_file(_app: App, commands: tuple[str, ...], arguments: Any) -> None:
+    """Let the file that `--config` names set what the command line does not."""
+    for argument in arguments:
+        if argument.name == "--config" and argument.tokens:
+            path = argument.tokens[0].value
+            file = cyclopts.config.Yaml(path, must_exist=True, use_commands_as_keys=False)
+            file(_app, commands, arguments)
+
+
+app.config = (_read_config_file,)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0, 1 (it failed), 2 (usage) or 130 (Ctrl-C)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    errors = Console(stderr=True)
+    try:
+        command, bound, _ = app.parse_args(arguments, exit_on_error=False, error_console=errors)
+    except cyclopts.CycloptsError:
+        return USAGE  # cyclopts has said why
+    except (ValueError, OSError) as error:  # a number out of its range, no such config file
+        return _say(errors, error, USAGE)
+    try:
+        return int(command(*bound.args, **bound.kwargs) or OK)
+    except KeyboardInterrupt:
+        return _say(errors, "Stopped.", INTERRUPTED)
+    except (ValueError, FileNotFoundError) as error:
+        return _say(errors, error, _exit_code(error))
+    except (RuntimeError, OSError) as error:
+        return _say(errors, error, FAILED)
+
+
+def _exit_code(error: Exception) -> int:
+    """A wrong argument is a matter of usage; files that cannot be read are a failed run."""
+    from gradflow.training.train import BadFiles
+
+    return FAILED if isinstance(error, BadFiles) else USAGE
+
+
+def _say(console: Console, message: object, code: int) -> int:
+    console.print(f"gradflow: {message}", markup=False, highlight=False, soft_wrap=True)
+    return code
+
+
+# -- train -------------------------------------------------------------------------------------
+
+
+@app.command
+def train(
+    config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008 frozen
+    *,
+    config_file: Annotated[Path | None, Parameter(name="--config")] = None,
+    resume: Path | None = None,
+    json: Json = False,
+) -> int:
+    """Train plain and residual networks side by side, and record their gradients.
+
+    Parameters
+    ----------
+    config_file
+        YAML file of the fields below; the command line overrides it.
+    resume
+        Continue this run where it stands, with its own config, to the same result as without
+        the interruption.
+    json
+        Print one JSON object on stdout instead of the summary.
+    """
+    from gradflow.training.fit import make_accelerator
+    from gradflow.training.rundir import RunDir
+
+    if resume is not None:
+        if config != TrainConfig():
+            raise ValueError(
+                "Expected no other options beside --resume, since a run continues with its own "
+                "config. Leave them out, or start a new run."
+            )
+        config = RunDir.open(resume).config()
+    accelerator = make_accelerator(config)
+    log = Console(stderr=True, quiet=not accelerator.is_main_process)
+    run, config, data = _open_run(config, resume, accelerator, log)
+    try:
+        _train_all(run, config, data, accelerator, log)
+    except KeyboardInterrupt:
+        log.print(f"Stopped. Continue with: gradflow train --resume {run.path}", soft_wrap=True)
+        return INTERRUPTED
+    if accelerator.is_main_process:
+        _print_summary(run, as_json=json)
+    accelerator.end_training()
+    return OK
+
+
+def _open_run(
+    config: TrainConfig, resume: Path | None, accelerator: "Accelerator", log: Console
+) -> tuple["RunDir", TrainConfig, "Data"]:
+    """Load the data and make the run's folder, or check that they still fit each other."""
+    from accelerate.utils import broadcast_object_list
+
+    from gradflow.present import terminal
+    from gradflow.training.rundir import RunDir
+    from gradflow.training.train import check_same_data, environment, load_data
+
+    with _progress(log, "images") as (bar, task):
+        config, data = load_data(
+            config, progress=lambda n_done, n: bar.update(task, completed=n_done, total=n)
+        )
+    facts = data.to_json()
+    log.print(terminal.audit_view(facts["audit"]), terminal.split_view(facts["split"]))
+    if resume is not None:
+        run = RunDir.open(resume)
+        check_same_data(run, data)
+        return run, config, data
+    paths = [""]
+    if accelerator.is_main_process:
+        run = RunDir.create(config)
+        run.save_config(config)
+        run.save_data(facts)
+        run.save_environment(environment(accelerator))
+        paths = [str(run.path)]
+    run = RunDir(Path(broadcast_object_list(paths)[0]))
+    log.print(f"run            {run.path}", soft_wrap=True)
+    return run, config, data
+
+
+def _train_all(
+    run: "RunDir", config: TrainConfig, data: "Data", accelerator: "Accelerator", log: Console
+) -> None:
+    """Every network of every seed that is not finished yet."""
+    cells = [(arch, seed) for seed in config.seed_list for arch in config.networks]
+    n_steps = data.training(config, 0).n_batches(accelerator.num_processes) * config.epochs
+    with _progress(log, "training", total=n_steps * len(cells)) as (bar, task):
+        for number, (arch, seed) in enumerate(cells, start=1):
+            network = run.network(arch, seed)
+            if not network.is_finished:
+                _train_one(run, network, config, data, accelerator, log, bar, task)
+            bar.update(task, completed=number * n_steps)
+            accelerator.wait_for_everyone()
+
+
+def _train_one(
+    run: "RunDir",
+    network: "NetworkDir",
+    config: TrainConfig,
+    data: "Data",
+    accelerator: "Accelerator",
+    log: Console,
+    bar: Progress,
+    task: TaskID,
+) -> None:
+    """Train one network; print and log each epoch."""
+    from gradflow.present import terminal
+    from gradflow.training.train import train_network
+
+    epochs = train_network(
+        run, network, config, data, accelerator, on_step=lambda: bar.advance(task)
+    )
+    with ExitStack() as stack:
+        sink = _wandb_run(run, network, config, accelerator)
+        if sink is not None:
+            stack.enter_context(sink)
+        for epoch, chunk in epochs:
+            log.print(
+                terminal.epoch_line(network.name, epoch, config.epochs),
+                highlight=False,
+                soft_wrap=True,
+            )
+            if sink is not None:
+                sink.log_epoch(epoch, chunk, network.trace() if network.has_trace() else None)
+
+
+def _wandb_run(
+    run: "RunDir", network: "NetworkDir", config: TrainConfig, accelerator: "Accelerator"
+) -> "WandbRun | None":
+    if config.wandb == "off" or not accelerator.is_main_process:
+        return None
+    from gradflow.present.wandb_panels import WandbRun
+
+    sink = WandbRun(
+        run.path,
+        mode=config.wandb,
+        project=config.project,
+        group=run.path.name,
+        arch=network.arch,
+        seed=network.seed,
+        config=dataclasses.asdict(config) | {"out": str(config.out)},
+        resume_id=network.wandb_id(),
+    )
+    network.save_wandb_id(sink.id)
+    return sink
+
+
+def _print_summary(run: "RunDir", *, as_json: bool) -> None:
+    """The end of a run: summary.json, the figures, and what a person reads."""
+    from gradflow.present import terminal
+    from gradflow.training.train import summarise
+
+    summary = summarise(run)
+    profiles = _save_figures(run)
+    if as_json:
+        print(json_.dumps(summary, ensure_ascii=False))
+    else:
+        _print(terminal.summary_view(summary, profiles))
+
+
+def _save_figures(run: "RunDir") -> dict[str, "DepthProfile"]:
+    """Draw the depth profiles and heat maps into the run; returns the profiles."""
+    from gradflow.analysis import depth_profile, weight_table
+    from gradflow.present import plots
+
+    networks = [network for network in run.networks() if network.has_trace()]
+    if not networks:
+        return {}
+    run.figures.mkdir(exist_ok=True)
+    label = "gradient norm ‖∂L/∂w‖₂ (loss / weight)"
+    traces = {network.name: network.trace() for network in networks}
+    profiles = {name: depth_profile(trace) for name, trace in traces.items()}
+    lines = {name: (profile.sites, profile.values) for name, profile in profiles.items()}
+    profile_axes = plots.depth_profile_plot(lines, label)
+    plots.save(plots.figure_of(profile_axes), run.figures / "depth_profile.png")
+    for name, trace in traces.items():
+        table = weight_table(trace)
+        heatmap = plots.layer_step_heatmap(table.values, table.steps, table.sites, label)
+        plots.save(plots.figure_of(heatmap), run.figures / f"heatmap-{name}.png")
+    return profiles
+
+
+# -- data --------------------------------------------------------------------------------------
+
+
+@app.command
+def data(
+    path: str,
+    *,
+    download: Annotated[bool, Parameter(negative=())] = False,
+    all: Annotated[bool, Parameter(negative=())] = False,
+    json: Json = False,
+) -> int:
+    """Audit images before anyone trains: classes, bad files, twins, conflicting labels.
+
+    Exits with 1 if a file cannot be read.
+
+    Parameters
+    ----------
+    path
+        As `--data` of train: digits, a folder, a CSV file, or a torchvision name.
+    download
+        Let torchvision download the data set.
+    all
+        List every file concerned, not the first ten of each kind.
+    json
+        Print the audit as one JSON object on stdout.
+    """
+    from gradflow.data import audit, open_source, split
+    from gradflow.present import terminal
+
+    source = open_source(path, download=download)
+    with _progress(Console(stderr=True), "images") as (bar, task):
+        found = audit(
+            source, progress=lambda n_done, n: bar.update(task, completed=n_done, total=n)
+        )
+    content = found.to_json()
+    if json:
+        print(json_.dumps(content, ensure_ascii=False))
+    else:
+        views: list[RenderableType] = [terminal.audit_view(content, sys.maxsize if all else 10)]
+        for kind in ("grouped", "random"):
+            try:
+                views.append(terminal.split_view(split(found, source.labels, kind=kind).to_json()))
+            except ValueError as error:
+                views.append(f"split          {kind}: not possible. {error}")
+        _print(*views)
+    return FAILED if found.bad else OK
+
+
+# -- saliency ----------------------------------------------------------------------------------
+
+
+@app.command
+def saliency(
+    image: Path,
+    *,
+    run: Path | None = None,
+    runs: Path = Path("runs"),
+    weights: Literal["best", "last"] = "best",
+    method: Literal["gradcam", "gradient"] = "gradcam",
+    classes: int | None = None,
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
+    json: Json = False,
+) -> int:
+    """Show what each network of a run sees in an image: probabilities, and one map per class.
+
+    Parameters
+    ----------
+    image
+        A photograph: JPEG, PNG, WebP or GIF.
+    run
+        The run to take the networks from; by default the newest.
+    runs
+        The folder in which the newest run is looked for.
+    weights
+        Those of the epoch with the lowest validation loss, or of the last.
+    method
+        Grad-CAM on the last layer with a map of 7×7 or more, or the plain gradient.
+    classes
+        Show so many of the most probable classes; by default all, up to ten.
+    output
+        Where to save the picture; by default in the current folder, named after the image.
+    json
+        Print the probabilities as one JSON object on stdout.
+    """
+    import torch
+
+    from gradflow.data import normalise, read_image, to_uint8
+    from gradflow.present.saliency import attribute, saliency_figure
+    from gradflow.training.rundir import RunDir
+
+    photo = read_image(image)
+    chosen = RunDir.newest(runs) if run is None else RunDir.open(run)
+    config, class_names = chosen.config(), chosen.data()["classes"]
+    assert config.image_size is not None
+    pixels = to_uint8(photo, config.image_size)
+    batch = normalise(pixels).unsqueeze(0)
+    results = {}
+    for network in chosen.networks():
+        if network.weights(weights).exists():
+            model = network.load_model(config, len(class_names), weights)
+            with torch.random.fork_rng():
+                results[network.name] = attribute(
+                    model, batch, class_names, method=method, n_classes=classes
+                )
+    if not results:
+        raise FileNotFoundError(f"No trained network in {chosen.path}. Let it finish an epoch.")
+    path = output or Path(f"{image.stem}-saliency.png")
+    saliency_figure(pixels.permute(1, 2, 0).numpy(), results, path)
+    probabilities = {
+        name: dict(zip(class_names, map(float, result.probabilities), strict=True))
+        for name, result in results.items()
+    }
+    if json:
+        content = {"run": str(chosen.path), "picture": str(path), "networks": probabilities}
+        print(json_.dumps(content, ensure_ascii=False))
+    else:
+        from gradflow.present import terminal
+
+        _print(terminal.probabilities_view(probabilities), f"run      {chosen.path}")
+        _print(f"picture  {path}")
+    return OK
+
+
+# -- bench -------------------------------------------------------------------------------------
+
+
+@app.command
+def bench(
+    *,
+    arch: str = "resnet_34",
+    image_size: int = 64,
+    batch_size: int = 50,
+    rounds: int = 7,
+    steps: int = 16,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32",
+    json: Json = False,
+) -> int:
+    """Measure what training and recording cost here, against a bare PyTorch loop.
+
+    Parameters
+    ----------
+    arch
+        Network: plain_18, resnet_18, plain_34 or resnet_34.
+    image_size
+        Side in pixels.
+    batch_size
+        Images per step.
+    rounds
+        How often each way is timed; one more round warms up.
+    steps
+        Training steps per timing. Use a multiple of 16, since one way records every 16 steps.
+    device
+        Where to run.
+    precision
+        Arithmetic.
+    json
+        Print the timings as one JSON object on stdout.
+    """
+    from gradflow.present import terminal
+    from gradflow.training.bench import bench as run_bench
+    from gradflow.training.fit import make_accelerator
+
+    config = TrainConfig(
+        arch=arch,
+        image_size=image_size,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+    ).resolved(image_size=image_size, mirror=True)
+    accelerator = make_accelerator(config)
+    with _progress(Console(stderr=True), "rounds", total=rounds + 1) as (bar, task):
+        timings = run_bench(
+            config,
+            accelerator,
+            n_rounds=rounds,
+            n_steps=steps,
+            on_round=lambda: bar.advance(task),
+        )
+    if json:
+        rows = [
+            {
+                "name": timing.name,
+                "seconds_per_step": timing.seconds.tolist(),
+                "ratios": timing.ratios.tolist(),
+                "ratio": timing.ratio,
+            }
+            for timing in timings
+        ]
+        print(json_.dumps({"config": config.networks, "timings": rows}))
+    else:
+        title = (
+            f"{arch}, {image_size} px, batch {batch_size}, {precision}, {accelerator.device}, "
+            f"{rounds} rounds of {steps} steps"
+        )
+        _print(terminal.bench_view(timings, title))
+    return OK
+
+
+# -- printing ----------------------------------------------------------------------------------
+
+
+def _print(*views: RenderableType) -> None:
+    """To stdout; without a terminal, tables are as wide as they need."""
+    console = Console() if sys.stdout.isatty() else Console(width=160, no_color=True)
+    for view in views:
+        console.print(view, soft_wrap=not sys.stdout.isatty(), highlight=False)
+
+
+@contextmanager
+def _progress(
+    console: Console, name: str, total: float | None = None
+) -> Iterator[tuple[Progress, TaskID]]:
+    """A progress bar with the time left, on a terminal only."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal or console.quiet,
+    )
+    with bar:
+        yield bar, bar.add_task(name, total=total)

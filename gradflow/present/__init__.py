@@ -1,0 +1,1 @@
+"""Presenting: what a run holds, as pictures, panels and text."""

@@ -1,0 +1,227 @@
+"""What a person sees in the terminal: tables and small pictures, as text for rich."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gradflow.analysis import DepthProfile
+from gradflow.training.bench import Timing
+from gradflow.training.fit import Epoch
+
+BARS = "▁▂▃▄▅▆▇█"
+NO_VALUE = "·"
+
+
+def bar_picture(values: np.ndarray, low: float, high: float) -> str:
+    """One bar per value on a log scale from `low` to `high`; a dot where there is no value.
+
+    >>> bar_picture(np.array([1.0, 10.0, 100.0, np.nan]), 1.0, 100.0)
+    '▁▅█·'
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        span = np.log(high / low) or 1.0
+        height = np.log(values / low) / span
+    usable = np.isfinite(height)
+    levels = np.clip(np.round(np.where(usable, height, 0) * (len(BARS) - 1)), 0, len(BARS) - 1)
+    return "".join(
+        BARS[int(level)] if known else NO_VALUE for level, known in zip(levels, usable, strict=True)
+    )
+
+
+def epoch_line(name: str, epoch: Epoch, n_epochs: int) -> str:
+    """One line for a finished epoch."""
+    best = "  best so far" if epoch.is_best else ""
+    return (
+        f"{name}  epoch {epoch.index + 1:3d}/{n_epochs}  lr {epoch.lr:7.1e}  "
+        f"train loss {epoch.train_loss:.4f} acc {epoch.train_accuracy:.3f}  "
+        f"val loss {epoch.val_loss:.4f} acc {epoch.val_accuracy:.3f}  "
+        f"{epoch.seconds:5.1f} s{best}"
+    )
+
+
+def audit_view(audit: Mapping[str, Any], n_shown: int = 10) -> Group:
+    """What `gradflow data` found; `audit` as Audit.to_json gives it."""
+    classes = Table(title=f"{audit['name']}: {audit['n_images']} images", title_justify="left")
+    classes.add_column("class")
+    classes.add_column("images", justify="right")
+    for name, count in audit["class_counts"].items():
+        classes.add_row(Text(name), str(count))
+    lines = [
+        f"readable       {audit['n_usable']} of {audit['n_images']}",
+        f"distinct       {audit['n_distinct']} pictures "
+        f"({_groups(audit['exact_twins'])} of exact twins)",
+        f"near twins     {_groups(audit['near_twins'])} of pictures that look the same, "
+        f"{audit['n_near_distinct']} when they count once",
+    ]
+    if audit["sizes"]:
+        lines.append("sizes          " + _sizes(audit["sizes"]))
+    lists = [
+        *_list("cannot be read", [f"{b['key']}: {b['reason']}" for b in audit["bad"]], n_shown),
+        *_list("files without a label", audit["unlabelled"], n_shown),
+        *_list("twins with different labels", _conflicts(audit["conflicts"]), n_shown),
+        *_list("near twins with different labels", _conflicts(audit["near_conflicts"]), n_shown),
+    ]
+    return Group(classes, *(Text(line) for line in [*lines, *lists]))
+
+
+def split_view(split: Mapping[str, Any]) -> Text:
+    """The parts of a split in one or two lines; `split` as Split.to_json gives it."""
+    counts = split["counts"]
+    n_test = counts["test"]
+    if split["validation_is_test"]:
+        text = (
+            f"split          {split['kind']}: {counts['train']} train, {n_test} test. Validation "
+            "and test set are the same: the best epoch is chosen on the test images."
+        )
+    else:
+        text = (
+            f"split          {split['kind']}: {counts['train']} train, "
+            f"{counts['validation']} validation, {n_test} test"
+        )
+        if counts["set_aside"]:
+            text += f", {counts['set_aside']} copies set aside"
+    if counts["near_contaminated"]:
+        text += (
+            f"\ncontamination  {counts['contaminated']} of {n_test} test images "
+            f"({counts['contaminated'] / n_test:.0%}) have an exact twin in the training set, "
+            f"{counts['near_contaminated']} ({counts['near_contaminated'] / n_test:.0%}) an exact "
+            "or near one. Their accuracy measures memory."
+        )
+    return Text(text)
+
+
+def summary_view(
+    summary: Mapping[str, Any], profiles: Mapping[str, DepthProfile]
+) -> RenderableType:
+    """The end of a run: accuracies, the test between the networks, depth profiles, what next."""
+    return Group(
+        _accuracy_table(summary),
+        *(Text(line) for line in _comparison_lines(summary["comparisons"])),
+        *_profile_lines(profiles, summary["networks"]),
+        Text(f"\nrun        {summary['run']}"),
+        Text(f"next       gradflow saliency IMAGE --run {summary['run']}"),
+    )
+
+
+def probabilities_view(networks: Mapping[str, Mapping[str, float]]) -> Table:
+    """Class probabilities, one column per network; the predicted class of each is marked."""
+    table = Table()
+    table.add_column("class")
+    for name in networks:
+        table.add_column(name, justify="right")
+    best = {name: max(classes, key=classes.__getitem__) for name, classes in networks.items()}
+    for label in next(iter(networks.values())):
+        cells = [
+            f"{'→ ' if label == best[name] else ''}{classes[label]:.1%}"
+            for name, classes in networks.items()
+        ]
+        table.add_row(Text(label), *cells)
+    return table
+
+
+def bench_view(timings: Sequence[Timing], title: str) -> Table:
+    """Seconds per step and the ratio to the bare loop of the same round."""
+    table = Table(title=title, title_justify="left")
+    for name in ("", "ms per step (median)", "ratio to bare (median)", "quartiles"):
+        table.add_column(name, justify="right" if name else "left")
+    for timing in timings:
+        low, high = timing.ratio_range
+        table.add_row(
+            timing.name,
+            f"{np.median(timing.seconds) * 1e3:.1f}",
+            f"{timing.ratio:.3f}",
+            f"{low:.3f} to {high:.3f}",
+        )
+    return table
+
+
+def _accuracy_table(summary: Mapping[str, Any]) -> Table:
+    table = Table(title="accuracy (95 % interval)", title_justify="left")
+    for name in ("network", "epoch", "train", "validation", "test"):
+        table.add_column(name, justify="left" if name == "network" else "right")
+    has_published = any(network["published"] for network in summary["networks"])
+    if has_published:
+        table.add_column("published test", justify="right")
+    for network in summary["networks"]:
+        for which in ("best", "last"):
+            result = network[which]
+            low, high = result["test"]["accuracy_interval"]
+            row = [
+                network["name"] if which == "best" else "",
+                f"{which} ({result['epoch'] + 1})",
+                f"{result['train']['accuracy']:.3f}",
+                f"{result['validation']['accuracy']:.3f}",
+                f"{result['test']['accuracy']:.3f} ({low:.3f} to {high:.3f})",
+            ]
+            if has_published:
+                published = network["published"]
+                row.append(f"{published['test_accuracy']:.3f}" if published else "")
+            table.add_row(*row)
+    return table
+
+
+def _comparison_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        f"seed {c['seed']}, best epochs: on {c['only_first_right']} test images only {c['first']} "
+        f"is right, on {c['only_second_right']} only {c['second']} "
+        f"(exact McNemar test, p = {c['p_value']:.2g})"
+        for c in comparisons
+        if c["epoch"] == "best"
+    ]
+
+
+def _profile_lines(
+    profiles: Mapping[str, DepthProfile], networks: Sequence[Mapping[str, Any]]
+) -> list[Text]:
+    if not profiles:
+        return [Text("\nNo gradients were recorded: add --log-grads to see the depth profiles.")]
+    positive = np.concatenate([p.values[np.nan_to_num(p.values) > 0] for p in profiles.values()])
+    if not len(positive):
+        return [Text("\nEvery recorded gradient was zero or not finite.")]
+    low, high = float(positive.min()), float(positive.max())
+    ratios = {n["name"]: n.get("grad_norm_first_to_last") or {} for n in networks}
+    lines = [
+        f"\ngradient norm by depth, input → output, mean over training "
+        f"(log scale, ▁ {low:.2g} to █ {high:.2g})"
+    ]
+    width = max(map(len, profiles))
+    for name, profile in profiles.items():
+        ratio = ratios.get(name, {})
+        lines.append(
+            f"{name:<{width}}  {bar_picture(profile.values, low, high)}  first/last convolution: "
+            f"{_times(ratio.get('first_recorded_step'))} at the first recorded step, "
+            f"{_times(ratio.get('over_training'))} over training"
+        )
+    lines.append("(above 1 the gradient is larger at the input; vanishing means far below 1)")
+    return [Text(line) for line in lines]
+
+
+def _times(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2g}×"
+
+
+def _groups(groups: Sequence[Sequence[str]]) -> str:
+    n_members = sum(map(len, groups))
+    return f"{len(groups)} group{'' if len(groups) == 1 else 's'} with {n_members} images"
+
+
+def _sizes(sizes: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{side} {range_['min']} to {range_['max']} px (median {range_['median']:g})"
+        for side, range_ in sizes.items()
+    )
+
+
+def _conflicts(conflicts: Sequence[Mapping[str, str]]) -> list[str]:
+    return [", ".join(f"{key} = {name}" for key, name in group.items()) for group in conflicts]
+
+
+def _list(title: str, entries: Sequence[str], n_shown: int) -> list[str]:
+    if not entries:
+        return []
+    more = [f"  … and {len(entries) - n_shown} more"] if len(entries) > n_shown else []
+    return [f"{title}: {len(entries)}", *(f"  {entry}" for entry in entries[:n_shown]), *more]

@@ -1,0 +1,23 @@
+"""Small data that the tests make for themselves."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CLASSES = ("blue", "green", "red")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of three class folders with 20 noisy pictures of 12 px each."""
+    random = np.random.default_rng(0)
+    for index, name in enumerate(CLASSES):
+        folder = tmp_path / "pictures" / name
+        folder.mkdir(parents=True)
+        for number in range(20):
+            pixels = random.integers(0, 90, (12, 12, 3), dtype=np.uint8)
+            pixels[..., 2 - index] += 120
+            Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    return tmp_path / "pictures"

@@ -1,0 +1,309 @@
+"""What the plots draw: data, axes and words, not pixels."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from matplotlib.colors import LogNorm, to_hex, to_rgb
+from matplotlib.figure import Figure
+
+from gradflow.present import plots
+
+LAYERS = (
+    "conv1.weight",
+    *(
+        f"layer{stage}.{block}.conv{k}.weight"
+        for stage in (1, 2)
+        for block in (0, 1)
+        for k in (1, 2)
+    ),
+    "fc.weight",
+)
+STEPS = np.arange(5)
+
+
+def table(n_steps: int = 5) -> np.ndarray:
+    return np.logspace(-3, 2, n_steps * len(LAYERS)).reshape(n_steps, len(LAYERS))
+
+
+def pixels_of(ax):
+    """The (layers, steps) array behind the heat map."""
+    (image,) = [child for child in ax.get_children() if type(child).__name__ in IMAGES]
+    return image
+
+
+IMAGES = ("AxesImage", "PcolorImage", "QuadMesh")
+
+
+# -- depth profile -----------------------------------------------------------------------------
+
+
+def test_a_profile_is_drawn_as_given_on_a_log_axis():
+    plain, residual = np.logspace(0, -4, len(LAYERS)), np.ones(len(LAYERS))
+    ax = plots.depth_profile_plot(
+        {"plain_34": (LAYERS, plain), "resnet_34": (LAYERS, residual)},
+        "gradient norm (loss/weight)",
+    )
+    drawn = {line.get_label(): line.get_ydata() for line in ax.lines}
+    assert drawn.keys() == {"plain_34", "resnet_34"}
+    np.testing.assert_array_equal(drawn["plain_34"], plain)
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), np.arange(len(LAYERS)))
+    assert ax.get_yscale() == "log"
+    assert ax.get_ylabel() == "gradient norm (loss/weight)"
+    assert ax.xaxis.get_ticklocs()[0] == 0
+    assert not ax.xaxis_inverted()
+
+
+def test_the_ticks_of_a_profile_are_the_beginnings_of_the_stages():
+    ax = plots.depth_profile_plot({"net": (LAYERS, np.ones(len(LAYERS)))}, "norm (1)")
+    assert [label.get_text() for label in ax.get_xticklabels()] == [
+        "conv1",
+        "layer1.0.conv1",
+        "layer2.0.conv1",
+        "fc",
+    ]
+    assert ax.get_xticks().tolist() == [0, 1, 5, 9]
+
+
+def test_networks_of_different_layers_share_a_count_and_no_names():
+    ax = plots.depth_profile_plot(
+        {"deep": (LAYERS, np.ones(len(LAYERS))), "flat": (("a", "b"), np.array([1.0, 2.0]))}, "norm"
+    )
+    assert ax.lines[1].get_xdata().tolist() == [0, 1]
+    assert ax.get_xlabel() == "layer, counted from the input"
+
+
+def test_zero_and_nan_leave_a_gap_in_a_profile(tmp_path):
+    values = np.array([1.0, 0.0, np.nan, 1e-3])
+    ax = plots.depth_profile_plot({"net": (tuple("abcd"), values)}, "norm")
+    assert plots.save(plots.figure_of(ax), tmp_path / "profile.png").exists()
+    low, high = ax.get_ylim()
+    assert 1e-4 < low < 1e-3
+    assert 1 < high < 10
+
+
+def test_a_flat_profile_fills_no_less_than_a_decade():
+    ax = plots.depth_profile_plot({"net": (tuple("ab"), np.array([2.0, 3.0]))}, "norm")
+    assert ax.get_ylim() == pytest.approx((1, 10))
+
+
+def test_many_layers_of_one_stage_each_are_thinned_to_eight_ticks():
+    layers = tuple(str(i) for i in range(50))
+    ax = plots.depth_profile_plot({"net": (layers, np.ones(50))}, "norm")
+    labels = [label.get_text() for label in ax.get_xticklabels()]
+    assert len(labels) == 8
+    assert (labels[0], labels[-1]) == ("0", "49")
+
+
+def test_the_styles_differ_in_grey_too():
+    for key in ("color", "linestyle", "marker"):
+        assert len({str(style[key]) for style in plots.STYLES}) == len(plots.STYLES)
+
+
+# -- heat map ----------------------------------------------------------------------------------
+
+
+def test_a_heat_map_has_the_input_at_the_top_and_logarithmic_colours():
+    values = table()
+    ax = plots.layer_step_heatmap(values, STEPS, LAYERS, "gradient norm (loss/weight)")
+    image = pixels_of(ax)
+    np.testing.assert_allclose(image.get_array(), values.T)
+    assert isinstance(image.norm, LogNorm)
+    assert (image.norm.vmin, image.norm.vmax) == (values.min(), values.max())
+    assert ax.get_ylim() == (len(LAYERS) - 0.5, -0.5)  # the first layer, 0, is uppermost
+    assert ax.get_yticklabels()[0].get_text() == "conv1"
+    assert ax.get_xlabel() == "optimizer step"
+    colorbar = plots.figure_of(ax).axes[1]
+    assert colorbar.get_ylabel() == "gradient norm (loss/weight)"
+
+
+def test_given_limits_make_two_heat_maps_comparable():
+    ax = plots.layer_step_heatmap(table(), STEPS, LAYERS, "norm", limits=(1e-6, 1e3))
+    norm = pixels_of(ax).norm
+    assert (norm.vmin, norm.vmax) == (1e-6, 1e3)
+
+
+def test_zero_nan_and_inf_are_grey_and_explained():
+    values = table()
+    values[0, 0], values[1, 1], values[2, 2] = 0, np.nan, np.inf
+    ax = plots.layer_step_heatmap(values, STEPS, LAYERS, "norm")
+    image = pixels_of(ax)
+    assert np.ma.getmaskarray(image.get_array()).sum() == 3
+    assert np.isfinite(image.norm.vmax)
+    grey = image.cmap.get_bad()[:3]
+    np.testing.assert_allclose(grey, to_rgb(plots.NO_VALUE), atol=1e-6)
+    assert to_hex(grey) not in {to_hex(color) for color in image.cmap(np.arange(256))}
+    assert ax.get_legend().get_texts()[0].get_text() == "no value (0, NaN, inf)"
+    assert plots.layer_step_heatmap(table(), STEPS, LAYERS, "norm").get_legend() is None
+
+
+@pytest.mark.parametrize("fill", [np.nan, 0.0, 3.0])
+def test_a_table_without_any_variation_can_be_drawn(fill, tmp_path):
+    values = np.full((1, len(LAYERS)), fill)
+    ax = plots.layer_step_heatmap(values, np.array([7]), LAYERS, "norm")
+    assert plots.save(plots.figure_of(ax), tmp_path / "a.png").stat().st_size > 0
+
+
+def test_a_long_trace_is_drawn_in_at_most_2000_columns():
+    n = 4001
+    values = np.arange(1.0, n + 1)[:, None] * np.ones(2)
+    ax = plots.layer_step_heatmap(values, np.arange(n), ("a", "b"), "norm")
+    drawn = pixels_of(ax).get_array()
+    assert drawn.shape == (2, 1334)
+    np.testing.assert_array_equal(drawn[0], values[::3, 0])  # steps are picked, not averaged
+    assert "1 of 3" in ax.get_title()
+
+
+def test_uneven_steps_stand_where_they_belong():
+    """With steps 0, 1 and 10 the last column begins halfway, at 5.5."""
+    np.testing.assert_allclose(plots._edges(np.array([0, 1, 10])), [-0.5, 0.5, 5.5, 14.5])
+    ax = plots.layer_step_heatmap(np.ones((3, 1)), np.array([0, 1, 10]), ("a",), "norm")
+    assert ax.get_xlim() == (-0.5, 14.5)
+
+
+def test_a_table_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(steps, layers\) = \(5, 10\), but got \(10, 5\)"):
+        plots.layer_step_heatmap(table().T, STEPS, LAYERS, "norm")
+
+
+# -- history -----------------------------------------------------------------------------------
+
+
+def test_histories_are_drawn_by_network_and_part():
+    epochs, train, val = [0, 1, 2], [2.0, 1.0, 0.5], [2.1, 1.5, 1.4]
+    ax = plots.history_plot({"a": (epochs, train, val), "b": (epochs, val, train)}, "loss (nats)")
+    drawn = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
+    assert drawn == {
+        "a, training": train,
+        "a, validation": val,
+        "b, training": val,
+        "b, validation": train,
+    }
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss (nats)")
+    assert ax.lines[0].get_color() == ax.lines[1].get_color() != ax.lines[2].get_color()
+    assert ax.lines[0].get_linewidth() < ax.lines[1].get_linewidth()
+
+
+# -- saliency grid -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Maps:
+    classes: tuple[str, ...]
+    probabilities: np.ndarray
+    maps: np.ndarray
+    map_classes: tuple[int, ...]
+    method: str = "gradcam"
+    layer: str | None = "layer4.2"
+
+
+def maps_of(n: int, best: int = 0) -> Maps:
+    probabilities = np.full(n, 0.5 / (n - 1))
+    probabilities[best] = 0.5
+    maps = np.random.default_rng(0).random((n, 8, 8))
+    return Maps(tuple(f"class_{i}" for i in range(n)), probabilities, maps, tuple(range(n)))
+
+
+PHOTO = np.full((16, 16, 3), 128, np.uint8)
+
+
+@pytest.mark.parametrize(("n", "n_rows"), [(2, 1), (5, 1), (6, 2), (10, 2), (12, 3)])
+def test_a_grid_has_one_map_per_class_five_in_a_row(n, n_rows):
+    (axes,) = plots.saliency_grid(PHOTO, {"net": maps_of(n)})
+    assert len(axes) == 1 + n
+    rows = {
+        round(ax.get_gridspec() is not None and ax.get_subplotspec().rowspan.start) for ax in axes
+    }
+    assert rows == set(range(n_rows))
+    assert [ax.get_title().split("\n")[0] for ax in axes[1:]] == [f"class_{i}" for i in range(n)]
+
+
+def test_networks_stand_below_each_other_and_the_predicted_class_is_framed():
+    grid = plots.saliency_grid(PHOTO, {"plain": maps_of(3, best=2), "res": maps_of(3, best=0)})
+    assert [axes[0].get_title() for axes in grid] == [
+        "plain:\nclass_2 50.0 %",
+        "res:\nclass_0 50.0 %",
+    ]
+    framed = [[ax.spines["left"].get_visible() for ax in axes[1:]] for axes in grid]
+    assert framed == [[False, False, True], [True, False, False]]
+    assert "gradcam at layer4.2" in plots.figure_of(grid[0][0]).get_suptitle()
+
+
+def test_a_map_lies_over_the_whole_photograph_with_its_own_values():
+    maps = maps_of(2)
+    (axes,) = plots.saliency_grid(PHOTO, {"net": maps})
+    photo, overlay = axes[1].images
+    assert photo.get_extent() == overlay.get_extent() or list(photo.get_extent()) == list(
+        overlay.get_extent()
+    )
+    np.testing.assert_array_equal(overlay.get_array(), maps.maps[0])
+    assert overlay.norm.vmin == 0
+    assert overlay.norm.vmax == pytest.approx(np.percentile(maps.maps[0], 99))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+def test_a_map_without_a_positive_value_leaves_the_photograph_bare(value, tmp_path):
+    maps = maps_of(2)
+    maps.maps[0] = value
+    (axes,) = plots.saliency_grid(PHOTO, {"net": maps})
+    assert len(axes[1].images) == 1
+    assert axes[1].texts[0].get_text() == "no map: nothing above zero"
+    assert len(axes[2].images) == 2
+    plots.save(plots.figure_of(axes[0]), tmp_path / "grid.png")
+
+
+def test_a_map_with_a_single_pixel_is_drawn():
+    maps = maps_of(2)
+    maps.maps[0] = 0
+    maps.maps[0, 3, 3] = 2.0  # the 99th percentile of 64 pixels interpolates towards it
+    maps.maps[1] = np.zeros((8, 8))
+    (axes,) = plots.saliency_grid(PHOTO, {"net": maps})
+    assert 0 < axes[1].images[1].norm.vmax <= 2.0
+
+
+def test_a_class_name_is_shown_as_it_is(tmp_path):
+    maps = Maps(
+        ("$x_1$", "a_class_with_a_very_long_name"), np.array([0.9, 0.1]), np.ones((2, 4, 4)), (0, 1)
+    )
+    (axes,) = plots.saliency_grid(PHOTO, {"net": maps})
+    assert axes[1].get_title() == "$x_1$\n90.0 %"
+    assert not axes[1].title.get_parse_math()
+    assert axes[2].get_title() == "a_class_with_a_\nvery_long_name\n10.0 %"
+
+
+# -- files and state ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_the_same_figure_gives_the_same_file(tmp_path, suffix):
+    def draw(name):
+        ax = plots.layer_step_heatmap(table(), STEPS, LAYERS, "norm")
+        return plots.save(plots.figure_of(ax), tmp_path / "new" / f"{name}{suffix}").read_bytes()
+
+    first = draw("a")
+    assert first == draw("b")
+    assert first.startswith(b"\x89PNG" if suffix == ".png" else b"<?xml")
+
+
+def test_pixels_of_a_figure_are_rgb():
+    fig = Figure(figsize=(2, 1))
+    fig.add_subplot().axis("off")
+    assert (plots.to_pixels(fig, dpi=50) == 255).all()
+    assert plots.to_pixels(fig, dpi=50).shape == (50, 100, 3)
+
+
+def test_a_plot_goes_into_the_axes_it_is_given():
+    axes = Figure().subplots(1, 2)
+    assert plots.depth_profile_plot({"a": (("x",), np.ones(1))}, "n", axes[0]) is axes[0]
+    assert plots.layer_step_heatmap(np.ones((1, 1)), np.zeros(1), ("x",), "n", axes[1]) is axes[1]
+
+
+def test_drawing_does_not_load_pyplot():
+    code = (
+        "import sys; from gradflow.present import plots; import numpy as np;"
+        "plots.depth_profile_plot({'a': (('x',), np.ones(1))}, 'n');"
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,555 @@
+"""The Recorder: true values under what people train with, and no trace of it afterwards."""
+
+import copy
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gradflow import Recorder, Trace, every, resnet_18
+
+
+def value(trace: Trace, measure: str, site: str, index: int = 0) -> float:
+    return float(trace.values[measure][index, trace.sites.index(site)])
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+    )
+
+
+def batch(n: int = 8, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 3, 6, 6, generator=generator), torch.arange(n) % 3
+
+
+def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=lr)
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 1) -> None:
+    images, labels = batch(seed=seed)
+    optimizer.zero_grad()
+    F.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+
+
+class Chain(nn.Module):
+    """y = wⁿ x through n linear layers of one weight each."""
+
+    def __init__(self, weight: float, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in range(depth))
+        for layer in self.layers:
+            nn.init.constant_(layer.weight, weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_gradients_of_a_scalar_chain_are_geometric() -> None:
+    """y = 0.5⁶ x: dy/dz_k = 0.5^(5−k), and dy/dw_k = 0.5⁵ everywhere."""
+    model = Chain(0.5, 6)
+    optimizer = sgd(model)
+    with Recorder(model, optimizer) as recorder:
+        model(torch.ones(1, 1)).sum().backward()
+        optimizer.step()
+    trace = recorder.trace
+    for k in range(6):
+        assert value(trace, "output_grad_norm", f"layers.{k}") == pytest.approx(0.5 ** (5 - k))
+        assert value(trace, "output_rms", f"layers.{k}") == pytest.approx(0.5 ** (k + 1))
+        weight = f"layers.{k}.weight"
+        assert value(trace, "grad_norm", weight) == pytest.approx(0.5**5)
+        assert value(trace, "weight_norm", weight) == pytest.approx(0.5)
+        assert value(trace, "grad_dot_weight", weight) == pytest.approx(0.5**6)
+        assert value(trace, "update_norm", weight) == pytest.approx(0.1 * 0.5**5, rel=1e-5)
+
+
+def test_update_is_the_true_change_with_any_optimizer() -> None:
+    model = small_net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.3, fused=True)
+    with Recorder(model, optimizer) as recorder:
+        for seed in range(3):
+            before = copy.deepcopy(model.state_dict())
+            train_step(model, optimizer, seed)
+            for name, parameter in model.named_parameters():
+                want = (parameter - before[name]).double().norm().item()
+                got = value(recorder.trace, "update_norm", name, seed)
+                assert got == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+def test_recorded_and_unrecorded_training_are_bit_identical(interval: int) -> None:
+    finals = []
+    for record in (False, True):
+        torch.manual_seed(0)
+        model = resnet_18(5, stem="small", seed=0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        recorder = Recorder(model, optimizer, every=interval) if record else None
+        for seed in range(4):
+            train_step(model, optimizer, seed)
+        if recorder:
+            recorder.close()
+        finals.append([*model.state_dict().values(), torch.get_rng_state()])
+    assert all(torch.equal(one, other) for one, other in zip(*finals, strict=True))
+
+
+def test_only_scheduled_steps_are_recorded_and_others_carry_no_hook() -> None:
+    model = small_net()
+    optimizer = sgd(model)
+    hooks_seen = []
+    with Recorder(model, optimizer, every=4) as recorder:
+        for step in range(10):
+            hooks_seen.append(bool(model[0]._forward_hooks))
+            train_step(model, optimizer, step)
+    assert recorder.trace.steps.tolist() == [0, 4, 8]
+    assert hooks_seen == [step % 4 == 0 for step in range(10)]
+    with Recorder(model, optimizer, every=lambda step: step in (2, 3)) as recorder:
+        for step in range(5):
+            train_step(model, optimizer, step)
+    assert recorder.trace.steps.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True])
+def test_a_wrong_interval_is_refused(wrong: float) -> None:
+    with pytest.raises(ValueError, match="`every` to be a whole number of at least 1, but got"):
+        every(wrong)  # type: ignore[arg-type]
+
+
+def test_close_leaves_nothing_behind_also_after_an_error() -> None:
+    model = small_net()
+    optimizer = sgd(model)
+    with suppress(ZeroDivisionError), Recorder(model, optimizer) as recorder:
+        train_step(model, optimizer)
+        raise ZeroDivisionError
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    train_step(model, optimizer)
+    assert len(recorder.trace) == 1
+    copy.deepcopy(model)
+
+
+def test_a_reused_module_is_a_site_per_call() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu = nn.ReLU()
+            self.fc = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(self.fc(self.relu(x)))
+
+    model = Twice()
+    optimizer = sgd(model)
+    x = torch.tensor([[1.0, -1.0], [2.0, -3.0]], requires_grad=True)
+    with Recorder(model, optimizer) as recorder:
+        model(x).sum().backward()
+        optimizer.step()
+    trace = recorder.trace
+    assert [site for site in trace.sites if "." not in site] == ["relu", "fc", "relu#1"]
+    assert value(trace, "output_rms", "relu") == pytest.approx((5 / 4) ** 0.5)
+    assert value(trace, "output_zero_fraction", "relu") == 0.5
+    assert value(trace, "output_dead_fraction", "relu") == 0.5
+    assert value(trace, "output_grad_norm", "relu#1") == pytest.approx(2.0)
+
+
+def test_in_place_operations_do_not_change_what_was_measured() -> None:
+    """The output of the norm is overwritten by ReLU and `+=`, which must not be seen."""
+
+    class Block(nn.Module):
+        def __init__(self, inplace: bool) -> None:
+            super().__init__()
+            self.bn, self.relu = nn.BatchNorm2d(3), nn.ReLU(inplace=inplace)
+            self.inplace = inplace
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.bn(x)
+            if self.inplace:
+                out += x
+            else:
+                out = out + x
+            return self.relu(out)
+
+    traces = []
+    for inplace in (True, False):
+        model = Block(inplace)
+        optimizer = sgd(model)
+        with Recorder(model, optimizer) as recorder:
+            model(batch()[0]).square().sum().backward()
+            optimizer.step()
+        traces.append(recorder.trace)
+    for measure in ("output_mean", "output_rms", "output_zero_fraction", "output_grad_norm"):
+        for site in ("bn", "relu"):
+            got = [value(trace, measure, site) for trace in traces]
+            assert got[0] == pytest.approx(got[1], rel=1e-6), (measure, site)
+
+
+def test_an_accumulated_step_equals_the_whole_batch() -> None:
+    images, labels = batch(8)
+    traces = []
+    for n_parts in (1, 4):
+        model = small_net()
+        model[1].eval()  # running statistics, so that halves of a batch give what the whole gives
+        optimizer = sgd(model)
+        with Recorder(model, optimizer) as recorder:
+            for part in range(n_parts):
+                mine = slice(part * 8 // n_parts, (part + 1) * 8 // n_parts)
+                loss = F.cross_entropy(model(images[mine]), labels[mine])
+                (loss / n_parts).backward()
+            optimizer.step()
+        traces.append(recorder.trace)
+    whole, parts = traces
+    assert len(parts) == 1
+    assert parts.sites == whole.sites
+    for measure in whole.measures:
+        if measure != "output_dead_fraction":  # a share per pass, averaged
+            np.testing.assert_allclose(parts.values[measure], whole.values[measure], rtol=1e-4)
+
+
+def test_clipping_before_the_step_is_in_the_record() -> None:
+    """What is recorded is what the optimizer receives."""
+    model = small_net()
+    optimizer = sgd(model)
+    with Recorder(model, optimizer) as recorder:
+        F.cross_entropy(model(batch()[0]), batch()[1]).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        optimizer.step()
+    norms = recorder.trace.select("grad_norm").values[0]
+    assert np.sqrt((norms**2).sum()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_frozen_and_unused_parameters_have_no_gradient_rather_than_zero() -> None:
+    model = small_net()
+    model[0].weight.requires_grad_(False)
+    model.extra = nn.Linear(2, 2)  # never called
+
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in list(self.net)[:5]:
+                x = layer(x)
+            return x
+
+    whole = Called()
+    optimizer = sgd(whole)
+    with Recorder(whole, optimizer) as recorder:
+        train_step(whole, optimizer)
+    trace = recorder.trace
+    for name in ("net.0.weight", "net.extra.weight"):
+        assert np.isnan(value(trace, "grad_norm", name))
+        assert np.isnan(value(trace, "update_norm", name))
+        assert value(trace, "weight_norm", name) > 0
+    assert "net.extra" not in trace.sites
+    assert np.isnan(value(trace, "output_grad_norm", "net.0")) == (not model[0].bias.requires_grad)
+
+
+def test_eval_and_no_grad_passes_are_not_recorded() -> None:
+    model = small_net()
+    optimizer = sgd(model)
+    images, labels = batch()
+    with Recorder(model, optimizer) as recorder:
+        with torch.no_grad():
+            model(images * 100)
+        model.eval()
+        model(images * 100)
+        model.train()
+        train_step(model, optimizer)
+        want = recorder.trace
+    model = small_net()
+    optimizer = sgd(model)
+    with torch.no_grad():
+        model(images * 100)  # for the running statistics only
+    with Recorder(model, optimizer) as recorder:
+        train_step(model, optimizer)
+    np.testing.assert_array_equal(want.values["output_rms"], recorder.trace.values["output_rms"])
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpointing_counts_each_layer_once(use_reentrant: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self, segments: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+            self.segments = segments
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            if self.segments:
+                return checkpoint(self.second, x, use_reentrant=use_reentrant)
+            return self.second(x)
+
+    traces = []
+    for segments in (False, True):
+        model = Net(segments)
+        optimizer = sgd(model)
+        with Recorder(model, optimizer) as recorder:
+            for seed in range(2):
+                x = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed))
+                optimizer.zero_grad()
+                model(x).square().sum().backward()
+                optimizer.step()
+        traces.append(recorder.trace)
+    assert set(traces[0].sites) == set(traces[1].sites)
+    for measure in traces[0].measures:
+        for site in traces[0].sites:
+            for index in range(2):
+                got = [value(trace, measure, site, index) for trace in traces]
+                assert got[1] == pytest.approx(got[0], rel=1e-5, nan_ok=True), (measure, site)
+
+
+def test_shared_parameters_are_one_site_with_the_whole_gradient() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    model[1].weight = model[0].weight
+    optimizer = sgd(model)
+    with Recorder(model, optimizer) as recorder:
+        model(torch.ones(2, 3)).sum().backward()
+        optimizer.step()
+    assert [site for site in recorder.trace.sites if "weight" in site] == ["0.weight"]
+    want = model[0].weight.grad.double().norm().item()
+    assert value(recorder.trace, "grad_norm", "0.weight") == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_under_a_grad_scaler_are_true_size(fused: bool) -> None:
+    """float16 training multiplies the loss by 2^16; a fused optimizer divides inside its step."""
+    reference = None
+    for scale in (1.0, 2.0**12):
+        model = small_net()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        with Recorder(model, optimizer, scaler=scaler) as recorder:
+            for seed in range(2):
+                images, labels = batch(seed=seed)
+                optimizer.zero_grad()
+                scaler.scale(F.cross_entropy(model(images), labels)).backward()
+                scaler.step(optimizer)
+                scaler.update()
+        trace = recorder.trace
+        reference = reference or trace
+        for measure in ("grad_norm", "output_grad_norm", "grad_dot_weight", "update_norm"):
+            np.testing.assert_allclose(
+                trace.values[measure], reference.values[measure], rtol=1e-4, atol=1e-7
+            )
+
+
+def test_a_step_that_the_scaler_skips_is_told_apart() -> None:
+    model = small_net()
+    optimizer = sgd(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    images, labels = batch()
+    with Recorder(model, optimizer, scaler=scaler) as recorder:
+        for step in range(3):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images), labels)
+            scaler.scale(loss * (float("inf") if step == 1 else 1)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    assert recorder.skipped_steps == [1]
+    assert recorder.trace.steps.tolist() == [0, 1]
+    assert (recorder.trace.select("output_grad_nonfinite").values == 0).all()
+
+
+def test_autocast_outputs_are_reduced_in_float32() -> None:
+    model = small_net()
+    optimizer = sgd(model)
+    images, labels = batch()
+    with Recorder(model, optimizer) as recorder:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = {}
+            model[0].register_forward_hook(lambda _m, _i, out: outputs.update(z=out))
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+    assert outputs["z"].dtype == torch.bfloat16
+    want = outputs["z"].double().square().mean().sqrt().item()
+    assert value(recorder.trace, "output_rms", "0") == pytest.approx(want, rel=1e-6)
+
+
+def test_nan_is_counted_where_it_appears() -> None:
+    model = small_net()
+    optimizer = sgd(model)
+    with Recorder(model, optimizer) as recorder:
+        train_step(model, optimizer)
+        model[1].weight.data[2] = float("nan")
+        train_step(model, optimizer)
+    trace = recorder.trace
+    assert value(trace, "output_nonfinite", "0", 1) == 0
+    assert value(trace, "output_nonfinite", "1", 1) == 8 * 16
+    assert value(trace, "grad_nonfinite", "4.weight", 1) == 3 * 64
+    assert (trace.select("output_nonfinite").values[0] == 0).all()
+
+
+class Outputs(nn.Module):
+    """Returns its linear layer's output in some container."""
+
+    def __init__(self, pack: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.inner = Packed(pack)
+
+    def forward(self, x: Tensor) -> object:
+        return self.inner(x)
+
+
+class Packed(nn.Module):
+    def __init__(self, pack: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+        self.pack = pack
+
+    def forward(self, x: Tensor) -> object:
+        return self.pack(x * self.weight)
+
+
+@pytest.mark.parametrize(
+    ("pack", "unpack"),
+    [
+        (lambda z: (z, None), lambda out: out[0]),
+        (lambda z: {"mask": z > 0, "hidden": z}, lambda out: out["hidden"]),
+        (lambda z: [torch.ones(1, dtype=torch.int64), z], lambda out: out[1]),
+        (lambda z: torch.complex(z, z), lambda out: out.real),
+        (lambda z: z.sum(), lambda out: out),
+    ],
+    ids=["tuple", "dict", "list", "complex", "scalar"],
+)
+def test_the_first_floating_tensor_of_any_output_is_measured(pack, unpack) -> None:
+    model = Outputs(pack)
+    optimizer = sgd(model)
+    with Recorder(model, optimizer) as recorder:
+        unpack(model(torch.ones(2))).sum().backward()
+        optimizer.step()
+    assert value(recorder.trace, "output_rms", "inner") > 0
+    assert value(recorder.trace, "output_grad_norm", "inner") > 0
+
+
+def test_recurrent_and_attention_layers() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 8, batch_first=True)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden, _ = self.lstm(x)
+            mixed, _ = self.attention(hidden, hidden, hidden)
+            return self.head(mixed[:, -1])
+
+    model = Net()
+    optimizer = sgd(model)
+    with Recorder(model, optimizer) as recorder:
+        model(torch.randn(3, 5, 4)).square().sum().backward()
+        optimizer.step()
+    trace = recorder.trace
+    assert {"lstm", "attention", "head"} <= set(trace.sites)
+    for name, parameter in model.named_parameters():
+        want = parameter.grad.double().norm().item()
+        assert value(trace, "grad_norm", name) == pytest.approx(want, rel=1e-5)
+
+
+def test_sites_stand_in_order_of_execution_and_parameters_at_their_layer() -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x))
+
+    model = Backwards()
+    optimizer = sgd(model)
+    with Recorder(model, optimizer) as recorder:
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert recorder.trace.sites == (
+        "first", "first.weight", "first.bias", "last", "last.weight", "last.bias"
+    )  # fmt: skip
+    assert recorder.trace.kinds[:2] == ("linear", "linear.weight")
+
+
+def test_folder_and_memory_give_the_same_trace(tmp_path: Path) -> None:
+    traces = []
+    for folder in (None, tmp_path):
+        model = small_net()
+        optimizer = sgd(model)
+        with Recorder(model, optimizer, folder=folder) as recorder:
+            for seed in range(70):  # more than one buffer
+                train_step(model, optimizer, seed)
+        traces.append(recorder.trace)
+    memory, disk = traces
+    assert len(list(tmp_path.glob("records/*.parquet"))) == 2
+    assert (memory.sites, memory.kinds) == (disk.sites, disk.kinds)
+    for measure in memory.measures:
+        np.testing.assert_allclose(disk.values[measure], memory.values[measure], rtol=1e-6)
+
+
+def test_parameters_only() -> None:
+    model = small_net()
+    optimizer = sgd(model)
+    with Recorder(model, optimizer, outputs=False, updates=False) as recorder:
+        assert not model[0]._forward_hooks
+        train_step(model, optimizer)
+    trace = recorder.trace
+    assert all(kind.endswith((".weight", ".bias")) for kind in trace.kinds)
+    assert np.isnan(trace.values["update_norm"]).all()
+
+
+def test_what_cannot_be_recorded_is_refused_with_a_way_out() -> None:
+    model = small_net()
+    with pytest.raises(TypeError, match="DataParallel.*Use DistributedDataParallel"):
+        Recorder(nn.DataParallel(model), sgd(model))
+    compiled = torch.compile(model)
+    with pytest.raises(TypeError, match="torch.compile.*`outputs=False`"):
+        Recorder(compiled, sgd(model))
+    with Recorder(compiled, sgd(model), outputs=False) as recorder:
+        assert "0.weight" in recorder._parameters
+    with pytest.raises(ValueError, match="holds none of them"):
+        Recorder(model, sgd(small_net()))
+
+
+def test_memory_does_not_grow_with_the_activations() -> None:
+    """No tensor of a step is kept: what is buffered is a few numbers per layer."""
+    model = small_net()
+    optimizer = sgd(model)
+    with Recorder(model, optimizer) as recorder:
+        for seed in range(5):
+            train_step(model, optimizer, seed)
+        kept = [t.numel() for _, step in recorder._pending for t in step.tensors()]
+    assert max(kept) <= 6
+
+
+@pytest.mark.cuda
+def test_on_cuda_norms_equal_autograd_and_training_is_unchanged() -> None:
+    finals = []
+    for record in (False, True):
+        model = resnet_18(5, stem="small", seed=0).cuda()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        recorder = Recorder(model, optimizer) if record else None
+        torch.backends.cudnn.deterministic = True
+        images, labels = batch()
+        for _ in range(2):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images.cuda()), labels.cuda()).backward()
+            optimizer.step()
+        finals.append(list(model.state_dict().values()))
+    assert all(torch.equal(one, other) for one, other in zip(*finals, strict=True))
+    assert recorder is not None
+    for name, parameter in model.named_parameters():
+        want = parameter.grad.double().norm().item()
+        assert value(recorder.trace, "grad_norm", name, 1) == pytest.approx(want, rel=1e-5)

@@ -1,0 +1,76 @@
+"""The structure: imports point one way, heavy libraries have owners, `import gradflow` is light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gradflow
+
+PACKAGE = Path(gradflow.__file__).parent
+
+# A part may import the parts to its left.
+ORDER = ["nets", "record", "data", "analysis", "training", "present", "cli"]
+
+OWNERS = {
+    "captum": {"present/saliency.py"},
+    "matplotlib": {"present/plots.py", "present/wandb_panels.py"},  # the latter: a type
+    "wandb": {"present/wandb_panels.py"},
+    "sklearn": {"training/evaluate.py", "data/split.py", "data/sources.py"},
+    "imagehash": {"data/twins.py"},
+    "torchvision": {"data/zoo.py", "data/sources.py"},
+    "cyclopts": {"cli.py"},
+}
+
+MODULES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")
+)
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names.append(str(node.module))
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way_and_heavy_libraries_have_one_owner(path: Path) -> None:
+    here = path.relative_to(PACKAGE).as_posix()
+    for name in imported(path):
+        root, _, rest = name.partition(".")
+        if root == "gradflow" and rest:
+            theirs = rest.split(".")[0]
+            assert ORDER.index(theirs) <= ORDER.index(part(path)), f"{here} imports {name}"
+        assert here in OWNERS.get(root, {here}), f"{root} belongs to {OWNERS[root]}, not {here}"
+        assert root != "torch" or part(path) != "analysis", f"{here} must not need torch"
+        if part(path) == "record":
+            assert root != "gradflow" or rest.startswith("record"), f"{here} imports {name}"
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    return set(result.stdout.split())
+
+
+def test_importing_gradflow_is_light() -> None:
+    heavy = {*OWNERS, "accelerate", "pyarrow", "pandas", "scipy", "PIL", "rich", "yaml"}
+    assert not loaded_by("import gradflow") & heavy
+    assert loaded_by("import gradflow.cli") >= {"cyclopts", "yaml"}, "this test can fail"
+
+
+def test_public_names_are_the_list_of_the_front_door() -> None:
+    assert all(hasattr(gradflow, name) for name in gradflow.__all__)

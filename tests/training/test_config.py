@@ -1,0 +1,77 @@
+"""TrainConfig: the original's recipe, checked values, a file that comes back as it was."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from gradflow.training.config import TrainConfig
+
+
+def test_defaults_are_the_original_recipe() -> None:
+    config = TrainConfig()
+    got = (config.epochs, config.batch_size, config.optimizer, config.lr, config.weight_decay)
+    assert got == (50, 50, "adamw", 6e-4, 1e-4)
+    got = (config.label_smoothing, config.schedule, config.step_size, config.gamma)
+    assert got == (0.2, "step", 5, 0.1)
+    assert (config.patience, config.rotation) == (10, 15.0)
+    assert config.networks == ("plain_34", "resnet_34")
+
+
+def test_data_decide_what_is_left_open() -> None:
+    photos = TrainConfig().resolved(image_size=224, mirror=True)
+    assert (photos.image_size, photos.stem, photos.flip) == (224, "photo", 0.5)
+    digits = TrainConfig().resolved(image_size=8, mirror=False)
+    assert (digits.image_size, digits.stem, digits.flip) == (8, "small", 0.0)
+    chosen = TrainConfig(image_size=64, stem="small", flip=0.1)
+    assert chosen.resolved(image_size=224, mirror=True) == chosen
+
+
+def test_saved_and_loaded_config_is_the_same(tmp_path: Path) -> None:
+    config = TrainConfig(lr=1e-3, seeds="3,7", image_size=64, out=Path("else"), log_grads=True)
+    config.save(tmp_path / "config.yaml")
+    assert TrainConfig.load(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"), [("1", (0,)), ("3", (0, 1, 2)), ("3,7", (3, 7)), ("7,", (7,))]
+)
+def test_seeds_are_a_count_or_a_list(seeds: str, expected: tuple[int, ...]) -> None:
+    assert TrainConfig(seeds=seeds).seed_list == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seeds", "0"),
+        ("seeds", "-1"),
+        ("seeds", "a"),
+        ("seeds", "3,3"),
+        ("arch", "plain_50"),
+        ("arch", "plain_18,plain_18"),
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("label_smoothing", 1.0),
+        ("momentum", -0.1),
+        ("val_fraction", 0.0),
+        ("rotation", 200.0),
+        ("flip", 1.5),
+        ("image_size", 4),
+        ("patience", -1),
+        ("precision", "fp8"),
+        ("split", "by hand"),
+    ],
+)
+def test_a_value_out_of_range_is_named(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"Expected `{field}`.*but got"):
+        TrainConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_every_field_has_a_description_for_the_help() -> None:
+    source = Path(__file__).parents[2] / "gradflow/training/config.py"
+    lines = source.read_text(encoding="utf-8").splitlines()
+    for field in dataclasses.fields(TrainConfig):
+        at = next(i for i, line in enumerate(lines) if line.startswith(f"    {field.name}: "))
+        assert lines[at + 1].strip().startswith('"""'), field.name

@@ -1,0 +1,102 @@
+"""Evaluation against scikit-learn, PyTorch, published tables and counting by hand."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, f1_score
+
+from gradflow.training.evaluate import (
+    Predictions,
+    calibration_error,
+    evaluate,
+    mcnemar,
+    report_text,
+    wilson,
+)
+from gradflow.training.original import CLASSES, PUBLISHED, published
+
+
+def some_predictions(n: int = 200, n_classes: int = 4) -> Predictions:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, n_classes, n)
+    logits = random.normal(size=(n, n_classes)) + 2 * np.eye(n_classes)[labels]
+    return Predictions(logits.astype(np.float32), labels)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_loss_is_pytorchs(smoothing: float) -> None:
+    predictions = some_predictions()
+    want = F.cross_entropy(
+        torch.from_numpy(predictions.logits),
+        torch.from_numpy(predictions.labels),
+        label_smoothing=smoothing,
+    )
+    assert predictions.loss(smoothing) == pytest.approx(want.item(), rel=1e-5)
+
+
+def test_report_is_scikit_learns() -> None:
+    predictions = some_predictions()
+    got = evaluate(predictions, "abcd", 0.2)
+    labels, predicted = predictions.labels, predictions.logits.argmax(1)
+    assert got["accuracy"] == accuracy_score(labels, predicted)
+    assert got["report"]["macro avg"]["f1-score"] == pytest.approx(
+        f1_score(labels, predicted, average="macro")
+    )
+    assert np.sum(got["confusion_matrix"]) == 200
+    assert np.trace(got["confusion_matrix"]) == got["n_correct"] == sum(got["is_right"])
+
+
+def test_a_class_without_test_images_is_no_error() -> None:
+    predictions = Predictions(np.eye(3)[[0, 1, 0]], np.array([0, 1, 0]))
+    got = evaluate(predictions, ["a", "b", "c"], 0.0)
+    assert got["report"]["c"]["support"] == 0
+    assert got["balanced_accuracy"] is None
+    assert "c" in report_text(predictions, ["a", "b", "c"])
+
+
+def test_wilson_interval_of_a_published_example() -> None:
+    """81 of 263: 0.2553 to 0.3662 (Newcombe 1998, table I, method 3)."""
+    assert wilson(81, 263) == pytest.approx([0.2553, 0.3662], abs=5e-5)
+
+
+def test_mcnemar_is_the_binomial_tail() -> None:
+    """2 against 8 discordant images: p = 2 · Σ_{k≤2} C(10, k) / 2¹⁰ = 112 / 1024."""
+    first = np.array([True] * 2 + [False] * 8 + [True] * 5)
+    second = np.array([False] * 2 + [True] * 8 + [True] * 5)
+    got = mcnemar(first, second)
+    assert (got["only_first_right"], got["only_second_right"]) == (2, 8)
+    assert got["p_value"] == pytest.approx(112 / 1024)
+    assert mcnemar(first, first)["p_value"] == 1.0
+    with pytest.raises(ValueError, match="the same images, but got 15 and 3"):
+        mcnemar(first, second[:3])
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two bins: 0.9 sure and half right, 0.6 sure and all right: (2·0.4 + 2·0.4) / 4."""
+    probability = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
+    predictions = Predictions(np.log(probability), np.array([0, 1, 0, 0]))
+    assert calibration_error(predictions) == pytest.approx(0.4)
+    sure_and_right = Predictions(np.array([[100.0, 0.0]]), np.array([0]))
+    assert calibration_error(sure_and_right) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_published_numbers_are_given_for_the_original_classes_only() -> None:
+    assert published("plain_34", sorted(CLASSES)) is PUBLISHED["plain_34"]
+    assert published("plain_34", ["cat", "dog"]) is None
+    assert published("plain_18", CLASSES) is None
+    for arch, n_correct in (("plain_34", 95), ("resnet_34", 149)):
+        accuracy = PUBLISHED[arch]["test_accuracy"]
+        assert accuracy == pytest.approx(n_correct / PUBLISHED[arch]["n_test"], abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (np.zeros((2, 3)), np.zeros(3, int), r"logits \(n, classes\) and labels \(n,\)"),
+        (np.zeros((0, 3)), np.zeros(0, int), "at least one image"),
+    ],
+)
+def test_predictions_check_themselves(logits, labels, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Predictions(logits, labels)
