@@ -27,7 +27,6 @@ from gradflow.training.config import TrainConfig
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from gradflow.analysis import DepthProfile
     from gradflow.present.wandb_panels import WandbRun
     from gradflow.training.rundir import NetworkDir, RunDir
     from gradflow.training.train import Data
@@ -121,7 +120,7 @@ def train(
             )
         config = RunDir.open(resume).config()
     accelerator = make_accelerator(config)
-    log = Console(stderr=True, quiet=not accelerator.is_main_process)
+    log = _stderr(quiet=not accelerator.is_main_process)
     run, config, data = _open_run(config, resume, accelerator, log)
     try:
         _train_all(run, config, data, accelerator, log)
@@ -142,7 +141,8 @@ def _open_run(
 
     from gradflow.present import terminal
     from gradflow.training.rundir import RunDir
-    from gradflow.training.train import check_same_data, environment, load_data
+    from gradflow.training.summary import environment
+    from gradflow.training.train import check_same_data, load_data
 
     with _progress(log, "images") as (bar, task):
         config, data = load_data(
@@ -236,36 +236,15 @@ def _wandb_run(
 def _print_summary(run: "RunDir", *, as_json: bool) -> None:
     """The end of a run: summary.json, the figures, and what a person reads."""
     from gradflow.present import terminal
-    from gradflow.training.train import summarise
+    from gradflow.present.figures import save_figures
+    from gradflow.training.summary import summarise
 
     summary = summarise(run)
-    profiles = _save_figures(run)
+    profiles = save_figures(run)
     if as_json:
         print(json_.dumps(summary, ensure_ascii=False))
     else:
         _print(terminal.summary_view(summary, profiles))
-
-
-def _save_figures(run: "RunDir") -> dict[str, "DepthProfile"]:
-    """Draw the depth profiles and heat maps into the run; returns the profiles."""
-    from gradflow.analysis import depth_profile, weight_table
-    from gradflow.present import plots
-
-    networks = [network for network in run.networks() if network.has_trace()]
-    if not networks:
-        return {}
-    run.figures.mkdir(exist_ok=True)
-    label = "gradient norm ‖∂L/∂w‖₂ (loss / weight)"
-    traces = {network.name: network.trace() for network in networks}
-    profiles = {name: depth_profile(trace) for name, trace in traces.items()}
-    lines = {name: (profile.sites, profile.values) for name, profile in profiles.items()}
-    profile_axes = plots.depth_profile_plot(lines, label)
-    plots.save(plots.figure_of(profile_axes), run.figures / "depth_profile.png")
-    for name, trace in traces.items():
-        table = weight_table(trace)
-        heatmap = plots.layer_step_heatmap(table.values, table.steps, table.sites, label)
-        plots.save(plots.figure_of(heatmap), run.figures / f"heatmap-{name}.png")
-    return profiles
 
 
 # -- data --------------------------------------------------------------------------------------
@@ -298,7 +277,7 @@ def data(
     from gradflow.present import terminal
 
     source = open_source(path, download=download)
-    with _progress(Console(stderr=True), "images") as (bar, task):
+    with _progress(_stderr(), "images") as (bar, task):
         found = audit(
             source, progress=lambda n_done, n: bar.update(task, completed=n_done, total=n)
         )
@@ -439,7 +418,7 @@ def bench(
         precision=precision,
     ).resolved(image_size=image_size, mirror=True)
     accelerator = make_accelerator(config)
-    with _progress(Console(stderr=True), "rounds", total=rounds + 1) as (bar, task):
+    with _progress(_stderr(), "rounds", total=rounds + 1) as (bar, task):
         timings = run_bench(
             config,
             accelerator,
@@ -448,16 +427,7 @@ def bench(
             on_round=lambda: bar.advance(task),
         )
     if json:
-        rows = [
-            {
-                "name": timing.name,
-                "seconds_per_step": timing.seconds.tolist(),
-                "ratios": timing.ratios.tolist(),
-                "ratio": timing.ratio,
-            }
-            for timing in timings
-        ]
-        print(json_.dumps({"config": config.networks, "timings": rows}))
+        print(json_.dumps({"timings": [timing.to_json() for timing in timings]}))
     else:
         title = (
             f"{arch}, {image_size} px, batch {batch_size}, {precision}, {accelerator.device}, "
@@ -470,11 +440,18 @@ def bench(
 # -- printing ----------------------------------------------------------------------------------
 
 
+WIDTH = 160  # where there is no terminal to fit: a file, a pipe
+
+
 def _print(*views: RenderableType) -> None:
-    """To stdout; without a terminal, tables are as wide as they need."""
-    console = Console() if sys.stdout.isatty() else Console(width=160, no_color=True)
+    """To stdout."""
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     for view in views:
-        console.print(view, soft_wrap=not sys.stdout.isatty(), highlight=False)
+        console.print(view, highlight=False)
+
+
+def _stderr(*, quiet: bool = False) -> Console:
+    return Console(stderr=True, quiet=quiet, width=None if sys.stderr.isatty() else WIDTH)
 
 
 @contextmanager

@@ -52,10 +52,9 @@ def audit_view(audit: Mapping[str, Any], n_shown: int = 10) -> Group:
         classes.add_row(Text(name), str(count))
     lines = [
         f"readable       {audit['n_usable']} of {audit['n_images']}",
-        f"distinct       {audit['n_distinct']} pictures "
-        f"({_groups(audit['exact_twins'])} of exact twins)",
-        f"near twins     {_groups(audit['near_twins'])} of pictures that look the same, "
-        f"{audit['n_near_distinct']} when they count once",
+        f"distinct       {audit['n_distinct']} pictures; exact twins: "
+        + _groups(audit["exact_twins"]),
+        f"look distinct  {audit['n_near_distinct']}; near twins: {_groups(audit['near_twins'])}",
     ]
     if audit["sizes"]:
         lines.append("sizes          " + _sizes(audit["sizes"]))
@@ -145,7 +144,7 @@ def _accuracy_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="left" if name == "network" else "right")
     has_published = any(network["published"] for network in summary["networks"])
     if has_published:
-        table.add_column("published test", justify="right")
+        table.add_column("published train / test", justify="right")
     for network in summary["networks"]:
         for which in ("best", "last"):
             result = network[which]
@@ -158,10 +157,15 @@ def _accuracy_table(summary: Mapping[str, Any]) -> Table:
                 f"{result['test']['accuracy']:.3f} ({low:.3f} to {high:.3f})",
             ]
             if has_published:
-                published = network["published"]
-                row.append(f"{published['test_accuracy']:.3f}" if published else "")
+                row.append(_published(network["published"]))
             table.add_row(*row)
     return table
+
+
+def _published(results: Mapping[str, Any] | None) -> str:
+    if results is None:
+        return ""
+    return f"{results['train_accuracy']:.3f} / {results['test_accuracy']:.3f}"
 
 
 def _comparison_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -205,8 +209,10 @@ def _times(value: float | None) -> str:
 
 
 def _groups(groups: Sequence[Sequence[str]]) -> str:
+    if not groups:
+        return "none"
     n_members = sum(map(len, groups))
-    return f"{len(groups)} group{'' if len(groups) == 1 else 's'} with {n_members} images"
+    return f"{n_members} images in {len(groups)} group{'' if len(groups) == 1 else 's'}"
 
 
 def _sizes(sizes: Mapping[str, Any]) -> str:

@@ -1,12 +1,9 @@
 """Recorder: takes the measures while a model trains. The only module that touches hooks."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,44 +12,13 @@ from torch.utils.hooks import RemovableHandle
 from gradflow.record import measures
 from gradflow.record.schedule import Schedule
 from gradflow.record.schedule import every as every_n
+from gradflow.record.sites import channel_dim, find_sites, first_floating_tensor, kind_of
+from gradflow.record.steps import RecordedStep, Site, to_trace
 from gradflow.record.trace import FOLDER, Trace
 
 # Recorded steps that are kept on the device before they are written: few enough to lose little
 # when a process is killed, enough to make files of a useful size.
 BUFFER_STEPS = 64
-
-
-@dataclass(frozen=True)
-class _Site:
-    """An output: the module's qualified name and which call of it in one forward pass."""
-
-    module: str
-    call: int
-
-    def __str__(self) -> str:
-        return self.module if self.call == 0 else f"{self.module}#{self.call}"
-
-
-@dataclass
-class _Step:
-    """What one optimizer step has brought so far; the tensors are still on their device."""
-
-    # (sums, number of elements, number of channels), one entry per forward pass.
-    outputs: dict[_Site, list[tuple[Tensor, int, int]]] = field(default_factory=dict)
-    gradients: dict[_Site, list[tuple[Tensor, int]]] = field(default_factory=dict)
-    parameters: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
-    updates: dict[str, Tensor] = field(default_factory=dict)
-    grad_scale: Tensor | None = None  # of the output gradients, under automatic mixed precision
-
-    def tensors(self) -> Iterator[Tensor]:
-        for passes in self.outputs.values():
-            yield from (entry[0] for entry in passes)
-        for grads in self.gradients.values():
-            yield from (entry[0] for entry in grads)
-        yield from (entry[0] for entry in self.parameters.values())
-        yield from (update.reshape(1) for update in self.updates.values())
-        if self.grad_scale is not None:
-            yield self.grad_scale.reshape(1)
 
 
 class Recorder:
@@ -105,16 +71,16 @@ class Recorder:
         self._with_updates = updates
         self._parameters = dict(model.named_parameters())
         _check_optimizer_fits(self.optimizer, self._parameters)
-        self._sites = dict(_find_sites(model)) if outputs else {}
-        self._kinds = {name: _kind(module) for name, module in model.named_modules()}
+        self._sites = dict(find_sites(model)) if outputs else {}
+        self._kinds = {name: kind_of(module) for name, module in model.named_modules()}
         self._site_hooks: list[RemovableHandle] = []
-        self._depth: dict[_Site, int] = {}  # in order of first execution
+        self._depth: dict[Site, int] = {}  # in order of first execution
         self._calls: dict[str, int] = {}
         self._recomputed_calls: dict[str, int] = {}
-        self._current = _Step()
+        self._current = RecordedStep()
         self._copies: dict[str, Tensor] = {}  # memory for the parameters before a step
         self._before: dict[str, Tensor] = {}
-        self._pending: list[tuple[int, _Step]] = []
+        self._pending: list[tuple[int, RecordedStep]] = []
         self._flushed: list[Trace] = []
         self._optimizer_hooks = [
             self.optimizer.register_step_pre_hook(self._before_step),
@@ -147,7 +113,7 @@ class Recorder:
         """Bring the buffered steps to the host, write them, and return them (None if none)."""
         if not self._pending:
             return None
-        chunk = _to_trace(self._pending, self._depth, list(self._parameters), self._kinds)
+        chunk = to_trace(self._pending, self._depth, list(self._parameters), self._kinds)
         self._pending = []
         if self.folder is None:
             self._flushed.append(chunk)
@@ -193,14 +159,14 @@ class Recorder:
             # The backward pass of these outputs is over and its gradients are gone without an
             # optimizer step: a GradScaler met an inf and skipped it.
             self.skipped_steps.append(self.step)
-            self._current = _Step()
+            self._current = RecordedStep()
 
     def _gradients_were_dropped(self) -> bool:
         return all(parameter.grad is None for parameter in self._parameters.values())
 
     def _output_hook(self, name: str, module: nn.Module) -> Any:
         def hook(_module: nn.Module, _args: object, output: object) -> None:
-            tensor = _first_floating_tensor(output)
+            tensor = first_floating_tensor(output)
             if tensor is None or not self.model.training or not torch.is_grad_enabled():
                 return
             site = self._next_site(name)
@@ -208,8 +174,8 @@ class Recorder:
                 return
             x = tensor.detach()
             x = x.reshape(1, -1) if x.dim() < 2 else x
-            channel_dim = _channel_dim(module, x)
-            entry = (measures.output_sums(x, channel_dim), x.numel(), x.shape[channel_dim])
+            dim = channel_dim(module, x)
+            entry = (measures.output_sums(x, dim), x.numel(), x.shape[dim])
             # The step is bound now: a backward pass that comes after the optimizer has stepped
             # (two networks in turn, a retained graph) belongs to the step of its forward pass.
             step = self._current
@@ -222,19 +188,19 @@ class Recorder:
 
         return hook
 
-    def _next_site(self, name: str) -> _Site | None:
+    def _next_site(self, name: str) -> Site | None:
         """The site of this call, or None where activation checkpointing repeats a known one."""
         in_backward = torch._C._current_graph_task_id() != -1
         if in_backward and name in self._calls:
             return None  # the first time was recorded, and its output carries the gradient hook
         calls = self._recomputed_calls if in_backward else self._calls
-        site = _Site(name, calls.get(name, 0))
+        site = Site(name, calls.get(name, 0))
         calls[name] = site.call + 1
         self._depth.setdefault(site, len(self._depth))
         return site
 
     @staticmethod
-    def _keep_gradient(step: _Step, site: _Site, grad: Tensor) -> None:
+    def _keep_gradient(step: RecordedStep, site: Site, grad: Tensor) -> None:
         entry = (measures.gradient_sums(grad), grad.numel())
         step.gradients.setdefault(site, []).append(entry)
 
@@ -277,157 +243,12 @@ class Recorder:
                 self._current.updates[name] = measures.update_square_sum(after, before)
             self._before = {}
             self._pending.append((self.step, self._current))
-        self._current = _Step()
+        self._current = RecordedStep()
         self.step += 1
         self._calls, self._recomputed_calls = {}, {}
         self._arm()
         if len(self._pending) >= BUFFER_STEPS:
             self.flush()
-
-
-# -- from device sums to a Trace ---------------------------------------------------------------
-
-
-def _to_trace(
-    steps: list[tuple[int, _Step]],
-    depth: dict[_Site, int],
-    parameters: list[str],
-    kinds: dict[str, str],
-) -> Trace:
-    """Finish the measures of some steps on the host, in float64."""
-    seen = {site for _, step in steps for site in (*step.outputs, *step.gradients)}
-    outputs = sorted(seen, key=depth.__getitem__)
-    rows = _in_depth_order(outputs, parameters, depth)
-    column = {name: i for i, name in enumerate(rows)}
-    values = {name: np.full((len(steps), len(rows)), np.nan) for name in measures.MEASURES}
-    sizes = np.zeros(len(rows), dtype=np.int64)
-    for index, (_, step) in enumerate(steps):
-        for name, size, row in _finish(step):
-            sizes[column[name]] = sizes[column[name]] or size
-            for measure, value in row.items():
-                values[measure][index, column[name]] = value
-    return Trace(
-        steps=np.array([step for step, _ in steps], dtype=np.int64),
-        sites=tuple(rows),
-        kinds=tuple(_site_kind(name, rows[name], kinds) for name in rows),
-        sizes=sizes,
-        values=values,
-    )
-
-
-def _finish(step: _Step) -> Iterator[tuple[str, int, dict[str, float]]]:
-    """(site, size, measures) of everything that one step recorded."""
-    host = iter(_to_host(list(step.tensors())))
-    outputs = {s: np.stack([next(host) for _ in passes]) for s, passes in step.outputs.items()}
-    grads = {s: np.stack([next(host) for _ in passes]) for s, passes in step.gradients.items()}
-    parameters = {name: next(host) for name in step.parameters}
-    updates = {name: float(next(host)[0]) for name in step.updates}
-    scale = float(next(host)[0]) if step.grad_scale is not None else 1.0
-    for site, sums in outputs.items():
-        n = np.array([entry[1] for entry in step.outputs[site]])
-        n_channels = np.array([entry[2] for entry in step.outputs[site]])
-        row = measures.finish_output(sums, n, n_channels)
-        if site in grads:
-            grad_sums = grads[site] / np.array([scale**2, 1.0])
-            grad_n = np.array([entry[1] for entry in step.gradients[site]])
-            row |= measures.finish_gradient(grad_sums, grad_n)
-        yield str(site), int(n.sum()), row
-    for name, sums in parameters.items():
-        row = measures.finish_parameter(sums, updates.get(name, np.nan))
-        yield name, step.parameters[name][1], row
-
-
-def _to_host(tensors: list[Tensor]) -> list[np.ndarray]:
-    """The vectors as float64 arrays, in one copy where they share a device."""
-    if len({tensor.device for tensor in tensors}) > 1:
-        tensors = [tensor.cpu() for tensor in tensors]
-    if not tensors:
-        return []
-    joined = torch.cat(tensors).cpu().double().numpy()
-    ends = np.cumsum([tensor.numel() for tensor in tensors])
-    return np.split(joined, ends[:-1])
-
-
-def _in_depth_order(
-    outputs: list[_Site], parameters: list[str], depth: Mapping[_Site, int]
-) -> dict[str, str]:
-    """Site name -> module name, the input end first.
-
-    Outputs stand in order of execution, and a module's parameters right after its output. The
-    parameters of a module that was not seen to run follow those registered before them.
-    """
-    order: list[tuple[tuple[int, int, int], str, str]] = []
-    for site in outputs:
-        order.append(((depth[site], 0, 0), str(site), site.module))
-    last = -1
-    for index, name in enumerate(parameters):
-        module = name.rpartition(".")[0]
-        last = depth.get(_Site(module, 0), last)
-        order.append(((last, 1, index), name, module))
-    return {name: module for _, name, module in sorted(order)}
-
-
-def _site_kind(name: str, module: str, kinds: dict[str, str]) -> str:
-    kind = kinds.get(module, "other")
-    return kind if name.partition("#")[0] == module else f"{kind}.{name.rpartition('.')[2]}"
-
-
-# -- what is a site ----------------------------------------------------------------------------
-
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
-_ACTIVATIONS = tuple(
-    getattr(nn.modules.activation, name)
-    for name in nn.modules.activation.__all__
-    if name != "MultiheadAttention"
-)
-
-
-def _find_sites(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Layers whose output is measured: activations, attention, and leaves with parameters."""
-    for name, module in model.named_modules():
-        is_leaf = next(module.children(), None) is None
-        has_parameters = next(module.parameters(recurse=False), None) is not None
-        if isinstance(module, (*_ACTIVATIONS, nn.MultiheadAttention)) or (
-            is_leaf and has_parameters
-        ):
-            yield name, module
-
-
-def _kind(module: nn.Module) -> str:
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return "conv"
-    if isinstance(module, nn.Linear):
-        return "linear"
-    if isinstance(module, _NORMS) or "norm" in type(module).__name__.lower():
-        return "norm"
-    if isinstance(module, _ACTIVATIONS):
-        return "activation"
-    return "other"
-
-
-def _channel_dim(module: nn.Module, output: Tensor) -> int:
-    """Dimension 1 of (N, C, H, W) and (N, C); the last of (N, T, C) and of what acts on it."""
-    acts_on_last = isinstance(module, (nn.Linear, nn.LayerNorm))
-    return output.dim() - 1 if acts_on_last or output.dim() == 3 else 1
-
-
-def _first_floating_tensor(output: object) -> Tensor | None:
-    """The tensor to measure in what a module returned: LSTMs give tuples, other models dicts."""
-    if isinstance(output, Tensor):
-        measurable = output.is_floating_point() or output.is_complex()
-        return output if measurable and output.numel() else None
-    parts: Any = ()
-    if isinstance(output, Mapping):
-        parts = output.values()
-    elif isinstance(output, (tuple, list)):
-        parts = output
-    elif is_dataclass(output):
-        parts = vars(output).values()
-    for part in parts:
-        tensor = _first_floating_tensor(part)
-        if tensor is not None:
-            return tensor
-    return None
 
 
 # -- refusals ----------------------------------------------------------------------------------

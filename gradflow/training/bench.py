@@ -38,6 +38,15 @@ class Timing:
         low, high = np.quantile(self.ratios, [0.25, 0.75])
         return float(low), float(high)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "name": self.name,
+            "seconds_per_step": self.seconds.tolist(),
+            "ratios": self.ratios.tolist(),
+            "ratio": self.ratio,
+        }
+
 
 def bench(
     config: TrainConfig,

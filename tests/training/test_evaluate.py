@@ -14,7 +14,7 @@ from gradflow.training.evaluate import (
     report_text,
     wilson,
 )
-from gradflow.training.original import CLASSES, PUBLISHED, published
+from gradflow.training.original import CLASSES, PUBLISHED, published, published_text
 
 
 def some_predictions(n: int = 200, n_classes: int = 4) -> Predictions:
@@ -85,6 +85,10 @@ def test_published_numbers_are_given_for_the_original_classes_only() -> None:
     assert published("plain_34", sorted(CLASSES)) is PUBLISHED["plain_34"]
     assert published("plain_34", ["cat", "dog"]) is None
     assert published("plain_18", CLASSES) is None
+    text = published_text("resnet_34", CLASSES)
+    assert text is not None
+    assert "gado_gado       0.53      0.45      0.49" in text
+    assert published_text("resnet_34", ["cat", "dog"]) is None
     for arch, n_correct in (("plain_34", 95), ("resnet_34", 149)):
         accuracy = PUBLISHED[arch]["test_accuracy"]
         assert accuracy == pytest.approx(n_correct / PUBLISHED[arch]["n_test"], abs=5e-5)

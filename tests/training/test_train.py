@@ -17,7 +17,8 @@ from gradflow import Trace
 from gradflow.training.config import TrainConfig
 from gradflow.training.fit import NonFiniteLoss, make_accelerator
 from gradflow.training.rundir import NetworkDir, RunDir, load_tensors
-from gradflow.training.train import BadFiles, check_same_data, load_data, summarise, train_network
+from gradflow.training.summary import summarise
+from gradflow.training.train import BadFiles, check_same_data, load_data, train_network
 
 TINY: dict[str, Any] = {
     "image_size": 8,

@@ -1,0 +1,110 @@
+"""Claim under test: Plain-34 loses to ResNet-34 because its gradients vanish towards the input.
+
+Runs the original study's recipe on its photographs, once with its own random split and without
+early stopping, once with the leak-free split, and collects accuracies beside the published ones
+and the ratio first / last convolution of the gradient norms. One seed describes and proves
+nothing: see the intervals.
+
+    python experiments/original_study.py PHOTOGRAPHS --image-size 64
+    python experiments/original_study.py PHOTOGRAPHS --image-size 224 --device cuda
+
+What is finished in --out is not run again; a stopped run is resumed. Results go to
+experiments/results/. Figures and findings: experiments/README.md.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from gradflow.training.rundir import RunDir
+
+RESULTS = Path(__file__).parent / "results"
+
+# The original's early stopping never fired, and its split ignored copies.
+SPLITS = {
+    "random": ["--split", "random", "--patience", "0"],
+    "grouped": ["--split", "grouped"],
+}
+
+
+def train(split: str, arguments: argparse.Namespace) -> RunDir:
+    """The finished run of one split, trained or resumed if need be."""
+    out = arguments.out / split
+    stopped = sorted(out.glob("*/config.yaml"))
+    if stopped:
+        run = RunDir.open(stopped[-1].parent)
+        if run.is_finished:
+            return run
+        options = ["--resume", str(run.path)]
+    else:
+        options = ["--data", str(arguments.data), "--image-size", str(arguments.image_size)]
+        options += ["--log-grads", "--device", arguments.device, "--out", str(out), *SPLITS[split]]
+    command = [sys.executable, "-m", "gradflow", "train", "--json", *options]
+    summary = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return RunDir.open(Path(summary["run"]))
+
+
+def result(run: RunDir) -> dict[str, Any]:
+    """The summary of a run with what is needed to repeat it, without paths of this machine."""
+    environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    kept = ("gradflow", "commit", "started", "python", "packages", "device", "processes")
+    summary = {key: value for key, value in run.summary().items() if key not in ("run", "data")}
+    config = run.config()
+    settings = {"split": config.split, "patience": config.patience, "epochs": config.epochs}
+    return {
+        "environment": {key: environment[key] for key in kept},
+        "settings": settings | {"image_size": config.image_size, "seeds": config.seeds},
+        **summary,
+    }
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Markdown: one row per split, network and epoch."""
+    lines = [
+        "| split | network | epoch | train | test (95 % interval) | published train / test "
+        "| first / last, step 0 | over training |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for split, content in results.items():
+        for network in content["networks"]:
+            ratio = network["grad_norm_first_to_last"]
+            published = network["published"] or {}
+            for which in ("best", "last"):
+                part = network[which]
+                low, high = part["test"]["accuracy_interval"]
+                lines.append(
+                    f"| {split} | {network['arch']} | {which} ({part['epoch'] + 1}) "
+                    f"| {part['train']['accuracy']:.3f} "
+                    f"| {part['test']['accuracy']:.3f} ({low:.3f} to {high:.3f}) "
+                    f"| {published.get('train_accuracy', '')} / "
+                    f"{published.get('test_accuracy', '')} "
+                    f"| {ratio['first_recorded_step']:.3g} | {ratio['over_training']:.3g} |"
+                )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder with train.csv and the photographs")
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=Path("runs/original-study"))
+    arguments = parser.parse_args()
+    runs = {split: train(split, arguments) for split in SPLITS}
+    results = {split: result(run) for split, run in runs.items()}
+    RESULTS.mkdir(exist_ok=True)
+    name = f"original-study-{arguments.image_size}px"
+    text = json.dumps(results, indent=1, ensure_ascii=False)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    for split, run in runs.items():
+        for figure in sorted(run.figures.glob("*.png")):
+            shutil.copyfile(figure, RESULTS / f"{name}-{split}-{figure.name}")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Which layers are sites, what kind of layer each is, and which of its outputs to measure."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
+_ACTIVATIONS = tuple(
+    getattr(nn.modules.activation, name)
+    for name in nn.modules.activation.__all__
+    if name != "MultiheadAttention"
+)
+
+
+def find_sites(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Layers whose output is measured: activations, attention, and leaves with parameters."""
+    for name, module in model.named_modules():
+        is_leaf = next(module.children(), None) is None
+        has_parameters = next(module.parameters(recurse=False), None) is not None
+        if isinstance(module, (*_ACTIVATIONS, nn.MultiheadAttention)) or (
+            is_leaf and has_parameters
+        ):
+            yield name, module
+
+
+def kind_of(module: nn.Module) -> str:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "conv"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, _NORMS) or "norm" in type(module).__name__.lower():
+        return "norm"
+    if isinstance(module, _ACTIVATIONS):
+        return "activation"
+    return "other"
+
+
+def channel_dim(module: nn.Module, output: Tensor) -> int:
+    """Dimension 1 of (N, C, H, W) and (N, C); the last of (N, T, C) and of what acts on it."""
+    acts_on_last = isinstance(module, (nn.Linear, nn.LayerNorm))
+    return output.dim() - 1 if acts_on_last or output.dim() == 3 else 1
+
+
+def first_floating_tensor(output: object) -> Tensor | None:
+    """The tensor to measure in what a module returned: LSTMs give tuples, other models dicts."""
+    if isinstance(output, Tensor):
+        measurable = output.is_floating_point() or output.is_complex()
+        return output if measurable and output.numel() else None
+    parts: Any = ()
+    if isinstance(output, Mapping):
+        parts = output.values()
+    elif isinstance(output, (tuple, list)):
+        parts = output
+    elif is_dataclass(output):
+        parts = vars(output).values()
+    for part in parts:
+        tensor = first_floating_tensor(part)
+        if tensor is not None:
+            return tensor
+    return None

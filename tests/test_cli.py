@@ -1,0 +1,201 @@
+"""The commands as a user gives them: exit codes, stdout and stderr, errors that help."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import gradflow
+from gradflow.cli import main
+from gradflow.training.rundir import RunDir
+
+SMALL = ["--image-size", "8", "--arch", "plain_18,resnet_18", "--epochs", "1"]
+SMALL += ["--batch-size", "16", "--device", "cpu", "--wandb", "off"]
+
+
+@pytest.fixture
+def run(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> RunDir:
+    """A finished run of two networks on the small pictures."""
+    flags = [*SMALL, "--log-grads", "--out", str(tmp_path / "runs"), "--json"]
+    assert main(["train", "--data", str(pictures), *flags]) == 0
+    capsys.readouterr()
+    return RunDir.newest(tmp_path / "runs")
+
+
+def test_train_prints_one_json_object_and_logs_to_stderr(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*SMALL, "--log-grads", "--out", str(tmp_path), "--json"]
+    assert main(["train", "--data", str(pictures), *flags]) == 0
+    out, log = capsys.readouterr()
+    summary = json.loads(out)
+    assert [network["arch"] for network in summary["networks"]] == ["plain_18", "resnet_18"]
+    assert summary["comparisons"][0]["p_value"] <= 1
+    assert "plain_18-s0  epoch   1/1" in log
+    assert "42 train, 6 validation, 12 test" in log
+    saved = json.loads((Path(summary["run"]) / "summary.json").read_text())
+    assert saved == summary
+    figures = {path.name for path in (Path(summary["run"]) / "figures").iterdir()}
+    assert figures >= {"depth_profile.png", "heatmap-plain_18-s0.png"}
+
+
+def test_train_ends_with_a_summary_a_person_reads(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*SMALL, "--log-grads", "--out", str(tmp_path)]
+    assert main(["train", "--data", str(pictures), *flags]) == 0
+    out = capsys.readouterr().out
+    for words in ("accuracy", "input → output", "first/last convolution", "gradflow saliency"):
+        assert words in out
+    (path,) = tmp_path.glob("*pictures/config.yaml")
+    assert str(path.parent) in out
+
+
+def test_config_file_and_flags(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file sets, the command line overrides, and the run keeps what came of it."""
+    file = tmp_path / "config.yaml"
+    file.write_text(f"data: {pictures}\nlr: 6e-3\nepochs: 9\narch: plain_18\nimage_size: 8\n")
+    flags = ["--epochs", "1", "--wandb", "off", "--device", "cpu", "--out", str(tmp_path / "runs")]
+    assert main(["train", "--config", str(file), *flags]) == 0
+    (path,) = (tmp_path / "runs").iterdir()
+    config = RunDir.open(path).config()
+    assert (config.lr, config.epochs, config.networks) == (6e-3, 1, ("plain_18",))
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "nonsense"),
+        (["train", "--lr", "-1"], "Expected `lr` to be above 0, but got -1"),
+        (["train", "--precision", "fp8"], "fp8"),
+        (["train", "--config", "missing.yaml"], "missing.yaml"),
+        (["train", "--data", "no-such-data"], "no-such-data"),
+        (["train", "--resume", "nowhere"], "Expected a run in nowhere"),
+        (["train", "--resume", "nowhere", "--epochs", "3"], "no other options beside --resume"),
+        (["data", "no-such-data"], "no-such-data"),
+        (["saliency", "missing.jpg", "--runs", "nowhere"], "missing.jpg"),
+        (["bench", "--rounds", "0"], "at least one round"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_says_what_is_wrong(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert not out
+
+
+def test_unknown_config_keys_are_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("arhc: both\n")
+    assert main(["train", "--config", str(file)]) == 2
+    assert "arhc" in capsys.readouterr().err
+
+
+def test_data_audits_and_fails_on_bad_files(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", str(pictures), "--json"]) == 0
+    audit = json.loads(capsys.readouterr().out)
+    assert (audit["n_images"], audit["n_distinct"]) == (60, 60)
+    (pictures / "red" / "copy.png").write_bytes((pictures / "blue" / "00.png").read_bytes())
+    (pictures / "red" / "cut.png").write_bytes((pictures / "blue" / "00.png").read_bytes()[:100])
+    assert main(["data", str(pictures)]) == 1
+    out = capsys.readouterr().out
+    assert "readable       61 of 62" in out
+    assert "twins with different labels: 1" in out
+    assert "red/cut.png" in out
+
+
+def test_a_bad_file_stops_training_with_1(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "red" / "cut.png").write_bytes(b"")
+    assert main(["train", "--data", str(pictures), *SMALL, "--out", str(tmp_path / "runs")]) == 1
+    assert "--on-bad skip" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_saliency_of_the_newest_run(
+    run: RunDir,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where `runs` is
+    image = str(pictures / "green" / "03.png")
+    assert main(["saliency", image]) == 0
+    out = capsys.readouterr().out
+    assert "plain_18-s0" in out
+    assert "green" in out
+    with Image.open(tmp_path / "03-saliency.png") as picture:
+        assert min(picture.size) > 300
+    assert main(["saliency", image, "--method", "gradient", "--classes", "1", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    for probabilities in content["networks"].values():
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_saliency_without_a_run_says_what_to_do(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(pictures / "green" / "03.png")
+    assert main(["saliency", image, "--runs", str(tmp_path)]) == 2
+    assert "Run `gradflow train` first" in capsys.readouterr().err
+
+
+def test_bench_compares_with_the_bare_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--arch", "plain_18", "--image-size", "8", "--batch-size", "4", "--device", "cpu"]
+    assert main(["bench", *flags, "--rounds", "1", "--steps", "2", "--json"]) == 0
+    timings = json.loads(capsys.readouterr().out)["timings"]
+    assert timings[0]["ratio"] == 1
+    assert all(len(timing["seconds_per_step"]) == 1 for timing in timings)
+
+
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(pictures: Path, tmp_path: Path) -> None:
+    flags: list[Any] = ["--data", pictures, *SMALL, "--out", tmp_path / "runs"]
+    flags[flags.index("--epochs") + 1] = 500
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradflow", "train", *map(str, flags), "--log-grads"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "runs").glob("*/*/checkpoint.pt")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Continue with: gradflow train --resume" in log
+    assert "Traceback" not in log
+    (network, *_) = RunDir.newest(tmp_path / "runs").networks()
+    assert len(network.trace()) > 0
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == gradflow.__version__
