@@ -14,7 +14,7 @@ from gradflow.record.schedule import Schedule
 from gradflow.record.schedule import every as every_n
 from gradflow.record.sites import channel_dim, find_sites, first_floating_tensor, kind_of
 from gradflow.record.steps import RecordedStep, Site, to_trace
-from gradflow.record.trace import FOLDER, Trace
+from gradflow.record.trace import FOLDER, Trace, load_parts
 
 # Recorded steps that are kept on the device before they are written: few enough to lose little
 # when a process is killed, enough to make files of a useful size.
@@ -65,6 +65,7 @@ class Recorder:
         self.optimizer: Optimizer = getattr(optimizer, "optimizer", optimizer)
         self.schedule: Schedule = every if callable(every) else every_n(every)
         self.folder = None if folder is None else Path(folder)
+        _check_folder_is_free(self.folder, first_step)
         self.scaler = scaler
         self.step = first_step
         self.skipped_steps: list[int] = []
@@ -105,9 +106,7 @@ class Recorder:
     def trace(self) -> Trace:
         """Everything recorded so far. This waits for the device."""
         self.flush()
-        if self.folder is None:
-            return Trace.concat(self._flushed)
-        return Trace.load(self.folder)
+        return Trace.concat(self._flushed) if self.folder is None else load_parts(self.folder)
 
     def flush(self) -> Trace | None:
         """Bring the buffered steps to the host, write them, and return them (None if none)."""
@@ -233,7 +232,8 @@ class Recorder:
             return fused_scale
         if self.scaler is None or not self.scaler.is_enabled():
             return None
-        return torch.tensor(self.scaler.get_scale())
+        device = next(iter(self._parameters.values())).device
+        return torch.tensor(self.scaler.get_scale(), device=device)
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
@@ -277,6 +277,17 @@ def _unwrap(model: nn.Module, outputs: bool) -> nn.Module:
             "cannot record those yet: train with DistributedDataParallel to record."
         )
     return model
+
+
+def _check_folder_is_free(folder: Path | None, first_step: int) -> None:
+    """Records of two trainings in one folder would read as one."""
+    later = len(load_parts(folder, from_step=first_step)) if folder is not None else 0
+    if later:
+        raise FileExistsError(
+            f"Expected no records from step {first_step} on in {folder}, but it holds {later} "
+            "recorded steps. Give another folder, remove them, or give the `first_step` at which "
+            "training goes on."
+        )
 
 
 def _check_optimizer_fits(optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> None:

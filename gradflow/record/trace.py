@@ -135,20 +135,25 @@ class Trace:
         }
 
     @staticmethod
-    def load(run: str | os.PathLike[str], *, from_step: int = 0) -> "Trace":
+    def load(run: str | os.PathLike[str]) -> "Trace":
         """Read the trace of one trained network: its folder, or the `records` folder inside it.
 
-        `from_step` leaves out the files that begin before it. Raises FileNotFoundError where
-        nothing was recorded, ValueError for a run of several networks (it names them).
+        Raises FileNotFoundError where nothing was recorded, ValueError for a run of several
+        networks (it names them).
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        parts = [part for part in record_parts(Path(run)) if _first_step(part) >= from_step]
-        if not parts:
-            return Trace.concat([])
-        # By name, part after part: the first appearance of a site gives its depth.
-        return _from_table(pa.concat_tables([pq.read_table(part) for part in parts]))
+        folder = Path(run)
+        if _parts(folder):
+            return load_parts(folder)
+        networks = {path.parent.parent.name for path in folder.glob(f"*/{FOLDER}/{PARTS}")}
+        if networks:
+            names = ", ".join(sorted(networks))
+            raise ValueError(
+                f"Expected one network, but {folder} holds {names}. Load one of its folders."
+            )
+        raise FileNotFoundError(
+            f"No records in {folder}. Record some with `gradflow train --log-grads`, or with "
+            "Recorder(model, optimizer, folder=…)."
+        )
 
     @staticmethod
     def concat(traces: Iterable["Trace"]) -> "Trace":
@@ -190,25 +195,26 @@ class Table:
     values: np.ndarray  # (steps, sites)
 
 
-def record_parts(run: Path) -> list[Path]:
-    """The Parquet files of one recorded network, oldest first."""
-    for folder in (run / FOLDER, run):
-        parts = sorted(folder.glob(PARTS))
-        if parts:
-            return parts
-    networks = sorted(path.parent.parent.name for path in run.glob(f"*/{FOLDER}/{PARTS}"))
-    if networks:
-        names = ", ".join(dict.fromkeys(networks))
-        raise ValueError(f"Expected one network, but {run} holds {names}. Load one of its folders.")
-    raise FileNotFoundError(
-        f"No records in {run}. Record some with `gradflow train --log-grads`, or with "
-        "Recorder(model, optimizer, folder=…)."
-    )
+def load_parts(run: Path, *, from_step: int = 0) -> Trace:
+    """The record files of a network that begin at `from_step` or later; an empty trace if none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parts = [part for part in _parts(run) if _first_step(part) >= from_step]
+    if not parts:
+        return Trace.concat([])
+    # By name, part after part: the first appearance of a site gives its depth.
+    return _from_table(pa.concat_tables([pq.read_table(part) for part in parts]))
+
+
+def _parts(run: Path) -> list[Path]:
+    """The record files in a network's folder, or in its `records` folder itself, oldest first."""
+    return sorted((run / FOLDER).glob(PARTS)) or sorted(run.glob(PARTS))
 
 
 def drop_from(run: Path, step: int) -> None:
     """Remove the record files that begin at `step` or later, so that training can go on there."""
-    for part in (run / FOLDER).glob(PARTS):
+    for part in _parts(run):
         if _first_step(part) >= step:
             part.unlink()
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from gradflow.nets import NETWORKS
 from gradflow.record.trace import FOLDER as RECORDS
-from gradflow.record.trace import PARTS, Trace, drop_from
+from gradflow.record.trace import PARTS, Trace, drop_from, load_parts
 from gradflow.training.config import TrainConfig
 
 Weights = Literal["best", "last"]
@@ -78,7 +78,7 @@ class NetworkDir:
 
     def trace_from(self, step: int) -> Trace | None:
         """What was recorded in the files that begin at `step` or later, None if there are none."""
-        trace = Trace.load(self.path, from_step=step) if self.has_trace() else Trace.concat([])
+        trace = load_parts(self.path, from_step=step)
         return trace if len(trace) else None
 
     def drop_records_from(self, step: int) -> None:

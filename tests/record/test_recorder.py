@@ -499,6 +499,19 @@ def test_folder_and_memory_give_the_same_trace(tmp_path: Path) -> None:
         np.testing.assert_allclose(disk.values[measure], memory.values[measure], rtol=1e-6)
 
 
+def test_records_of_two_trainings_do_not_mix_in_one_folder(tmp_path: Path) -> None:
+    model = small_net()
+    optimizer = sgd(model)
+    with Recorder(model, optimizer, folder=tmp_path) as recorder:
+        assert len(recorder.trace) == 0
+        train_step(model, optimizer)
+    with pytest.raises(FileExistsError, match="no records from step 0 on.*holds 1 recorded step"):
+        Recorder(model, optimizer, folder=tmp_path)
+    with Recorder(model, optimizer, folder=tmp_path, first_step=1) as recorder:
+        train_step(model, optimizer)
+    assert recorder.trace.steps.tolist() == [0, 1]
+
+
 def test_parameters_only() -> None:
     model = small_net()
     optimizer = sgd(model)
