@@ -68,17 +68,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(command(*bound.args, **bound.kwargs) or OK)
     except KeyboardInterrupt:
         return _say(errors, "Stopped.", INTERRUPTED)
-    except (ValueError, FileNotFoundError) as error:
+    except OSError as error:
+        return _say(errors, error, USAGE if isinstance(error, FileNotFoundError) else FAILED)
+    except (ValueError, RuntimeError) as error:
+        if not _is_ours(error):
+            raise  # a defect, or a device out of memory: the traceback is what helps
         return _say(errors, error, _exit_code(error))
-    except (RuntimeError, OSError) as error:
-        return _say(errors, error, FAILED)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether gradflow raised it, in words meant for the user."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = traceback.tb_frame.f_globals.get("__name__", "") if traceback is not None else ""
+    return str(module).split(".")[0] == "gradflow"
 
 
 def _exit_code(error: Exception) -> int:
-    """A wrong argument is a matter of usage; files that cannot be read are a failed run."""
+    """A wrong argument is a matter of usage; what goes wrong later is a failed run."""
     from gradflow.training.train import BadFiles
 
-    return FAILED if isinstance(error, BadFiles) else USAGE
+    is_usage = isinstance(error, ValueError) and not isinstance(error, BadFiles)
+    return USAGE if is_usage else FAILED
 
 
 def _say(console: Console, message: object, code: int) -> int:

@@ -196,6 +196,21 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(pictures: Path, tmp_path: Pat
     assert len(network.trace()) > 0
 
 
+def test_a_defect_is_not_dressed_up_as_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only errors that gradflow raises are shown without their traceback."""
+    monkeypatch.setattr("gradflow.data.open_source", lambda *_, **__: int("not a number"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["data", "digits"])
+
+
+def test_a_loss_that_is_not_finite_ends_with_1(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*SMALL, "--optimizer", "sgd", "--lr", "1e30", "--out", str(tmp_path)]
+    assert main(["train", "--data", str(pictures), *flags]) == 1
+    assert "Lower the learning rate" in capsys.readouterr().err
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == gradflow.__version__
