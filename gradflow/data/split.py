@@ -204,5 +204,6 @@ def _check_classes(audit: Audit, unit_labels: np.ndarray, n_val: int, n_test: in
         raise ValueError(
             f"Expected at least {needed} distinct pictures per class, so that each class is in "
             f"train, validation and test, but got {', '.join(few)}, where twins count once{twins}. "
-            "Add pictures, leave the class out, or use larger fractions."
+            "Add pictures, leave the class out, use larger fractions, or keep only exact copies "
+            "together (`--twins exact`)."
         )

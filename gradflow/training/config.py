@@ -26,6 +26,9 @@ class TrainConfig:
     split: Literal["grouped", "random"] = "grouped"
     """Grouped: twins stay on one side, and validation is a part of its own. Random: the original
     study's 80/20, in which validation and test set are the same."""
+    twins: Literal["near", "exact"] = "near"
+    """What the grouped split keeps together: pictures that look the same (re-encoded, cropped, with
+    a watermark), or exact copies only, which suits pictures that all look alike (X-rays)."""
     split_seed: int = 0
     """Which split; the same for all seeds, so that they differ by training alone."""
     val_fraction: float = 0.1

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from gradflow import __version__
 from gradflow.analysis import first_to_last, geometric_mean
 from gradflow.record import Trace
 from gradflow.training.evaluate import mcnemar
@@ -103,7 +104,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     packages = ("torch", "torchvision", "numpy", "accelerate", "captum", "scikit-learn", "wandb")
     on_gpu = accelerator.device.type == "cuda"
     return {
-        "gradflow": version("gradflow-diagnostics"),
+        "gradflow": __version__,
         "commit": _commit(),
         "command": sys.argv,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -117,14 +118,13 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of a source checkout, None in an installed package."""
+    """The commit of a source checkout; None in an installed package, whatever it lies in."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / "pyproject.toml").exists():
+        return None
     try:
         result = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
+            ["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -9,7 +9,16 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from gradflow.data import Audit, Augmentation, Batches, ImageStore, Split, load_images, open_source
+from gradflow.data import (
+    NEAR_TWIN_BITS,
+    Audit,
+    Augmentation,
+    Batches,
+    ImageStore,
+    Split,
+    load_images,
+    open_source,
+)
 from gradflow.data import split as split_images
 from gradflow.record import Recorder, Trace
 from gradflow.training.config import TrainConfig
@@ -84,6 +93,7 @@ def load_data(
         config.image_size,
         memory_budget=int(config.memory_budget * 2**30),
         progress=progress,
+        near_bits=NEAR_TWIN_BITS if config.twins == "near" else None,
     )
     if audit.bad and config.on_bad == "fail":
         raise BadFiles(_bad_files_text(audit))

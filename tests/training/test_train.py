@@ -237,6 +237,14 @@ def test_bad_files_fail_by_default_and_are_skipped_on_request(
     assert len(used) == 60
 
 
+@pytest.mark.parametrize(("twins", "bits"), [("near", 8), ("exact", None)])
+def test_twins_say_what_the_split_keeps_together(
+    pictures: Path, twins: str, bits: int | None
+) -> None:
+    config = TrainConfig(data=str(pictures), **TINY | {"twins": twins})
+    assert load_data(config)[1].audit.near_bits == bits
+
+
 def test_a_run_whose_pictures_changed_is_not_continued(pictures: Path, tmp_path: Path) -> None:
     config = TrainConfig(data=str(pictures), out=tmp_path / "runs", **TINY)
     run, config, data = start(config)
