@@ -1,0 +1,161 @@
+"""The documentation says what the code does: its tables equal the code, its code blocks run."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import gradflow
+from gradflow.cli import app
+from gradflow.record import MEASURES, Measure, Recorder, Trace
+from gradflow.training.config import TrainConfig
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def page(name: str) -> str:
+    return (DOCS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of the table rows that begin with something in backticks."""
+    return [
+        [cell.strip().strip("`").replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("| `")
+    ]
+
+
+def test_table_of_measures_equals_the_code() -> None:
+    table = {name: Measure(of, formula, unit) for name, of, formula, unit in rows(page("measures"))}
+    assert table == MEASURES
+    assert list(table) == list(MEASURES)
+
+
+def test_columns_of_the_records_equal_the_code(trace_of_tiny_convolutions: Trace) -> None:
+    (table,) = re.findall(r"\| Column \|.*?\n\n", page("run-files"), re.DOTALL)
+    documented = [name for name, *_ in rows(table)]
+    assert documented == list(trace_of_tiny_convolutions.frame().columns[: len(documented)])
+    assert len(documented) == 4, "beside the measures"
+
+
+def shown(default: Any) -> str:
+    if default is None:
+        return "by data"
+    return ("off", "on")[default] if isinstance(default, bool) else str(default)
+
+
+def test_options_of_train_equal_the_fields_of_the_config() -> None:
+    _, text = page("command-line").split("## gradflow train\n")
+    section = text.split("\n## ")[0]
+    documented = {flag: default.strip("`") for flag, default, _ in rows(section)}
+    assert documented == {
+        f"--{field.name.replace('_', '-')}": shown(field.default)
+        for field in dataclasses.fields(TrainConfig)
+    }
+
+
+COMMANDS = [
+    (path.stem, line[line.index("gradflow ") :])
+    for path in sorted(DOCS.glob("*.md"))
+    for block in re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    for line in block.splitlines()
+    if "gradflow " in line
+]
+
+
+@pytest.mark.parametrize(("name", "line"), COMMANDS, ids=lambda value: value)
+def test_commands_are_understood(
+    name: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for recipe in re.findall(r"```yaml\n# recipe.yaml\n(.*?)```", page(name), re.DOTALL):
+        Path("recipe.yaml").write_text(recipe, encoding="utf-8")
+    _, bound, _ = app.parse_args(line.split()[1:], exit_on_error=False, print_error=False)
+    config = bound.arguments.get("config")
+    if "recipe.yaml" in line:
+        assert (config.schedule, config.wandb, config.epochs) == ("cosine", "off", 1)
+
+
+def python_blocks(name: str) -> str:
+    """The Python blocks of a page in their order, at the lines where they stand on the page."""
+    lines, inside = [], False
+    for line in page(name).splitlines():
+        if line.startswith("```"):
+            inside = line == "```python"
+            line = ""
+        lines.append(line if inside else "")
+    assert any(lines), f"{name} has no Python block"
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def run_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Runs the blocks of a page as one program, warnings being errors, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, **given: Any) -> dict[str, Any]:
+        namespace = dict(given)
+        exec(compile(python_blocks(name), f"{name}.md", "exec"), namespace)
+        return namespace
+
+    return run
+
+
+@pytest.fixture
+def trace_of_tiny_convolutions() -> Trace:
+    return record_tiny_convolutions()
+
+
+def record_tiny_convolutions(folder: Path | None = None) -> Trace:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 2)
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, folder=folder) as recorder:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.rand(2, 3, 6, 6)).square().sum().backward()
+            optimizer.step()
+    return recorder.trace
+
+
+def test_getting_started_runs(
+    run_blocks: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = run_blocks("getting-started")
+    assert last["trace"].steps.tolist() == [0, 1, 4, 8]
+    printed = capsys.readouterr().out
+    for output in re.findall(
+        r"```python\n.*?```\n\n```text\n(.*?)```", page("getting-started"), re.S
+    ):
+        assert output in printed
+    for line in re.findall(r"print\(.*\)  # (.*)", page("getting-started")):
+        assert f"{line}\n" in printed
+
+
+def test_measures_runs(
+    run_blocks: Callable[..., dict[str, Any]], trace_of_tiny_convolutions: Trace
+) -> None:
+    last = run_blocks("measures", trace=trace_of_tiny_convolutions)
+    assert last["profile"].sites == ("0.weight", "2.weight", "4.weight")
+
+
+def test_run_files_runs(run_blocks: Callable[..., dict[str, Any]]) -> None:
+    network = Path("RUN/plain_18-s0")
+    written = record_tiny_convolutions(network)
+    torch.save(gradflow.plain_18(10, stem="small").state_dict(), network / "best.pt")
+    last = run_blocks("run-files")
+    assert last["trace"].sites == written.sites
+    assert len(last["frame"]) == len(last["columns"]) == len(written.frame())
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in DOCS.glob("*.md")))
+def test_links_between_pages_lead_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\(([\w-]+\.md)(?:#[\w-]+)?\)", page(name)):
+        assert (DOCS / target).exists(), target
