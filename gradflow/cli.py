@@ -47,6 +47,8 @@ def _read_config_file(_app: App, commands: tuple[str, ...], arguments: Any) -> N
     for argument in arguments:
         if argument.name == "--config" and argument.tokens:
             path = argument.tokens[0].value
+            if not Path(path).is_file():
+                raise ValueError(f"Expected a config file, but there is no file {path}.")
             file = cyclopts.config.Yaml(path, must_exist=True, use_commands_as_keys=False)
             file(_app, commands, arguments)
 
@@ -114,7 +116,7 @@ def train(
     Parameters
     ----------
     config_file
-        YAML file of the fields below; the command line overrides it.
+        YAML file of the fields of the run; the command line overrides it.
     resume
         Continue this run where it stands, with its own config, to the same result as without
         the interruption.
@@ -222,6 +224,8 @@ def _train_one(
             )
             if sink is not None:
                 sink.log_epoch(epoch, chunk, network.trace() if network.has_trace() else None)
+        if sink is not None:
+            sink.close(_accuracies(network))
 
 
 def _wandb_run(
@@ -243,6 +247,16 @@ def _wandb_run(
     )
     network.save_wandb_id(sink.id)
     return sink
+
+
+def _accuracies(network: "NetworkDir") -> dict[str, float]:
+    """For the summary of the W&B run."""
+    evaluation = network.evaluation()
+    return {
+        f"{which}/{part}_accuracy": evaluation[which][part]["accuracy"]
+        for which in ("best", "last")
+        for part in ("train", "validation", "test")
+    }
 
 
 def _print_summary(run: "RunDir", *, as_json: bool) -> None:

@@ -78,7 +78,8 @@ def _shortcut(n_in: int, n_out: int, stride: int, shortcut: Shortcut) -> nn.Modu
 class ResNet(nn.Module):
     """A network of `depth` weight layers for images of shape (B, 3, S, S); returns (B, n_classes).
 
-    Its parameters have the names and shapes of `torchvision.models.resnet18/34`.
+    With `skip` 1 and projections (shortcut B), its parameters have the names and shapes of those of
+    `torchvision.models.resnet18/34`; without, the projections are missing.
     """
 
     def __init__(

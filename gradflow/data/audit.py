@@ -35,7 +35,7 @@ class Audit:
 
     `sizes` (n, 2) width and height in px; `usable` (n,) bool. `content` (n,) numbers the distinct
     pictures: equal for exact twins (same size and pixels). `near` (n,) numbers groups in which
-    exact or near twins connect the images. All three hold 0, False and -1 for a bad image.
+    exact or near twins connect the images. For a bad image they hold 0, False, -1 and -1.
     `bad` lists the unreadable files, then the labelled ones that do not exist.
     """
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from math import ceil, floor
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class Split:
         return np.array_equal(self.validation, self.test)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types: the counts to read, the positions to use. `from_json` undoes it."""
+        """Plain JSON types: the counts to read, the positions to use."""
         parts = {name: getattr(self, name) for name in _PARTS}
         return {
             "kind": self.kind,
@@ -64,12 +64,6 @@ class Split:
             "counts": {name: len(indices) for name, indices in parts.items()},
             "indices": {name: indices.tolist() for name, indices in parts.items()},
         }
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Self:
-        """The Split that `to_json` gave."""
-        parts = {name: np.array(content["indices"][name], dtype=np.int64) for name in _PARTS}
-        return cls(kind=content["kind"], seed=content["seed"], **parts)
 
 
 def split(

@@ -10,10 +10,11 @@ GRAD_NORM = "gradient norm ‖∂L/∂w‖₂ (loss / weight)"
 
 
 def save_figures(run: RunDir) -> dict[str, DepthProfile]:
-    """Draw the depth profiles and one heat map per network into the run; returns the profiles.
+    """Draw loss curves, depth profiles and heat maps into the run; returns the profiles.
 
-    All heat maps of a run have one colour scale. A run without records gets no figure.
+    All heat maps of a run have one colour scale. Without records there are loss curves only.
     """
+    _save_losses(run)
     traces = {n.name: n.trace() for n in run.networks() if n.has_trace()}
     if not traces:
         return {}
@@ -33,3 +34,17 @@ def save_figures(run: RunDir) -> dict[str, DepthProfile]:
         ax.set_title(f"{name}: every layer at every recorded step")
         plots.save(plots.figure_of(ax), run.figures / f"heatmap-{name}.png")
     return profiles
+
+
+def _save_losses(run: RunDir) -> None:
+    histories = {network.name: network.history() for network in run.networks()}
+    curves = {
+        name: (
+            [epoch["index"] + 1 for epoch in history],
+            [epoch["train_loss"] for epoch in history],
+            [epoch["val_loss"] for epoch in history],
+        )
+        for name, history in histories.items()
+    }
+    ax = plots.history_plot(curves, "loss (nats, with label smoothing)")
+    plots.save(plots.figure_of(ax), run.figures / "loss.png")

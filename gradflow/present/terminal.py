@@ -45,7 +45,7 @@ def epoch_line(name: str, epoch: Epoch, n_epochs: int) -> str:
 
 def audit_view(audit: Mapping[str, Any], n_shown: int = 10) -> Group:
     """What `gradflow data` found; `audit` as Audit.to_json gives it."""
-    classes = Table(title=f"{audit['name']}: {audit['n_images']} images", title_justify="left")
+    classes = Table()
     classes.add_column("class")
     classes.add_column("images", justify="right")
     for name, count in audit["class_counts"].items():
@@ -64,7 +64,8 @@ def audit_view(audit: Mapping[str, Any], n_shown: int = 10) -> Group:
         *_list("twins with different labels", _conflicts(audit["conflicts"]), n_shown),
         *_list("near twins with different labels", _conflicts(audit["near_conflicts"]), n_shown),
     ]
-    return Group(classes, *(Text(line) for line in [*lines, *lists]))
+    title = Text(f"{audit['name']}: {audit['n_images']} images")
+    return Group(title, classes, *(Text(line) for line in [*lines, *lists]))
 
 
 def split_view(split: Mapping[str, Any]) -> Text:
@@ -189,7 +190,7 @@ def _profile_lines(
     low, high = float(positive.min()), float(positive.max())
     ratios = {n["name"]: n.get("grad_norm_first_to_last") or {} for n in networks}
     lines = [
-        f"\ngradient norm by depth, input → output, mean over training "
+        f"\ngradient norm by depth, input → output, geometric mean over training "
         f"(log scale, ▁ {low:.2g} to █ {high:.2g})"
     ]
     width = max(map(len, profiles))

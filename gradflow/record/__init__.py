@@ -1,6 +1,7 @@
 """Recording: what happens at every layer while a network trains.
 
-Needs torch and NumPy only, and nothing else of gradflow: this is what other people's loops import.
+Needs torch and NumPy only (pyarrow for files, pandas for frames), and nothing else of gradflow:
+this is what other people's loops import.
 """
 
 from gradflow.record.measures import MEASURES, Measure

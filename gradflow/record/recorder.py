@@ -43,7 +43,8 @@ class Recorder:
     goes there as Parquet files, otherwise it is held in memory. `outputs=False` records the
     parameters only, and `updates=False` saves the copy of the parameters that measuring the true
     update takes. Under float16 with a GradScaler, pass it as `scaler`, so that the gradients of
-    the outputs can be given in true size. `first_step` is the number of steps done before.
+    the outputs can be given in true size, and skipped steps be told: `skipped_steps` lists them.
+    `first_step` is the number of steps done before.
 
     A model in eval mode, or under `no_grad`, is not recorded.
     """
@@ -78,6 +79,7 @@ class Recorder:
         self._depth: dict[Site, int] = {}  # in order of first execution
         self._calls: dict[str, int] = {}
         self._recomputed_calls: dict[str, int] = {}
+        self._channel_dim: int | None = None  # of the layer that ran before
         self._current = RecordedStep()
         self._copies: dict[str, Tensor] = {}  # memory for the parameters before a step
         self._before: dict[str, Tensor] = {}
@@ -112,6 +114,7 @@ class Recorder:
         """Bring the buffered steps to the host, write them, and return them (None if none)."""
         if not self._pending:
             return None
+        self.skipped_steps += [step for step, recorded in self._pending if recorded.was_skipped()]
         chunk = to_trace(self._pending, self._depth, list(self._parameters), self._kinds)
         self._pending = []
         if self.folder is None:
@@ -154,13 +157,14 @@ class Recorder:
 
     def _new_forward(self, module: nn.Module, args: object) -> None:
         self._calls, self._recomputed_calls = {}, {}
-        if self._current.gradients and self._gradients_were_dropped():
+        self._channel_dim = None
+        if self.scaler is not None and self._current.gradients and self._no_gradients():
             # The backward pass of these outputs is over and its gradients are gone without an
             # optimizer step: a GradScaler met an inf and skipped it.
             self.skipped_steps.append(self.step)
             self._current = RecordedStep()
 
-    def _gradients_were_dropped(self) -> bool:
+    def _no_gradients(self) -> bool:
         return all(parameter.grad is None for parameter in self._parameters.values())
 
     def _output_hook(self, name: str, module: nn.Module) -> Any:
@@ -173,7 +177,7 @@ class Recorder:
                 return
             x = tensor.detach()
             x = x.reshape(1, -1) if x.dim() < 2 else x
-            dim = channel_dim(module, x)
+            dim = self._channel_dim = channel_dim(module, x, self._channel_dim)
             entry = (measures.output_sums(x, dim), x.numel(), x.shape[dim])
             # The step is bound now: a backward pass that comes after the optimizer has stepped
             # (two networks in turn, a retained graph) belongs to the step of its forward pass.
@@ -211,6 +215,8 @@ class Recorder:
             return
         scale = _fused_scale(optimizer)
         self._current.grad_scale = self._scale_of_outputs(scale)
+        if scale is not None:
+            self._current.found_inf = getattr(optimizer, "found_inf", None)
         for name, parameter in self._parameters.items():
             grad = parameter.grad
             if grad is not None and scale is not None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
+_CHANNEL_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LocalResponseNorm)
+_NORMS = (*_CHANNEL_NORMS, nn.LayerNorm)
 _ACTIVATIONS = tuple(
     getattr(nn.modules.activation, name)
     for name in nn.modules.activation.__all__
@@ -15,17 +16,18 @@ _ACTIVATIONS = tuple(
 
 
 def find_sites(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Layers whose output is measured: activations, attention, and leaves with parameters."""
+    """Layers whose output is measured: activations, norms, attention, leaves with parameters."""
     for name, module in model.named_modules():
         is_leaf = next(module.children(), None) is None
         has_parameters = next(module.parameters(recurse=False), None) is not None
-        if isinstance(module, (*_ACTIVATIONS, nn.MultiheadAttention)) or (
+        if isinstance(module, (*_ACTIVATIONS, *_NORMS, nn.MultiheadAttention)) or (
             is_leaf and has_parameters
         ):
             yield name, module
 
 
 def kind_of(module: nn.Module) -> str:
+    """conv, linear, norm, activation, or other."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return "conv"
     if isinstance(module, nn.Linear):
@@ -37,10 +39,21 @@ def kind_of(module: nn.Module) -> str:
     return "other"
 
 
-def channel_dim(module: nn.Module, output: Tensor) -> int:
-    """Dimension 1 of (N, C, H, W) and (N, C); the last of (N, T, C) and of what acts on it."""
-    acts_on_last = isinstance(module, (nn.Linear, nn.LayerNorm))
-    return output.dim() - 1 if acts_on_last or output.dim() == 3 else 1
+def channel_dim(module: nn.Module, output: Tensor, before: int | None) -> int:
+    """Which dimension of an output counts channels.
+
+    1 for what convolves or normalises over space, the last for what acts on the last. The rest,
+    such as activations, keeps the dimension of the layer `before` it; with none before, it is 1,
+    and the last of three: (N, T, C).
+    """
+    last = output.dim() - 1
+    if isinstance(module, (nn.modules.conv._ConvNd, *_CHANNEL_NORMS)):
+        return 1
+    if isinstance(module, (nn.Linear, nn.LayerNorm, nn.RNNBase, nn.MultiheadAttention)):
+        return last
+    if before is not None and before <= last:
+        return before
+    return last if output.dim() == 3 else 1
 
 
 def first_floating_tensor(output: object) -> Tensor | None:

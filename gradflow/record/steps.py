@@ -32,6 +32,11 @@ class RecordedStep:
     parameters: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     updates: dict[str, Tensor] = field(default_factory=dict)
     grad_scale: Tensor | None = None  # of the output gradients, under automatic mixed precision
+    found_inf: Tensor | None = None  # above 0 where a fused optimizer skips its step
+
+    def was_skipped(self) -> bool:
+        """Whether the optimizer met an inf and changed nothing. This waits for the device."""
+        return self.found_inf is not None and bool(self.found_inf > 0)
 
     def tensors(self) -> Iterator[Tensor]:
         for passes in self.outputs.values():

@@ -90,12 +90,6 @@ class Trace:
             raise ImportError("Trace.frame needs pandas. Run `pip install pandas`.") from error
         return pandas.DataFrame(self._columns())
 
-    def before(self, step: int) -> "Trace":
-        """The part of the trace that lies before `step`."""
-        keep = self.steps < step
-        values = {name: table[keep] for name, table in self.values.items()}
-        return Trace(self.steps[keep], self.sites, self.kinds, self.sizes, values)
-
     def save_part(self, folder: Path) -> Path:
         """Write the trace as one Parquet file into `folder`, all of it or nothing.
 
@@ -113,7 +107,8 @@ class Trace:
         }
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / PART.format(step=int(self.steps[0]))
-        unfinished = path.with_suffix(".tmp")
+        # Readers of a folder of Parquet files leave out names that begin with a dot.
+        unfinished = path.with_name(f".{path.name}")
         pq.write_table(pa.table(arrays), unfinished, compression="zstd")
         unfinished.replace(path)
         return path
@@ -144,9 +139,11 @@ class Trace:
         folder = Path(run)
         if _parts(folder):
             return load_parts(folder)
-        networks = {path.parent.parent.name for path in folder.glob(f"*/{FOLDER}/{PARTS}")}
+        networks = sorted({path.parent.parent for path in folder.glob(f"*/{FOLDER}/{PARTS}")})
+        if len(networks) == 1:
+            return load_parts(networks[0])
         if networks:
-            names = ", ".join(sorted(networks))
+            names = ", ".join(path.name for path in networks)
             raise ValueError(
                 f"Expected one network, but {folder} holds {names}. Load one of its folders."
             )
@@ -214,6 +211,8 @@ def _parts(run: Path) -> list[Path]:
 
 def drop_from(run: Path, step: int) -> None:
     """Remove the record files that begin at `step` or later, so that training can go on there."""
+    for unfinished in (run / FOLDER).glob(f".{PARTS}"):
+        unfinished.unlink()
     for part in _parts(run):
         if _first_step(part) >= step:
             part.unlink()

@@ -63,6 +63,8 @@ def bench(
     others add a Recorder. Neighbouring timings are compared, so that a machine whose speed
     drifts does not decide.
     """
+    if len(config.networks) != 1:
+        raise ValueError(f"Expected one network to time, but got {', '.join(config.networks)}.")
     if n_rounds < 1 or n_steps < 1:
         raise ValueError(f"Expected at least one round and step, but got {n_rounds}, {n_steps}.")
     batches = _batches(config, n_steps)
@@ -73,7 +75,8 @@ def bench(
         "train, every step": (_train, {"every": 1}),
         "train, every step, parameters only": (_train, {"every": 1, "outputs": False}),
     }
-    model = build_network(config.networks[-1], 10, config, seed=0)
+    (arch,) = config.networks
+    model = build_network(arch, 10, config, seed=0)
     state = start_training(model, config, accelerator)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(-1, n_rounds):  # the round before the first one warms up

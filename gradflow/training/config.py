@@ -113,10 +113,10 @@ class TrainConfig:
             _check(name, getattr(self, name), 0 < getattr(self, name) < 1, "between 0 and 1")
         _check("rotation", self.rotation, 0 <= self.rotation <= 180, "in [0, 180]")
         _check("flip", self.flip, self.flip is None or 0 <= self.flip <= 1, "in [0, 1]")
-        _check("image_size", self.image_size, (self.image_size or 8) >= 8, "at least 8")
+        is_large = self.image_size is None or self.image_size >= 8
+        _check("image_size", self.image_size, is_large, "at least 8")
         _check("batch_size", self.batch_size, self.batch_size >= 2, "at least 2 (BatchNorm)")
-        assert self.networks
-        assert self.seed_list
+        _ = self.networks, self.seed_list  # these check themselves
 
     def _check_choices(self) -> None:
         """A value from Python or a file has not passed through the command line's own check."""
@@ -174,6 +174,12 @@ class TrainConfig:
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote."""
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise ValueError(
+                f"Expected the fields of this version of gradflow in {path}, but got "
+                f"{', '.join(sorted(unknown))} as well. Use the version that wrote it."
+            )
         return cls(**fields | {"out": Path(fields["out"])})
 
 

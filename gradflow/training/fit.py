@@ -32,8 +32,8 @@ class NonFiniteLoss(RuntimeError):
 
     def __init__(self, step: int, loss: float, lr: float) -> None:
         super().__init__(
-            f"The loss was {loss} at step {step} (learning rate {lr:g}). Lower the learning rate, "
-            "or look at the records for the first layer with non-finite values."
+            f"The loss was {loss} at step {step} (learning rate {lr:g}). Lower the learning rate; "
+            "records (--log-grads) show the first layer with non-finite values."
         )
         self.step = step
 

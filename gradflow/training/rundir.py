@@ -8,7 +8,6 @@ runs/20261123-210000-digits/
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -218,7 +217,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON, all or nothing."""
     unfinished = path.with_suffix(".tmp")
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    unfinished.write_text(text + os.linesep, encoding="utf-8")
+    unfinished.write_text(text + "\n", encoding="utf-8")
     unfinished.replace(path)
 
 

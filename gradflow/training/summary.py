@@ -67,7 +67,7 @@ def _network_summary(network: NetworkDir) -> dict[str, Any]:
 
 
 def _gradient_ratio(trace: Trace) -> dict[str, float | None]:
-    """First over last convolution: at step 0, and its geometric mean over all recorded steps."""
+    """First over last convolution: at the first recorded step, and as a mean over all of them."""
     ratio = first_to_last(trace)
     usable = ratio[np.isfinite(ratio)]
     over_training = float(geometric_mean(ratio[:, np.newaxis])[0])

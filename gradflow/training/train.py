@@ -1,6 +1,7 @@
 """One `gradflow train`: from a config to a run on disk, network by network."""
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class Data:
     def to_json(self) -> dict[str, Any]:
         return {
             "classes": list(self.class_names),
+            "pixels_sha256": hashlib.sha256(self.store.pixels.numpy().data).hexdigest(),
             "audit": self.audit.to_json(),
             "split": self.split.to_json(),
         }
@@ -96,7 +98,7 @@ def load_data(
         near_bits=NEAR_TWIN_BITS if config.twins == "near" else None,
     )
     if audit.bad and config.on_bad == "fail":
-        raise BadFiles(_bad_files_text(audit))
+        raise BadFiles(_bad_files_text(audit, config.data))
     split = split_images(
         audit,
         source.labels,
@@ -108,17 +110,16 @@ def load_data(
     return config, Data(audit, store, split)
 
 
-def _bad_files_text(audit: Audit, n_shown: int = 10) -> str:
+def _bad_files_text(audit: Audit, data: str, n_shown: int = 10) -> str:
     lines = [f"  {bad.key}: {bad.reason}" for bad in audit.bad[:n_shown]]
     if len(audit.bad) > n_shown:
         lines.append(f"  … and {len(audit.bad) - n_shown} more")
     return "\n".join(
         [
-            f"Expected every image to be readable, but {len(audit.bad)} of "
-            f"{len(audit.keys)} are not:",
+            f"Expected every image to be there and readable, but {len(audit.bad)} are not:",
             *lines,
             "Mend or remove them, or leave them out with `--on-bad skip`. "
-            f"`gradflow data {audit.name}` lists them all.",
+            f"`gradflow data {data} --all` lists them all.",
         ]
     )
 
@@ -126,7 +127,7 @@ def _bad_files_text(audit: Audit, n_shown: int = 10) -> str:
 def check_same_data(run: RunDir, data: Data) -> None:
     """Refuse to continue a run whose images or split are no longer the same."""
     before, now = run.data(), data.to_json()
-    if before["split"] != now["split"] or before["classes"] != now["classes"]:
+    if any(before[key] != now[key] for key in ("classes", "pixels_sha256", "split")):
         raise ValueError(
             f"Expected the data of {run.path} as they were when it started, but the images or "
             "their split have changed. Start a new run."

@@ -349,9 +349,10 @@ def test_gradients_under_a_grad_scaler_are_true_size(fused: bool) -> None:
             )
 
 
-def test_a_step_that_the_scaler_skips_is_told_apart() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_scaler_skips_is_told_apart(fused: bool) -> None:
     model = small_net()
-    optimizer = sgd(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     images, labels = batch()
     with Recorder(model, optimizer, scaler=scaler) as recorder:
@@ -362,8 +363,54 @@ def test_a_step_that_the_scaler_skips_is_told_apart() -> None:
             scaler.step(optimizer)
             scaler.update()
     assert recorder.skipped_steps == [1]
+    if fused:  # it skips inside its step, which counts
+        assert value(recorder.trace, "update_norm", "0.weight", 1) == 0
+        assert value(recorder.trace, "grad_nonfinite", "0.weight", 1) > 0
+        return
     assert recorder.trace.steps.tolist() == [0, 1]
     assert (recorder.trace.select("output_grad_nonfinite").values == 0).all()
+
+
+def test_a_gradient_penalty_is_no_skipped_step() -> None:
+    """`torch.autograd.grad` leaves no gradient on the parameters, like a skipped step."""
+    model = small_net()
+    optimizer = sgd(model)
+    images, labels = batch()
+    with Recorder(model, optimizer) as recorder:
+        for _ in range(2):
+            optimizer.zero_grad()
+            images.requires_grad_()
+            (slope,) = torch.autograd.grad(model(images).sum(), images, create_graph=True)
+            (F.cross_entropy(model(images), labels) + slope.square().sum()).backward()
+            optimizer.step()
+    assert recorder.skipped_steps == []
+    assert (recorder.trace.select("output_rms").values > 0).all()
+
+
+def test_channels_are_found_in_sequences_and_in_channels_last_networks() -> None:
+    """Two dead channels of four: (N, C, T) behind a Conv1d, (N, H, W, C) behind a Linear."""
+    for layer, x in (
+        (nn.Conv1d(2, 4, 1), torch.randn(5, 2, 7)),
+        (nn.Linear(2, 4), torch.randn(5, 3, 3, 2)),
+        (nn.Linear(2, 4), torch.randn(5, 7, 2)),
+    ):
+        with torch.no_grad():
+            layer.bias.copy_(torch.tensor([-1e3, 1e3, -1e3, 1e3]))
+        model = nn.Sequential(layer, nn.ReLU())
+        optimizer = sgd(model)
+        with Recorder(model, optimizer) as recorder:
+            model(x).sum().backward()
+            optimizer.step()
+        assert value(recorder.trace, "output_dead_fraction", "1") == 0.5, layer
+
+
+def test_norms_without_parameters_are_sites() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.InstanceNorm2d(4), nn.BatchNorm2d(4, affine=False))
+    optimizer = sgd(model)
+    with Recorder(model, optimizer) as recorder:
+        model(batch()[0]).square().sum().backward()
+        optimizer.step()
+    assert {"1", "2"} <= set(recorder.trace.sites)
 
 
 def test_autocast_outputs_are_reduced_in_float32() -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from gradflow import Trace
@@ -77,9 +78,12 @@ def test_frame_has_a_row_per_step_and_site() -> None:
 
 def test_an_unfinished_file_is_not_read(tmp_path: Path) -> None:
     """A process killed while it writes leaves a temporary file, never half a part."""
-    trace().save_part(tmp_path)
-    (tmp_path / "part-000000099.tmp").write_bytes(b"PAR1 cut off")
+    trace().save_part(tmp_path / "records")
+    (tmp_path / "records" / ".part-000000099.parquet").write_bytes(b"PAR1 cut off")
     assert len(Trace.load(tmp_path)) == 3
+    assert len(pq.read_table(tmp_path / "records")) == 9, "other readers leave it out as well"
+    drop_from(tmp_path, 50)
+    assert len(list((tmp_path / "records").iterdir())) == 1
 
 
 def test_drop_from_removes_the_files_of_later_steps(tmp_path: Path) -> None:
@@ -92,8 +96,9 @@ def test_drop_from_removes_the_files_of_later_steps(tmp_path: Path) -> None:
 def test_a_folder_without_records_says_how_to_make_some(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="gradflow train --log-grads"):
         Trace.load(tmp_path)
-    for name in ("plain_34-s0", "resnet_34-s0"):
-        trace().save_part(tmp_path / name / "records")
+    trace().save_part(tmp_path / "plain_34-s0" / "records")
+    assert len(Trace.load(tmp_path)) == 3, "a run of one network is that network"
+    trace().save_part(tmp_path / "resnet_34-s0" / "records")
     with pytest.raises(ValueError, match="holds plain_34-s0, resnet_34-s0. Load one"):
         Trace.load(tmp_path)
 

@@ -59,6 +59,7 @@ def test_seeds_are_a_count_or_a_list(seeds: str, expected: tuple[int, ...]) -> N
         ("rotation", 200.0),
         ("flip", 1.5),
         ("image_size", 4),
+        ("image_size", 0),
         ("patience", -1),
         ("precision", "fp8"),
         ("split", "by hand"),
