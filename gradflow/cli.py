@@ -2,8 +2,9 @@
 
 import dataclasses
 import json as json_
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -186,11 +187,19 @@ def _train_all(
     """Every network of every seed that is not finished yet."""
     cells = [(arch, seed) for seed in config.seed_list for arch in config.networks]
     n_steps = data.training(config, 0).n_batches(accelerator.num_processes) * config.epochs
-    with _progress(log, "training", total=n_steps * len(cells)) as (bar, task):
+    with (
+        _progress(log, "training", total=n_steps * len(cells)) as (bar, task),
+        _stopping_between_steps(log) as stop_if_asked,
+    ):
+
+        def on_step() -> None:
+            bar.advance(task)
+            stop_if_asked()
+
         for number, (arch, seed) in enumerate(cells, start=1):
             network = run.network(arch, seed)
             if not network.is_finished:
-                _train_one(run, network, config, data, accelerator, log, bar, task)
+                _train_one(run, network, config, data, accelerator, log, on_step)
             bar.update(task, completed=number * n_steps)
             accelerator.wait_for_everyone()
 
@@ -202,16 +211,13 @@ def _train_one(
     data: "Data",
     accelerator: "Accelerator",
     log: Console,
-    bar: Progress,
-    task: TaskID,
+    on_step: Callable[[], None],
 ) -> None:
     """Train one network; print and log each epoch."""
     from gradflow.present import terminal
     from gradflow.training.train import train_network
 
-    epochs = train_network(
-        run, network, config, data, accelerator, on_step=lambda: bar.advance(task)
-    )
+    epochs = train_network(run, network, config, data, accelerator, on_step=on_step)
     with ExitStack() as stack:
         sink = _wandb_run(run, network, config, accelerator)
         if sink is not None:
@@ -226,6 +232,32 @@ def _train_one(
                 sink.log_epoch(epoch, chunk, network.trace() if network.has_trace() else None)
         if sink is not None:
             sink.close(_accuracies(network))
+
+
+@contextmanager
+def _stopping_between_steps(log: Console) -> Iterator[Callable[[], None]]:
+    """Let Ctrl-C take effect where the function handed out is called; twice, at once.
+
+    Anywhere else it could meet a file half written or an error of PyTorch's own making.
+    """
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        log.print("Stopping after this step. Ctrl-C again stops at once.")
+
+    def stop_if_asked() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop_if_asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _wandb_run(
