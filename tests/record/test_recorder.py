@@ -571,6 +571,8 @@ def test_parameters_only() -> None:
     assert np.isnan(trace.values["update_norm"]).all()
 
 
+# torch 2.11 warns of itself when torch.compile is imported.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_what_cannot_be_recorded_is_refused_with_a_way_out() -> None:
     model = small_net()
     with pytest.raises(TypeError, match="DataParallel.*Use DistributedDataParallel"):
