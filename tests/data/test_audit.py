@@ -12,7 +12,8 @@ from PIL import Image
 from gradflow.data import NEAR_TWIN_BITS, Audit, Source, audit, open_source, split
 from gradflow.data.twins import by_first_appearance, content_hash, group_near, perceptual_hash
 
-PHOTOGRAPHS = Path(__file__).parents[3] / "shared/data/indonesian_food_5"
+# The original study's photographs are not part of the repository: name their folder to test them.
+PHOTOGRAPHS = Path(os.environ.get("GRADFLOW_PHOTOGRAPHS", "photographs"))
 
 
 def scene(seed: int, width: int = 96, height: int = 64) -> Image.Image:
