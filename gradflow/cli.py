@@ -167,7 +167,7 @@ def _open_run(
     log.print(terminal.audit_view(facts["audit"]), terminal.split_view(facts["split"]))
     if resume is not None:
         run = RunDir.open(resume)
-        check_same_data(run, data)
+        check_same_data(run, facts)
         return run, config, data
     paths = [""]
     if accelerator.is_main_process:
@@ -217,7 +217,7 @@ def _train_one(
     from gradflow.present import terminal
     from gradflow.training.train import train_network
 
-    epochs = train_network(run, network, config, data, accelerator, on_step=on_step)
+    epochs = train_network(network, config, data, accelerator, on_step=on_step)
     with ExitStack() as stack:
         sink = _wandb_run(run, network, config, accelerator)
         if sink is not None:

@@ -6,8 +6,6 @@ from gradflow.analysis import DepthProfile, depth_profile, weight_table
 from gradflow.present import plots
 from gradflow.training.rundir import RunDir
 
-GRAD_NORM = "gradient norm ‖∂L/∂w‖₂ (loss / weight)"
-
 
 def save_figures(run: RunDir) -> dict[str, DepthProfile]:
     """Draw loss curves, depth profiles and heat maps into the run; returns the profiles.
@@ -20,7 +18,7 @@ def save_figures(run: RunDir) -> dict[str, DepthProfile]:
         return {}
     profiles = {name: depth_profile(trace) for name, trace in traces.items()}
     lines = {name: (profile.sites, profile.values) for name, profile in profiles.items()}
-    ax = plots.depth_profile_plot(lines, GRAD_NORM)
+    ax = plots.depth_profile_plot(lines, plots.GRAD_NORM)
     ax.set_title("Gradient norm from input to output, geometric mean over training")
     plots.save(plots.figure_of(ax), run.figures / "depth_profile.png")
     tables = {name: weight_table(trace) for name, trace in traces.items()}
@@ -29,7 +27,7 @@ def save_figures(run: RunDir) -> dict[str, DepthProfile]:
     limits = (float(usable.min()), float(usable.max())) if len(usable) else None
     for name, table in tables.items():
         ax = plots.layer_step_heatmap(
-            table.values, table.steps, table.sites, GRAD_NORM, limits=limits
+            table.values, table.steps, table.sites, plots.GRAD_NORM, limits=limits
         )
         ax.set_title(f"{name}: every layer at every recorded step")
         plots.save(plots.figure_of(ax), run.figures / f"heatmap-{name}.png")

@@ -38,6 +38,8 @@ LUMA = np.array([0.299, 0.587, 0.114])  # of red, green and blue in grey: ITU-R 
 TITLE_WIDTH = 22  # characters of a class name that fit above a map
 DPI = 120  # a heat map is then a PNG of about 50 kB, a saliency grid of two networks 700 kB
 
+GRAD_NORM = "gradient norm ‖∂L/∂w‖₂ (loss / weight)"  # the label of an axis of `grad_norm`
+
 
 class ClassMaps(Protocol):
     """What `saliency_grid` draws of one network: see `gradflow.present.saliency.Attribution`."""

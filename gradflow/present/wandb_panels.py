@@ -29,7 +29,6 @@ STEP = "trainer/step"  # the horizontal axis of every panel: optimizer steps don
 VALUES_PER_LOG = 1_000
 VALUES_PER_EPOCH = 10_000
 
-GRAD_NORM = "gradient norm ‖∂L/∂w‖₂ (loss / weight)"
 IMAGE_DPI = 100  # 700 pixels wide: W&B shows a picture at 400 to 900
 
 
@@ -187,7 +186,7 @@ def _pictures(
     pictures = {}
     if trace is not None and len(trace):
         table = weight_table(trace)
-        ax = plots.layer_step_heatmap(table.values, table.steps, table.sites, GRAD_NORM)
+        ax = plots.layer_step_heatmap(table.values, table.steps, table.sites, plots.GRAD_NORM)
         ax.set_title(f"{name}: {ax.get_title()}", parse_math=False)
         pictures["heatmap"] = ax
     traces = {f"epoch {epoch_index}": chunk, "all epochs so far": trace}
@@ -198,7 +197,7 @@ def _pictures(
     }
     if profiles:
         drawn = {label: (profile.sites, profile.values) for label, profile in profiles.items()}
-        ax = plots.depth_profile_plot(drawn, GRAD_NORM)
+        ax = plots.depth_profile_plot(drawn, plots.GRAD_NORM)
         ax.set_title(f"{name}: {ax.get_title()}", parse_math=False)
         pictures["depth_profile"] = ax
     return pictures

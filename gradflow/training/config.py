@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_args
 
 import yaml
 
-from gradflow.nets import NETWORKS, Init, Shortcut, Stem
+from gradflow.nets import NETWORKS, Init, Shortcut, Stem, stem_for
 
 BOTH = ("plain_34", "resnet_34")
 
@@ -158,8 +158,6 @@ class TrainConfig:
 
     def resolved(self, *, image_size: int, mirror: bool) -> Self:
         """The config with what the data decide filled in."""
-        from gradflow.nets import stem_for
-
         size = self.image_size or image_size
         stem: Stem = stem_for(size) if self.stem == "auto" else self.stem
         flip = (0.5 if mirror else 0.0) if self.flip is None else self.flip

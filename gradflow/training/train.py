@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,9 +124,9 @@ def _bad_files_text(audit: Audit, data: str, n_shown: int = 10) -> str:
     )
 
 
-def check_same_data(run: RunDir, data: Data) -> None:
-    """Refuse to continue a run whose images or split are no longer the same."""
-    before, now = run.data(), data.to_json()
+def check_same_data(run: RunDir, now: Mapping[str, Any]) -> None:
+    """Refuse to continue a run whose images or split, `now` as Data.to_json, are not the same."""
+    before = run.data()
     if any(before[key] != now[key] for key in ("classes", "pixels_sha256", "split")):
         raise ValueError(
             f"Expected the data of {run.path} as they were when it started, but the images or "
@@ -135,7 +135,6 @@ def check_same_data(run: RunDir, data: Data) -> None:
 
 
 def train_network(
-    run: RunDir,
     network: NetworkDir,
     config: TrainConfig,
     data: Data,

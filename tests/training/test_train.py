@@ -46,7 +46,7 @@ def train_all(run: RunDir, config: TrainConfig, data: Any) -> list[Any]:
     for seed in config.seed_list:
         for arch in config.networks:
             network = run.network(arch, seed)
-            epochs += list(train_network(run, network, config, data, accelerator))
+            epochs += list(train_network(network, config, data, accelerator))
     return epochs
 
 
@@ -157,11 +157,11 @@ def test_resumed_training_is_bit_identical(pictures: Path, tmp_path: Path, optim
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(train_network(stopped, network, config, data, accelerator, on_step=interrupt))
+        list(train_network(network, config, data, accelerator, on_step=interrupt))
     assert network.checkpoint.exists()
     assert network.trace().steps[-1] >= 4, "what was recorded stays readable"
     assert not network.is_finished
-    check_same_data(stopped, data)
+    check_same_data(stopped, data.to_json())
     train_all(stopped, config, data)
     assert_same_network(network, whole.network("plain_18", 0))
 
@@ -248,12 +248,12 @@ def test_twins_say_what_the_split_keeps_together(
 def test_a_run_whose_pictures_changed_is_not_continued(pictures: Path, tmp_path: Path) -> None:
     config = TrainConfig(data=str(pictures), out=tmp_path / "runs", **TINY)
     run, config, data = start(config)
-    check_same_data(run, data)
+    check_same_data(run, data.to_json())
     other = (pictures / "red" / "00.png").read_bytes()
     (pictures / "red" / "00.png").write_bytes((pictures / "red" / "01.png").read_bytes())
     (pictures / "red" / "01.png").write_bytes(other)  # only the order has changed
     with pytest.raises(ValueError, match="images or their split have changed"):
-        check_same_data(run, load_data(config)[1])
+        check_same_data(run, load_data(config)[1].to_json())
 
 
 def test_two_processes_train_what_one_trains(pictures: Path, tmp_path: Path) -> None:
