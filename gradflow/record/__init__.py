@@ -4,9 +4,31 @@ Needs torch and NumPy only (pyarrow for files, pandas for frames), and nothing e
 this is what other people's loops import.
 """
 
-from gradflow.record.measures import MEASURES, Measure
+from gradflow.record.measures import (
+    DEFAULT_MEASURES,
+    DERIVED,
+    MEASURES,
+    OUTPUT_MEASURES,
+    PARAMETER_MEASURES,
+    Derived,
+    Measure,
+)
 from gradflow.record.recorder import Recorder
-from gradflow.record.schedule import Schedule, every
-from gradflow.record.trace import Trace
+from gradflow.record.schedule import MaxOverhead, Schedule, every
+from gradflow.record.trace import NonFinite, Trace
 
-__all__ = ["MEASURES", "Measure", "Recorder", "Schedule", "Trace", "every"]
+__all__ = [
+    "DEFAULT_MEASURES",
+    "DERIVED",
+    "MEASURES",
+    "OUTPUT_MEASURES",
+    "PARAMETER_MEASURES",
+    "Derived",
+    "MaxOverhead",
+    "Measure",
+    "NonFinite",
+    "Recorder",
+    "Schedule",
+    "Trace",
+    "every",
+]

@@ -1,210 +1,250 @@
-"""Measures: pure functions of tensors, in as few reads of the data as it takes.
+"""Measures: what is recorded, each with its formula, unit and source.
 
-A step may hold several forward passes (gradient accumulation). What is taken on the device are
-therefore sums, which add up over the passes; `finish_*` turns them into measures on the host, in
-float64. `MEASURES` says what each measure means; n is the number of elements, z an output, w a
-parameter, g = ∂L/∂z or ∂L/∂w.
+A measure is a function of sums (sums.py), finished on the host in float64 over all recorded steps
+and sites at once. z is an output, n its number of elements, w a parameter, g = ∂L/∂z or ∂L/∂w, and
+Δw the change that the optimizer's step made.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+Of = Literal["output", "output gradient", "parameter"]
+# By name, each of shape (steps, sites); NaN where it was not taken.
+Table = np.ndarray
+Sums = Mapping[str, Table]
+
+# What is read of a parameter in one recorded step. Beyond the first two, a read is only taken for
+# a measure that needs it.
+READS: dict[str, tuple[str, ...]] = {
+    # weight and gradient, before the step
+    "step": ("weight_square", "grad_square", "grad_nonfinite", "grad_dot_weight", "filter_squares"),
+    # weights after and before the step (a copy)
+    "update": ("update_square", "changed"),
+    # gradient and weights after and before the step
+    "first order": ("grad_dot_update",),
+    # weights and those at the start of the recording (a copy)
+    "start": ("start_square", "travel_square"),
+    # gradients of this and of the last recorded step (a copy)
+    "last gradient": ("last_grad_square", "grad_dot_last"),
+    # the state of Adam or AdamW
+    "adam": ("adam_attenuation", "adam_step_square"),
+    # gradients of every micro-batch (a copy)
+    "micro-batches": ("n_micro", "micro_square", "micro_total_square"),
+}
+
 
 @dataclass(frozen=True)
 class Measure:
-    """What a number means. `of` says where it is taken: an output, its gradient, a parameter."""
+    """What a number means, and how it is had.
 
-    of: str
+    `of` says where it is taken: an output, its gradient, a parameter. A measure of the user's own
+    has a `function`: of an output tensor, of its gradient, or of a parameter and its gradient. It
+    returns a tensor of one number, is called under `no_grad`, and is averaged over the forward
+    passes of a step::
+
+        Measure("output_p99", "output", "99 % quantile of |z|", "activation",
+                function=lambda z: z.abs().quantile(0.99))
+    """
+
+    name: str
+    of: Of
     formula: str
     unit: str
+    source: str = ""
+    finish: Callable[[Sums], Table] | None = None
+    read: str = "step"  # of a parameter: a key of READS
+    function: Callable[..., Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.of not in ("output", "output gradient", "parameter"):
+            raise ValueError(
+                f"Expected a measure of an output, an output gradient or a parameter, "
+                f"but {self.name!r} is of {self.of!r}."
+            )
+        if (self.finish is None) == (self.function is None):
+            raise ValueError(
+                f"Expected the measure {self.name!r} to have either `function`, of tensors, "
+                "or `finish`, of sums."
+            )
+
+    def number(self, *tensors: Tensor) -> Tensor:
+        """What the user's function says of these tensors, as a vector of one on their device."""
+        assert self.function is not None
+        value = torch.as_tensor(self.function(*tensors), device=tensors[0].device)
+        if value.numel() != 1:
+            raise ValueError(
+                f"Expected the function of the measure {self.name!r} to return one number, "
+                f"but got a tensor of shape {tuple(value.shape)}."
+            )
+        return value.detach().reshape(1).double()
 
 
-MEASURES: dict[str, Measure] = {
-    "output_mean": Measure("output", "Σz / n", "activation"),
-    "output_rms": Measure("output", "√(Σz² / n)", "activation"),
-    "output_zero_fraction": Measure("output", "share of elements with z = 0", "1"),
-    "output_dead_fraction": Measure(
-        "output", "share of channels with z = 0 everywhere in the batch", "1"
-    ),
-    "output_max_abs": Measure("output", "max |z|", "activation"),
-    "output_nonfinite": Measure("output", "number of NaN and ±inf in z", "elements"),
-    "output_grad_norm": Measure("output gradient", "‖∂L/∂z‖₂", "loss / activation"),
-    "output_grad_rms": Measure("output gradient", "‖∂L/∂z‖₂ / √n", "loss / activation"),
-    "output_grad_nonfinite": Measure("output gradient", "number of NaN and ±inf", "elements"),
-    "weight_norm": Measure("parameter", "‖w‖₂ before the step", "weight"),
-    "grad_norm": Measure("parameter", "‖∂L/∂w‖₂ as the optimizer receives it", "loss / weight"),
-    "grad_nonfinite": Measure("parameter", "number of NaN and ±inf in ∂L/∂w", "elements"),
-    "grad_dot_weight": Measure("parameter", "⟨∂L/∂w, w⟩", "loss"),
-    "update_norm": Measure("parameter", "‖w_after − w_before‖₂", "weight"),
-}
-
-# The order of the sums in the vectors that the functions below return and `finish_*` reads.
-#   output:    Σz, Σz², number of z ≠ 0, dead channels, max |z|, non-finite
-#   gradient:  Σg², non-finite
-#   parameter: Σw², Σg², non-finite in g, ⟨g, w⟩
-
-PIECE = 2**17  # elements, 512 kB of float32
+def _root(name: str) -> Callable[[Sums], Table]:
+    return lambda sums: np.sqrt(sums[name])
 
 
-def output_sums(output: Tensor, channel_dim: int) -> Tensor:
-    """The six sums of one layer output, as one float32 vector on its device.
-
-    >>> output_sums(torch.tensor([[3.0, 0.0], [-4.0, 0.0]]), channel_dim=1)
-    tensor([-1., 25.,  2.,  1.,  4.,  0.])
-    """
-    x = as_float(output)
-    flat = flatten_dense(x)
-    # `ne` into a float buffer and its sum: `count_nonzero` takes 25 times as long on a CPU.
-    n_nonzero = torch.ne(flat, 0, out=torch.empty_like(flat)).sum()
-    highest, lowest = _channel_extremes(x, channel_dim)
-    n_dead = ((highest == 0) & (lowest == 0)).sum()
-    max_abs = torch.maximum(highest.amax(), -lowest.amin())
-    square_sum, n_nonfinite = _square_sum(flat)
-    return _stack(flat.sum(), square_sum, n_nonzero, n_dead, max_abs, n_nonfinite)
+def _plain(name: str) -> Callable[[Sums], Table]:
+    return lambda sums: sums[name]
 
 
-def gradient_sums(grad: Tensor) -> Tensor:
-    """Σg² and the number of non-finite elements of one gradient.
-
-    >>> gradient_sums(torch.tensor([3.0, -4.0]))
-    tensor([25.,  0.])
-    """
-    return _stack(*_square_sum(flatten_dense(as_float(grad))))
-
-
-def parameter_sums(weight: Tensor, grad: Tensor | None) -> Tensor:
-    """The four sums of one parameter; those of its gradient are NaN where it has none.
-
-    >>> parameter_sums(torch.tensor([1.0, 2.0]), torch.tensor([3.0, -4.0]))
-    tensor([ 5., 25.,  0., -5.])
-    >>> parameter_sums(torch.tensor([1.0, 2.0]), None)
-    tensor([5., nan, nan, nan])
-    """
-    w = as_float(weight)
-    if grad is None:
-        weight_square = _square_sum(flatten_dense(w))[0]
-        nan = torch.full_like(weight_square, torch.nan)
-        return _stack(weight_square, nan, nan, nan)
-    g = as_float(grad.to_dense() if grad.is_sparse else grad).to(w.dtype)
-    if g.stride() != w.stride():
-        g = torch.empty_like(w).copy_(g)
-    flat_w, flat_g = flatten_dense(w), flatten_dense(g)
-    # Piece by piece, so that both tensors come from memory once and not once per sum.
-    dots = [
-        torch.dot(*pair)
-        for x, y in zip(_pieces(flat_w), _pieces(flat_g), strict=True)
-        for pair in ((x, x), (y, y), (x, y))
-    ]
-    sums = torch.stack(dots).view(-1, 3).sum(0)
-    grad_square, n_nonfinite = _checked(sums[1], flat_g)
-    return _stack(sums[0], grad_square, n_nonfinite, sums[2])
+def _angle(sums: Sums) -> Table:
+    """2 asin(½ ‖ŵ − ŵ₀‖) of the unit vectors: exact for small angles, where acos is not."""
+    now, start = np.sqrt(sums["weight_square"]), np.sqrt(sums["start_square"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        chord_square = (sums["travel_square"] - (now - start) ** 2) / (now * start)
+    return 2 * np.arcsin(np.sqrt(np.clip(chord_square, 0, 4)) / 2)
 
 
-def update_square_sum(after: Tensor, before: Tensor) -> Tensor:
-    """Σ(after − before)², as a scalar on the device; both with the same memory layout.
+def _cosine(sums: Sums) -> Table:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return sums["grad_dot_last"] / np.sqrt(sums["grad_square"] * sums["last_grad_square"])
 
-    >>> update_square_sum(torch.tensor([1.0, 2.0]), torch.tensor([4.0, 6.0]))
-    tensor(25.)
-    """
-    pairs = zip(
-        _pieces(flatten_dense(as_float(after))),
-        _pieces(flatten_dense(as_float(before))),
-        strict=True,
+
+def _noise(sums: Sums) -> Table:
+    """Σᵢ‖hᵢ − h̄‖² / (K − 1), with hᵢ = K gᵢ where gᵢ is what micro-batch i adds to the gradient."""
+    k = np.where(sums["n_micro"] > 1, sums["n_micro"], np.nan)
+    return (k**2 * sums["micro_square"] - k * sums["micro_total_square"]) / (k - 1)
+
+
+_MCCANDLISH = "McCandlish et al. 2018, arXiv:1812.06162, appendix A"
+_INVARIANT = "Arora et al. 2019, arXiv:1812.03981"
+_DEAD = "Lu et al. 2020, arXiv:1903.06733"
+
+_ALL = (
+    Measure("output_mean", "output", "Σz / n", "activation",
+            finish=lambda s: s["sum"] / s["n"]),
+    Measure("output_rms", "output", "√(Σz² / n)", "activation",
+            finish=lambda s: np.sqrt(s["square"] / s["n"])),
+    Measure("output_zero_fraction", "output", "share of elements with z = 0", "1",
+            finish=lambda s: 1 - s["nonzero"] / s["n"]),
+    Measure("output_dead_fraction", "output",
+            "share of channels with z = 0 everywhere in the step", "1", _DEAD,
+            finish=_plain("dead")),
+    Measure("output_dead_window", "output",
+            "share of channels with z = 0 everywhere in the last 16 recorded steps", "1", _DEAD,
+            finish=_plain("dead_window")),
+    Measure("output_max_abs", "output", "max |z|", "activation", finish=_plain("max_abs")),
+    Measure("output_nonfinite", "output", "number of NaN and ±inf in z", "elements",
+            finish=_plain("nonfinite")),
+    Measure("output_grad_norm", "output gradient", "‖∂L/∂z‖₂", "loss / activation",
+            finish=lambda s: np.sqrt(s["output_grad_square"])),
+    Measure("output_grad_rms", "output gradient", "‖∂L/∂z‖₂ / √n", "loss / activation",
+            finish=lambda s: np.sqrt(s["output_grad_square"] / s["n"])),
+    Measure("output_grad_nonfinite", "output gradient", "number of NaN and ±inf", "elements",
+            finish=_plain("output_grad_nonfinite")),
+    Measure("weight_norm", "parameter", "‖w‖₂ before the step", "weight",
+            finish=_root("weight_square")),
+    Measure("grad_norm", "parameter", "‖∂L/∂w‖₂ as the optimizer receives it", "loss / weight",
+            finish=_root("grad_square")),
+    Measure("grad_nonfinite", "parameter", "number of NaN and ±inf in ∂L/∂w", "elements",
+            finish=_plain("grad_nonfinite")),
+    Measure("grad_dot_weight", "parameter", "⟨∂L/∂w, w⟩", "loss",
+            finish=_plain("grad_dot_weight")),
+    Measure("filter_grad_size", "parameter", "√(Σ over filters f of ‖g_f‖² ‖w_f‖²)", "loss",
+            _INVARIANT, finish=_root("filter_squares")),
+    Measure("update_norm", "parameter", "‖Δw‖₂", "weight", read="update",
+            finish=_root("update_square")),
+    Measure("update_changed_fraction", "parameter",
+            "share of elements of w whose bits the step changes", "1", read="update",
+            finish=lambda s: s["changed"] / s["size"]),
+    Measure("grad_dot_update", "parameter", "⟨∂L/∂w, Δw⟩, the first-order change of L", "loss",
+            read="first order", finish=_plain("grad_dot_update")),
+    Measure("angle_from_start", "parameter",
+            "angle between w and w when the recording began", "rad", read="start",
+            finish=_angle),
+    Measure("grad_cosine", "parameter",
+            "cos of the angle between g and g of the last recorded step", "1",
+            read="last gradient", finish=_cosine),
+    Measure("adam_attenuation", "parameter", "mean of √v̂ / (√v̂ + ε) after the step", "1",
+            "Wortsman et al. 2023, arXiv:2309.14322", read="adam",
+            finish=lambda s: s["adam_attenuation"] / s["size"]),
+    Measure("adam_update_rms", "parameter", "rms of m̂ / (√v̂ + ε) after the step", "1",
+            "Kingma & Ba 2015, arXiv:1412.6980", read="adam",
+            finish=lambda s: np.sqrt(s["adam_step_square"] / s["size"])),
+    Measure("grad_noise", "parameter",
+            "Σᵢ‖hᵢ − h̄‖² / (K − 1) over the K micro-batches' gradients h",
+            "(loss / weight)²", _MCCANDLISH, read="micro-batches", finish=_noise),
+    Measure("grad_signal", "parameter", "‖h̄‖² − grad_noise / K, unbiased for ‖E h‖²",
+            "(loss / weight)²", _MCCANDLISH, read="micro-batches",
+            finish=lambda s: s["micro_total_square"] - _noise(s) / s["n_micro"]),
+)  # fmt: skip
+
+MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}
+
+# Recorded unless one chooses: what the two forward reads and the two reads of each parameter give.
+PARAMETER_MEASURES: tuple[str, ...] = tuple(
+    measure.name
+    for measure in _ALL
+    if measure.of == "parameter" and measure.read in ("step", "update")
+)
+OUTPUT_MEASURES: tuple[str, ...] = tuple(
+    measure.name for measure in _ALL if measure.of != "parameter"
+)
+DEFAULT_MEASURES: tuple[str, ...] = OUTPUT_MEASURES + PARAMETER_MEASURES
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A measure that is not stored but computed, on reading, from those that are."""
+
+    name: str
+    of: Of
+    formula: str
+    unit: str
+    needs: tuple[str, ...]
+    compute: Callable[..., Table]
+    source: str = ""
+
+
+def _share(grad_dot_update: Table) -> Table:
+    size = np.abs(grad_dot_update)
+    return size / np.nansum(size, axis=1, keepdims=True)
+
+
+DERIVED: dict[str, Derived] = {
+    derived.name: derived
+    for derived in (
+        Derived("scale_invariant_grad", "parameter", "‖g‖₂ ‖w‖₂", "loss",
+                ("grad_norm", "weight_norm"), lambda g, w: g * w, _INVARIANT),
+        Derived("relative_update", "parameter", "‖Δw‖₂ / ‖w‖₂", "1",
+                ("update_norm", "weight_norm"), lambda d, w: d / w),
+        Derived("loss_share", "parameter", "|⟨g, Δw⟩| / Σ over parameters of |⟨g, Δw⟩|", "1",
+                ("grad_dot_update",), _share),
+        Derived("grad_noise_scale", "parameter", "grad_noise / grad_signal", "micro-batches",
+                ("grad_noise", "grad_signal"), lambda noise, signal: noise / signal, _MCCANDLISH),
+        Derived("grad_snr", "parameter", "grad_signal / grad_noise", "1 / micro-batch",
+                ("grad_noise", "grad_signal"), lambda noise, signal: signal / noise, _MCCANDLISH),
     )
-    differences = (x - y for x, y in pairs)
-    return torch.stack([torch.dot(d, d) for d in differences]).sum()
+}  # fmt: skip
 
 
-def finish_output(sums: np.ndarray, n: np.ndarray, n_channels: np.ndarray) -> dict[str, float]:
-    """Measures of one site from its forward passes: `sums` (passes, 6), `n` (passes,)."""
-    total, square, nonzero, dead = sums[:, :4].sum(axis=0)
-    return {
-        "output_mean": total / n.sum(),
-        "output_rms": np.sqrt(square / n.sum()),
-        "output_zero_fraction": 1 - nonzero / n.sum(),
-        "output_dead_fraction": dead / n_channels.sum(),
-        "output_max_abs": sums[:, 4].max(),
-        "output_nonfinite": sums[:, 5].sum(),
-    }
-
-
-def finish_gradient(sums: np.ndarray, n: np.ndarray) -> dict[str, float]:
-    """Measures of one site's output gradient: `sums` (passes, 2), `n` (passes,)."""
-    square, n_nonfinite = sums.sum(axis=0)
-    return {
-        "output_grad_norm": np.sqrt(square),
-        "output_grad_rms": np.sqrt(square / n.sum()),
-        "output_grad_nonfinite": n_nonfinite,
-    }
-
-
-def finish_parameter(sums: np.ndarray, update_square: float) -> dict[str, float]:
-    """Measures of one parameter from its four sums and the squared norm of its update."""
-    weight_square, grad_square, n_nonfinite, dot = sums
-    return {
-        "weight_norm": np.sqrt(weight_square),
-        "grad_norm": np.sqrt(grad_square),
-        "grad_nonfinite": n_nonfinite,
-        "grad_dot_weight": dot,
-        "update_norm": np.sqrt(update_square),
-    }
-
-
-def as_float(x: Tensor) -> Tensor:
-    """`x` without its graph, as real numbers of at least float32: sums in bf16 would be wrong."""
-    x = x.detach()
-    if x.is_complex():
-        x = torch.view_as_real(x)
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def flatten_dense(x: Tensor) -> Tensor:
-    """The elements of `x` as one dimension, in memory order, without a copy where x is dense."""
-    dense = (
-        x.is_contiguous()
-        or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
-        or (x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d))
-    )
-    return x.as_strided((x.numel(),), (1,)) if dense else x.reshape(-1)
-
-
-def _square_sum(flat: Tensor) -> tuple[Tensor, Tensor]:
-    """Σx² and the number of non-finite elements."""
-    return _checked(torch.stack([torch.dot(x, x) for x in _pieces(flat)]).sum(), flat)
-
-
-def _checked(square_sum: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
-    """`square_sum`, mended where only float32 overflowed, and the number of non-finite elements."""
-    if flat.device.type != "cpu":  # elsewhere a look at the value would wait for the device
-        return square_sum, (~torch.isfinite(flat)).sum()
-    if torch.isfinite(square_sum):
-        return square_sum, torch.zeros(())
-    wide = flat.double()  # a NaN, an inf, or finite values whose squares overflow float32
-    return torch.dot(wide, wide), (~torch.isfinite(flat)).sum()
-
-
-def _pieces(flat: Tensor) -> tuple[Tensor, ...]:
-    """On a CPU, pieces that fit its cache. They also keep the sums exact: one float32 `dot` of 6
-    million values was off by 9e-5 and `vector_norm` by 3e-4, the sum over pieces by 5e-7.
-    """
-    return torch.split(flat, PIECE) if flat.device.type == "cpu" else (flat,)
-
-
-def _channel_extremes(x: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
-    """Largest and smallest element of each channel, two vectors of shape (channels,)."""
-    last = x.movedim(channel_dim, -1)
-    if last.is_contiguous():
-        rows = last.flatten(0, -2)
-        return rows.amax(0), rows.amin(0)
-    others = [dim for dim in range(x.dim()) if dim != channel_dim % x.dim()]
-    return x.amax(others), x.amin(others)
-
-
-def _stack(*scalars: Tensor) -> Tensor:
-    """One vector; float64 where a sum of squares needed it, else float32."""
-    wide = any(scalar.dtype == torch.float64 for scalar in scalars)
-    dtype = torch.float64 if wide else torch.float32
-    return torch.stack([scalar.to(dtype) for scalar in scalars])
+def choose(measures: Sequence[str | Measure]) -> tuple[Measure, ...]:
+    """The measures of these names, and the user's own as they are. Raises ValueError."""
+    chosen = []
+    for measure in measures:
+        if isinstance(measure, Measure):
+            chosen.append(measure)
+        elif measure in MEASURES:
+            chosen.append(MEASURES[measure])
+        elif measure in DERIVED:
+            needs = " and ".join(repr(name) for name in DERIVED[measure].needs)
+            raise ValueError(
+                f"Expected measures that are recorded, but {measure!r} is computed on reading. "
+                f"Record {needs}; `trace.select({measure!r})` gives it."
+            )
+        else:
+            raise ValueError(
+                f"Expected measures of {', '.join(MEASURES)}, or a Measure of your own, "
+                f"but got {measure!r}."
+            )
+    names = [measure.name for measure in chosen]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
+        what = f"got {', '.join(twice)} twice" if twice else "got none"
+        raise ValueError(f"Expected every measure once, and at least one, but {what}.")
+    return tuple(chosen)

@@ -1,5 +1,8 @@
-"""Recorder: takes the measures while a model trains. The only module that touches hooks."""
+"""Recorder: takes the measures while a model trains."""
 
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -7,14 +10,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from gradflow.record import measures
-from gradflow.record.schedule import Schedule
+from gradflow.record.measures import DEFAULT_MEASURES, Measure, choose
+from gradflow.record.outputs import OutputHooks
+from gradflow.record.parameters import ParameterReads
+from gradflow.record.processes import Processes
+from gradflow.record.schedule import MaxOverhead, Schedule
 from gradflow.record.schedule import every as every_n
-from gradflow.record.sites import channel_dim, find_sites, first_floating_tensor, kind_of
-from gradflow.record.steps import RecordedStep, Site, to_trace
-from gradflow.record.trace import FOLDER, Trace, load_parts
+from gradflow.record.sites import kind_of
+from gradflow.record.steps import DeadChannels, Pass, RecordedStep, compact, to_trace
+from gradflow.record.trace import FOLDER, Trace, load_parts, save_skipped_steps
 
 # Recorded steps that are kept on the device before they are written: few enough to lose little
 # when a process is killed, enough to make files of a useful size.
@@ -39,12 +44,16 @@ class Recorder:
     them. On steps that are not recorded the modules carry no hook. The numbers stay on the device
     until 64 steps are full, or until `flush`, `trace` or `close`.
 
-    `every` is a number of optimizer steps or a schedule `step -> bool`. With a `folder` the trace
-    goes there as Parquet files, otherwise it is held in memory. `outputs=False` records the
-    parameters only, and `updates=False` saves the copy of the parameters that measuring the true
-    update takes. Under float16 with a GradScaler, pass it as `scaler`, so that the gradients of
-    the outputs can be given in true size, and skipped steps be told: `skipped_steps` lists them.
-    `first_step` is the number of steps done before.
+    `every` is a number of optimizer steps, a schedule `step -> bool`, or `MaxOverhead(0.02)`,
+    which finds the interval by itself. `measures` are names of `MEASURES`, or a `Measure` of your
+    own; what none of them needs is not read. With a `folder` the trace goes there as Parquet
+    files, otherwise it is held in memory. Under float16 with a GradScaler, pass it as `scaler`, so
+    that the gradients of the outputs can be given in true size. `skipped_steps` lists the steps
+    that came to nothing. `first_step` is the number of steps done before.
+
+    Under DistributedDataParallel give it the wrapped model, on every process: what it records is
+    then that of the whole batch, and the first process writes. Where no torch optimizer makes the
+    update, give None and put the update into `with recorder.around_step():`.
 
     A model in eval mode, or under `no_grad`, is not recorded.
     """
@@ -52,43 +61,45 @@ class Recorder:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | None,
         *,
         every: int | Schedule = 1,
-        outputs: bool = True,
-        updates: bool = True,
+        measures: Sequence[str | Measure] = DEFAULT_MEASURES,
         folder: str | Path | None = None,
         scaler: Any = None,
         first_step: int = 0,
     ) -> None:
-        self.model = model = _unwrap(model, outputs)
+        self.measures = choose(measures)
+        with_outputs = any(measure.of != "parameter" for measure in self.measures)
+        processes = Processes(model)
+        self.model = model = _unwrap(model, with_outputs)
         # accelerate hands out wrappers; the hooks belong on the optimizer inside.
-        self.optimizer: Optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.optimizer: Optimizer | None = getattr(optimizer, "optimizer", optimizer)
+        _check_optimizer_fits(self.optimizer, model)
         self.schedule: Schedule = every if callable(every) else every_n(every)
         self.folder = None if folder is None else Path(folder)
         _check_folder_is_free(self.folder, first_step)
         self.scaler = scaler
         self.step = first_step
         self.skipped_steps: list[int] = []
-        self._with_updates = updates
-        self._parameters = dict(model.named_parameters())
-        _check_optimizer_fits(self.optimizer, self._parameters)
-        self._sites = dict(find_sites(model)) if outputs else {}
-        self._kinds = {name: kind_of(module) for name, module in model.named_modules()}
-        self._site_hooks: list[RemovableHandle] = []
-        self._depth: dict[Site, int] = {}  # in order of first execution
-        self._calls: dict[str, int] = {}
-        self._recomputed_calls: dict[str, int] = {}
-        self._channel_dim: int | None = None  # of the layer that ran before
-        self._current = RecordedStep()
-        self._copies: dict[str, Tensor] = {}  # memory for the parameters before a step
-        self._before: dict[str, Tensor] = {}
-        self._pending: list[tuple[int, RecordedStep]] = []
+        self._processes = processes
+        self._outputs = OutputHooks(model, self.measures, self._skip) if with_outputs else None
+        self._parameters = ParameterReads(model, self.optimizer, self.measures, processes)
+        self._dead = DeadChannels()
+        self._passes: list[Pass] = []  # of the step that is coming to its end
+        self._grad_scale = torch.ones(())
+        self._found_inf: Tensor | None = None
+        self._last: RecordedStep | None = None
+        self._is_scheduled = False
+        self._was_seen = False  # whether an output was ever measured
+        self._pending: list[RecordedStep] = []
         self._flushed: list[Trace] = []
-        self._optimizer_hooks = [
-            self.optimizer.register_step_pre_hook(self._before_step),
-            self.optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._stopwatch = _Stopwatch(self.schedule)
+        self._optimizer_hooks = [] if self.optimizer is None else [
+            self.optimizer.register_step_pre_hook(self._on_step),
+            self.optimizer.register_step_post_hook(self._after_hook),
+        ]  # fmt: skip
+        processes.meet()
         self._arm()
 
     # -- the user's side ---------------------------------------------------------------------
@@ -104,23 +115,42 @@ class Recorder:
     ) -> None:
         self.close()
 
+    @contextmanager
+    def around_step(self) -> Iterator[None]:
+        """Count the update inside as one step: for updates that no torch optimizer makes.
+
+        Gradients must be there on entry. Nothing is counted where the update raises.
+        """
+        self._before_step()
+        yield
+        self._after_step()
+
     @property
     def trace(self) -> Trace:
         """Everything recorded so far. This waits for the device."""
         self.flush()
-        return Trace.concat(self._flushed) if self.folder is None else load_parts(self.folder)
+        if self.folder is not None:
+            return load_parts(self.folder)
+        return Trace.concat(self._flushed).with_skipped(self.skipped_steps)
 
     def flush(self) -> Trace | None:
         """Bring the buffered steps to the host, write them, and return them (None if none)."""
+        start = time.perf_counter()
+        self.skipped_steps += [step.step for step in self._pending if step.was_skipped()]
+        if self.folder is not None and self._processes.is_first:
+            save_skipped_steps(self.folder / FOLDER, self.skipped_steps)
         if not self._pending:
             return None
-        self.skipped_steps += [step for step, recorded in self._pending if recorded.was_skipped()]
-        chunk = to_trace(self._pending, self._depth, list(self._parameters), self._kinds)
+        kinds = {name: kind_of(module) for name, module in self.model.named_modules()}
+        depth = self._outputs.depth if self._outputs is not None else {}
+        chunk = to_trace(self._pending, self.measures, depth, kinds, self._dead)
+        n_steps = len(self._pending)
         self._pending = []
         if self.folder is None:
             self._flushed.append(chunk)
         else:
             chunk.save_part(self.folder / FOLDER)
+        self._stopwatch.flushed(n_steps, time.perf_counter() - start)
         return chunk
 
     def close(self) -> None:
@@ -128,139 +158,148 @@ class Recorder:
         self._disarm()
         for hook in self._optimizer_hooks:
             hook.remove()
-        self._before = {}
-        self._copies = {}
         self.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs so that records go on as if training had not stopped.
+
+        Tensors and plain numbers: what measures over several steps compare with.
+        """
+        self.flush()
+        return {"parameters": self._parameters.state_dict(), "dead": self._dead.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave; `first_step` is the step at which it was taken."""
+        self._parameters.load_state_dict(state["parameters"])
+        self._dead.load_state_dict(state["dead"])
 
     # -- arming ------------------------------------------------------------------------------
 
     def _arm(self) -> None:
-        """Hook the modules if the coming step is to be recorded, unhook them if it is not."""
-        if not self.schedule(self.step):
+        """Hook the model if the coming step is to be recorded, unhook it if it is not."""
+        self._is_scheduled = bool(self.schedule(self.step))
+        if not self._is_scheduled:
             self._disarm()
-            self._copies = {}
-        elif self._sites and not self._site_hooks:
-            self._site_hooks = [
-                self.model.register_forward_pre_hook(self._new_forward),
-                *(
-                    module.register_forward_hook(self._output_hook(name, module))
-                    for name, module in self._sites.items()
-                ),
-            ]
+            return
+        self._parameters.attach()
+        if self._outputs is not None:
+            self._outputs.attach()
 
     def _disarm(self) -> None:
-        for hook in self._site_hooks:
-            hook.remove()
-        self._site_hooks = []
+        self._parameters.detach()
+        if self._outputs is not None:
+            self._outputs.detach()
 
-    # -- forward and backward ----------------------------------------------------------------
-
-    def _new_forward(self, module: nn.Module, args: object) -> None:
-        self._calls, self._recomputed_calls = {}, {}
-        self._channel_dim = None
-        if self.scaler is not None and self._current.gradients and self._no_gradients():
-            # The backward pass of these outputs is over and its gradients are gone without an
-            # optimizer step: a GradScaler met an inf and skipped it.
-            self.skipped_steps.append(self.step)
-            self._current = RecordedStep()
-
-    def _no_gradients(self) -> bool:
-        return all(parameter.grad is None for parameter in self._parameters.values())
-
-    def _output_hook(self, name: str, module: nn.Module) -> Any:
-        def hook(_module: nn.Module, _args: object, output: object) -> None:
-            tensor = first_floating_tensor(output)
-            if tensor is None or not self.model.training or not torch.is_grad_enabled():
-                return
-            site = self._next_site(name)
-            if site is None:
-                return
-            x = tensor.detach()
-            x = x.reshape(1, -1) if x.dim() < 2 else x
-            dim = self._channel_dim = channel_dim(module, x, self._channel_dim)
-            entry = (measures.output_sums(x, dim), x.numel(), x.shape[dim])
-            # The step is bound now: a backward pass that comes after the optimizer has stepped
-            # (two networks in turn, a retained graph) belongs to the step of its forward pass.
-            step = self._current
-            step.outputs.setdefault(site, []).append(entry)
-            if tensor.requires_grad:
-                # A full backward hook on the module would fail before an in-place ReLU or `+=`.
-                tensor.register_hook(  # type: ignore[no-untyped-call]
-                    lambda grad: self._keep_gradient(step, site, grad)
-                )
-
-        return hook
-
-    def _next_site(self, name: str) -> Site | None:
-        """The site of this call, or None where activation checkpointing repeats a known one."""
-        in_backward = torch._C._current_graph_task_id() != -1
-        if in_backward and name in self._calls:
-            return None  # the first time was recorded, and its output carries the gradient hook
-        calls = self._recomputed_calls if in_backward else self._calls
-        site = Site(name, calls.get(name, 0))
-        calls[name] = site.call + 1
-        self._depth.setdefault(site, len(self._depth))
-        return site
-
-    @staticmethod
-    def _keep_gradient(step: RecordedStep, site: Site, grad: Tensor) -> None:
-        entry = (measures.gradient_sums(grad), grad.numel())
-        step.gradients.setdefault(site, []).append(entry)
+    def _skip(self) -> None:
+        self.skipped_steps.append(self.step)
 
     # -- the optimizer's step ----------------------------------------------------------------
 
-    @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        if not self.schedule(self.step):
-            return
-        scale = _fused_scale(optimizer)
-        self._current.grad_scale = self._scale_of_outputs(scale)
-        if scale is not None:
-            self._current.found_inf = getattr(optimizer, "found_inf", None)
-        for name, parameter in self._parameters.items():
-            grad = parameter.grad
-            if grad is not None and scale is not None:
-                grad = grad / scale.to(grad.device)
-            entry = (measures.parameter_sums(parameter, grad), parameter.numel())
-            self._current.parameters[name] = entry
-            if self._with_updates and parameter.grad is not None:
-                self._remember(name, parameter)
-
-    def _remember(self, name: str, parameter: Tensor) -> None:
-        """Copy the parameter, into the memory of the last copy where there was one."""
-        copy = self._copies.get(name)
-        if copy is None or copy.shape != parameter.shape or copy.dtype != parameter.dtype:
-            copy = self._copies[name] = torch.empty_like(parameter)
-        self._before[name] = copy.copy_(parameter)
-
-    def _scale_of_outputs(self, fused_scale: Tensor | None) -> Tensor | None:
-        if fused_scale is not None:
-            return fused_scale
-        if self.scaler is None or not self.scaler.is_enabled():
+    def _on_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Read the gradients now, or, where a closure makes them inside the step, after it."""
+        in_args = len(args) > 1 and callable(args[1])
+        closure = args[1] if in_args else kwargs.get("closure")
+        if closure is None:
+            self._before_step()
             return None
-        device = next(iter(self._parameters.values())).device
-        return torch.tensor(self.scaler.get_scale(), device=device)
+        is_first = True
+
+        def recorded_closure() -> Any:
+            nonlocal is_first
+            loss = closure()
+            if is_first:  # LBFGS calls it several times; the first is at the weights before
+                is_first = False
+                self._before_step()
+            elif self._outputs is not None:
+                self._outputs.take()
+            return loss
+
+        if in_args:
+            return (args[0], recorded_closure, *args[2:]), kwargs
+        return args, {**kwargs, "closure": recorded_closure}
+
+    def _after_hook(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        self._after_step()
 
     @torch.no_grad()
-    def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        if self.schedule(self.step):
-            for name, before in self._before.items():
-                after = self._parameters[name]
-                self._current.updates[name] = measures.update_square_sum(after, before)
-            self._before = {}
-            self._pending.append((self.step, self._current))
-        self._current = RecordedStep()
+    def _before_step(self) -> None:
+        if not self._is_scheduled:
+            return
+        if self._outputs is not None:
+            self._passes = self._outputs.take()
+        scale = _fused_scale(self.optimizer)
+        self._grad_scale = self._scale_of_outputs(scale)
+        # The optimizer lets go of it after its step.
+        self._found_inf = getattr(self.optimizer, "found_inf", None) if scale is not None else None
+        self._parameters.before_step(scale)
+
+    def _scale_of_outputs(self, fused_scale: Tensor | None) -> Tensor:
+        """What the loss, and so the gradients of the outputs, are multiplied by."""
+        if fused_scale is not None:
+            return fused_scale.reshape(())
+        is_scaled = self.scaler is not None and self.scaler.is_enabled()
+        return torch.tensor(self.scaler.get_scale() if is_scaled else 1.0)
+
+    @torch.no_grad()
+    def _after_step(self) -> None:
+        if self._is_scheduled:
+            parameters = self._parameters.after_step()
+            self._check_was_seen()
+            step = compact(
+                self.step, self._passes, parameters, self._grad_scale, self._found_inf, self._last
+            )
+            self._passes = []
+            step = self._last = self._processes.gather(step)
+            if self._processes.is_first:
+                self._pending.append(step)
+        self._stopwatch.step(self._is_scheduled)
         self.step += 1
-        self._calls, self._recomputed_calls = {}, {}
         self._arm()
         if len(self._pending) >= BUFFER_STEPS:
             self.flush()
+
+    def _check_was_seen(self) -> None:
+        """A Recorder that sees nothing says so, at the first step."""
+        self._was_seen = self._was_seen or bool(self._passes)
+        has_gradient = any(p.grad is not None for p in self.model.parameters())
+        if self._outputs is None or self._was_seen or not has_gradient:
+            return
+        self.close()
+        raise RuntimeError(
+            "Expected to see the outputs of the model's layers in this step, but no layer ran "
+            "through its hooks although the parameters have gradients. Was the model compiled "
+            "before the Recorder was made, in eval mode, or called as `model.forward(x)`? Make the "
+            "Recorder before the first compiled call, call `model.train()` and `model(x)`, or "
+            "record parameters only: `measures=PARAMETER_MEASURES`."
+        )
+
+
+class _Stopwatch:
+    """Tells a schedule that asks for it how long steps take, with and without recording."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule if isinstance(schedule, MaxOverhead) else None
+        self._last: float | None = None
+
+    def step(self, is_recorded: bool) -> None:
+        if self._schedule is not None:
+            now = time.perf_counter()
+            if self._last is not None:
+                self._schedule.saw_step(is_recorded, now - self._last)
+            self._last = now
+
+    def flushed(self, n_steps: int, seconds: float) -> None:
+        if self._schedule is not None:
+            self._schedule.saw_flush(n_steps, seconds)
+            self._last = None  # the flush must not count as a long step
 
 
 # -- refusals ----------------------------------------------------------------------------------
 
 
-def _unwrap(model: nn.Module, outputs: bool) -> nn.Module:
+def _unwrap(model: nn.Module, with_outputs: bool) -> nn.Module:
     """The module whose layers carry the user's names, or a clear refusal."""
     if isinstance(model, nn.DataParallel):
         raise TypeError(
@@ -268,15 +307,16 @@ def _unwrap(model: nn.Module, outputs: bool) -> nn.Module:
             "only. Use DistributedDataParallel, or pass `model.module` and one device."
         )
     if isinstance(model, nn.parallel.DistributedDataParallel):
-        return _unwrap(model.module, outputs)
+        return _unwrap(model.module, with_outputs)
     compiled_from = getattr(model, "_orig_mod", None)
     if isinstance(compiled_from, nn.Module):
-        if outputs:
+        if with_outputs:
             raise TypeError(
                 "Expected an uncompiled module, but got one from torch.compile, which would "
-                "silently skip hooks added now. Pass `outputs=False` to record its parameters."
+                "silently skip hooks added now. Give the Recorder the module before it is compiled, "
+                "and then compile; or record the parameters only: `measures=PARAMETER_MEASURES`."
             )
-        return _unwrap(compiled_from, outputs)
+        return _unwrap(compiled_from, with_outputs)
     if any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
         raise TypeError(
             "Expected whole parameters, but got sharded ones (FSDP, tensor parallel). gradflow "
@@ -296,8 +336,15 @@ def _check_folder_is_free(folder: Path | None, first_step: int) -> None:
         )
 
 
-def _check_optimizer_fits(optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> None:
-    ours = {id(parameter) for parameter in parameters.values()}
+def _check_optimizer_fits(optimizer: Optimizer | None, model: nn.Module) -> None:
+    if optimizer is None:
+        return
+    if not hasattr(optimizer, "register_step_pre_hook"):
+        raise TypeError(
+            f"Expected a torch.optim.Optimizer, but got {type(optimizer).__name__}. Pass None, and "
+            "put its update into `with recorder.around_step():`."
+        )
+    ours = {id(parameter) for parameter in model.parameters()}
     theirs = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not ours & theirs:
         raise ValueError(
@@ -306,7 +353,7 @@ def _check_optimizer_fits(optimizer: Optimizer, parameters: dict[str, nn.Paramet
         )
 
 
-def _fused_scale(optimizer: Optimizer) -> Tensor | None:
+def _fused_scale(optimizer: Optimizer | None) -> Tensor | None:
     """The loss scale that a fused optimizer will divide its gradients by, inside its step."""
     scale = getattr(optimizer, "grad_scale", None)
     return scale if isinstance(scale, Tensor) else None

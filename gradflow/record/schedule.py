@@ -1,7 +1,10 @@
 """Schedules: at which optimizer steps to record."""
 
+import math
+from collections import deque
 from collections.abc import Callable
 from numbers import Integral
+from statistics import median
 
 Schedule = Callable[[int], bool]
 
@@ -17,3 +20,91 @@ def every(n_steps: int) -> Schedule:
             f"Expected `every` to be a whole number of at least 1, but got {n_steps!r}."
         )
     return lambda step: step % n_steps == 0
+
+
+class MaxOverhead:
+    """Record as often as a share of the training time allows, found from measured step times.
+
+    After the first step, which is always recorded, it records one step in `PROBE` until it has
+    timed `ENOUGH` steps of both sorts. From their medians follow the price of recording a step,
+    and the interval that keeps it below `share`; both are measured on. Steps are timed from the
+    end of one optimizer step to the end of the next, on the host: on a GPU that is right in the
+    long run, where the host waits for the device.
+
+    >>> schedule = MaxOverhead(0.02)
+    >>> for step in range(60):  # recording takes 9 % of a step
+    ...     is_recorded = schedule(step)
+    ...     schedule.saw_step(is_recorded, 1.09 if is_recorded else 1.0)
+    >>> schedule.interval
+    5
+    >>> round(schedule.price, 3)
+    0.09
+    """
+
+    PROBE = 8
+    ENOUGH = 4
+    MEMORY = 64  # step times; also the longest stretch without an unrecorded step to compare with
+
+    def __init__(self, share: float) -> None:
+        if not 0 < share < 1:
+            raise ValueError(
+                f"Expected a share of the training time between 0 and 1, but got {share!r}."
+            )
+        self.share = share
+        self._recorded: deque[float] = deque(maxlen=self.MEMORY)
+        self._bare: deque[float] = deque(maxlen=self.MEMORY)
+        self._flush = 0.0  # seconds per recorded step
+        self._n_flushed = 0
+        self._next: int | None = None
+        self._total_seconds = 0.0
+        self._n_recorded = 0
+        self._n_since_bare = 0
+        self._is_first = True
+
+    def __call__(self, step: int) -> bool:
+        """Whether to record this step. To be asked once per step."""
+        if self._next is None or step >= self._next:
+            if self._n_since_bare >= self.MEMORY:
+                self._n_since_bare = 0
+                return False  # so that the price stays known
+            self._next = step + self.interval
+            return True
+        return False
+
+    def saw_step(self, is_recorded: bool, seconds: float) -> None:
+        """How long the step took."""
+        self._total_seconds += seconds
+        self._n_recorded += is_recorded
+        self._n_since_bare = self._n_since_bare + 1 if is_recorded else 0
+        if self._is_first:  # it warms up: no step like the others
+            self._is_first = False
+            return
+        (self._recorded if is_recorded else self._bare).append(seconds)
+
+    def saw_flush(self, n_steps: int, seconds: float) -> None:
+        """How long it took to bring so many recorded steps to the host and to write them."""
+        self._total_seconds += seconds
+        self._flush = (self._flush * self._n_flushed + seconds) / (self._n_flushed + n_steps)
+        self._n_flushed += n_steps
+
+    @property
+    def price(self) -> float:
+        """What recording a step costs, in unrecorded steps; NaN until it is known."""
+        if min(len(self._recorded), len(self._bare)) < self.ENOUGH:
+            return math.nan
+        bare = median(self._bare)
+        return max(0.0, (median(self._recorded) + self._flush) / bare - 1)
+
+    @property
+    def interval(self) -> int:
+        """Steps from one recorded step to the next."""
+        price = self.price
+        return self.PROBE if math.isnan(price) else max(1, math.ceil(price / self.share))
+
+    @property
+    def overhead(self) -> float:
+        """The share of the training time that recording has taken so far; NaN until known."""
+        if math.isnan(self.price):
+            return math.nan
+        spent = self._n_recorded * self.price * median(self._bare)
+        return spent / (self._total_seconds - spent)

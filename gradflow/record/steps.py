@@ -1,18 +1,23 @@
-"""What a recorded step holds on the device, and how it becomes a Trace on the host."""
+"""What a recorded step holds on the device, and how recorded steps become a Trace on the host."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradflow.record import measures
+from gradflow.record.measures import READS, Measure
+from gradflow.record.sums import GRADIENT_SUMS, OUTPUT_SUMS
 from gradflow.record.trace import Trace
 
+DEAD_WINDOW = 16  # recorded steps; the formula of `output_dead_window` names it
 
-@dataclass(frozen=True)
-class Site:
+
+class Site(NamedTuple):
     """An output: the module's qualified name and which call of it in one forward pass."""
 
     module: str
@@ -22,95 +27,281 @@ class Site:
         return self.module if self.call == 0 else f"{self.module}#{self.call}"
 
 
-@dataclass
-class RecordedStep:
-    """What one optimizer step has brought so far; the tensors are still on their device."""
+@dataclass(slots=True, eq=False)
+class Pass:
+    """What a forward pass and its backward passes brought so far: sums on their device."""
 
-    # (sums, number of elements, number of channels), one entry per forward pass.
-    outputs: dict[Site, list[tuple[Tensor, int, int]]] = field(default_factory=dict)
-    gradients: dict[Site, list[tuple[Tensor, int]]] = field(default_factory=dict)
-    parameters: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
-    updates: dict[str, Tensor] = field(default_factory=dict)
-    grad_scale: Tensor | None = None  # of the output gradients, under automatic mixed precision
-    found_inf: Tensor | None = None  # above 0 where a fused optimizer skips its step
+    outputs: dict[Site, Tensor] = field(default_factory=dict)  # of OUTPUT_SUMS
+    active: dict[Site, Tensor] = field(default_factory=dict)  # (channels,) uint8
+    gradients: dict[Site, Tensor] = field(default_factory=dict)  # of GRADIENT_SUMS
+    own: dict[tuple[str, Site], Tensor] = field(default_factory=dict)  # the user's own measures
+    # Whether its backward pass adds to the gradients of the parameters, as `autograd.grad` does
+    # not; None before there was one.
+    accumulates: bool | None = None
+    is_late: bool = False  # an optimizer step has come before its backward pass
+
+
+@dataclass(slots=True, eq=False)
+class ParameterSums:
+    """What was read of the parameters in one step."""
+
+    sizes: dict[str, int] = field(default_factory=dict)  # elements
+    # Of READS: which parameters, and (parameters, sums).
+    reads: dict[str, tuple[tuple[str, ...], Tensor]] = field(default_factory=dict)
+    own: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # the user's own measures
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the numbers of a recorded step mean. Steps that are alike share one."""
+
+    outputs: tuple[tuple[Site, ...], ...]  # by pass, as all of these
+    gradients: tuple[tuple[Site, ...], ...]
+    own: tuple[tuple[tuple[str, Site], ...], ...]
+    channels: tuple[tuple[tuple[Site, int], ...], ...]
+    sizes: tuple[tuple[str, int], ...]
+    reads: tuple[tuple[str, tuple[str, ...]], ...]
+    own_of_parameters: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedStep:
+    """The numbers of one optimizer step, still on their device, in the order of `layout`.
+
+    Few objects, whatever the network: a garbage collector that had to walk thousands of small
+    tensors would cost more than the sums do.
+    """
+
+    step: int
+    layout: Layout
+    of_passes: Tensor  # (processes, n) float64
+    channels: Tensor  # (processes, m) uint8
+    of_parameters: Tensor  # (k,) float64
+    grad_scale: Tensor  # () of the output gradients, under automatic mixed precision; else 1
+    found_inf: Tensor | None = None  # above 0 where a fused optimizer skipped its step
 
     def was_skipped(self) -> bool:
         """Whether the optimizer met an inf and changed nothing. This waits for the device."""
         return self.found_inf is not None and bool(self.found_inf > 0)
 
-    def tensors(self) -> Iterator[Tensor]:
-        for passes in self.outputs.values():
-            yield from (entry[0] for entry in passes)
-        for grads in self.gradients.values():
-            yield from (entry[0] for entry in grads)
-        yield from (entry[0] for entry in self.parameters.values())
-        yield from (update.reshape(1) for update in self.updates.values())
-        if self.grad_scale is not None:
-            yield self.grad_scale.reshape(1)
 
-
-def to_trace(
-    steps: list[tuple[int, RecordedStep]],
-    depth: dict[Site, int],
-    parameters: list[str],
-    kinds: dict[str, str],
-) -> Trace:
-    """Finish the measures of some steps on the host, in float64."""
-    seen = {site for _, step in steps for site in (*step.outputs, *step.gradients)}
-    outputs = sorted(seen, key=depth.__getitem__)
-    rows = _in_depth_order(outputs, parameters, depth)
-    column = {name: i for i, name in enumerate(rows)}
-    values = {name: np.full((len(steps), len(rows)), np.nan) for name in measures.MEASURES}
-    sizes = np.zeros(len(rows), dtype=np.int64)
-    for index, (_, step) in enumerate(steps):
-        for name, size, row in _finish(step):
-            sizes[column[name]] = sizes[column[name]] or size
-            for measure, value in row.items():
-                values[measure][index, column[name]] = value
-    return Trace(
-        steps=np.array([step for step, _ in steps], dtype=np.int64),
-        sites=tuple(rows),
-        kinds=tuple(_site_kind(name, rows[name], kinds) for name in rows),
-        sizes=sizes,
-        values=values,
+def compact(
+    step: int,
+    passes: Sequence[Pass],
+    parameters: ParameterSums,
+    grad_scale: Tensor,
+    found_inf: Tensor | None,
+    last: RecordedStep | None,
+) -> RecordedStep:
+    """One step as a few long vectors. It shares the layout of the `last` one, if it is the same."""
+    layout = Layout(
+        outputs=tuple(tuple(one.outputs) for one in passes),
+        gradients=tuple(tuple(one.gradients) for one in passes),
+        own=tuple(tuple(one.own) for one in passes),
+        channels=tuple(
+            tuple((site, x.numel()) for site, x in one.active.items()) for one in passes
+        ),
+        sizes=tuple(parameters.sizes.items()),
+        reads=tuple((read, names) for read, (names, _) in parameters.reads.items()),
+        own_of_parameters=tuple(parameters.own),
+    )
+    of_passes = [
+        x for one in passes for sums in (one.outputs, one.gradients, one.own) for x in sums.values()
+    ]
+    of_parameters = [sums.reshape(-1) for _, sums in parameters.reads.values()]
+    return RecordedStep(
+        step,
+        last.layout if last is not None and last.layout == layout else layout,
+        _joined(of_passes, torch.float64).unsqueeze(0),
+        _joined([x for one in passes for x in one.active.values()], torch.uint8).unsqueeze(0),
+        _joined([*of_parameters, *parameters.own.values()], torch.float64),
+        grad_scale,
+        found_inf,
     )
 
 
-def _finish(step: RecordedStep) -> Iterator[tuple[str, int, dict[str, float]]]:
-    """(site, size, measures) of everything that one step recorded."""
-    host = iter(_to_host(list(step.tensors())))
-    outputs = {s: np.stack([next(host) for _ in passes]) for s, passes in step.outputs.items()}
-    grads = {s: np.stack([next(host) for _ in passes]) for s, passes in step.gradients.items()}
-    parameters = {name: next(host) for name in step.parameters}
-    updates = {name: float(next(host)[0]) for name in step.updates}
-    scale = float(next(host)[0]) if step.grad_scale is not None else 1.0
-    for site, sums in outputs.items():
-        n = np.array([entry[1] for entry in step.outputs[site]])
-        n_channels = np.array([entry[2] for entry in step.outputs[site]])
-        row = measures.finish_output(sums, n, n_channels)
-        if site in grads:
-            grad_sums = grads[site] / np.array([scale**2, 1.0])
-            grad_n = np.array([entry[1] for entry in step.gradients[site]])
-            row |= measures.finish_gradient(grad_sums, grad_n)
-        yield str(site), int(n.sum()), row
-    for name, sums in parameters.items():
-        row = measures.finish_parameter(sums, updates.get(name, np.nan))
-        yield name, step.parameters[name][1], row
-
-
-def _to_host(tensors: list[Tensor]) -> list[np.ndarray]:
-    """The vectors as float64 arrays, in one copy where they share a device."""
+def _joined(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """One vector, on the device of the tensors; a model that is spread out meets on the host."""
     if len({tensor.device for tensor in tensors}) > 1:
         tensors = [tensor.cpu() for tensor in tensors]
-    if not tensors:
-        return []
-    joined = torch.cat(tensors).cpu().double().numpy()
-    ends = np.cumsum([tensor.numel() for tensor in tensors])
-    return np.split(joined, ends[:-1])
+    return torch.cat(tensors) if tensors else torch.empty(0, dtype=dtype)
+
+
+class DeadChannels:
+    """For how many recorded steps in a row each channel of each site has been 0 everywhere."""
+
+    def __init__(self) -> None:
+        self._idle: dict[str, np.ndarray] = {}
+        self._n_steps: dict[str, int] = {}
+
+    def see(self, site: str, active: np.ndarray) -> tuple[float, float]:
+        """Shares of channels that are dead in this step, and in the whole window (else NaN)."""
+        idle = self._idle.get(site)
+        if idle is None or len(idle) != len(active):
+            idle, self._n_steps[site] = np.zeros(len(active), dtype=np.int64), 0
+        idle = self._idle[site] = np.where(active, 0, idle + 1)
+        self._n_steps[site] += 1
+        window = np.count_nonzero(idle >= DEAD_WINDOW) / len(idle)
+        is_full = self._n_steps[site] >= DEAD_WINDOW
+        return np.count_nonzero(idle) / len(idle), window if is_full else np.nan
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Per site the idle steps of each channel, and behind them the number of steps seen."""
+        return {
+            site: torch.tensor([*idle, self._n_steps[site]], dtype=torch.int64)
+            for site, idle in self._idle.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._idle = {site: counts[:-1].numpy().copy() for site, counts in state.items()}
+        self._n_steps = {site: int(counts[-1]) for site, counts in state.items()}
+
+
+def to_trace(
+    steps: Sequence[RecordedStep],
+    measures: Sequence[Measure],
+    depth: Mapping[Site, int],
+    kinds: Mapping[str, str],
+    dead: DeadChannels,
+) -> Trace:
+    """Finish the measures of some steps on the host, in float64."""
+    layouts = list({id(step.layout): step.layout for step in steps}.values())
+    sites = {site for layout in layouts for sites in layout.outputs for site in sites}
+    outputs = sorted(sites, key=depth.__getitem__)
+    parameters = list(dict.fromkeys(name for layout in layouts for name, _ in layout.sizes))
+    rows = _in_depth_order(outputs, parameters, depth)
+    table = _Table(len(steps), list(rows))
+    for _, alike in groupby(enumerate(steps), key=lambda pair: id(pair[1].layout)):
+        indices, group = zip(*alike, strict=True)
+        table.add(slice(indices[0], indices[-1] + 1), group)
+    table.add_dead_channels(steps, dead)
+    return Trace(
+        steps=np.array([step.step for step in steps], dtype=np.int64),
+        sites=tuple(rows),
+        kinds=tuple(_site_kind(name, rows[name], kinds) for name in rows),
+        sizes=table.sizes(),
+        values={measure.name: table.finish(measure) for measure in measures},
+    )
+
+
+class _Table:
+    """Sums by name, each of shape (steps, sites), NaN where nothing was taken."""
+
+    def __init__(self, n_steps: int, sites: Sequence[str]) -> None:
+        shape = (n_steps, len(sites))
+        self._column = {site: i for i, site in enumerate(sites)}
+        # A measure may ask for what none of these steps brought.
+        self._sums: defaultdict[str, np.ndarray] = defaultdict(lambda: np.full(shape, np.nan))
+        self._own: defaultdict[str, np.ndarray] = defaultdict(lambda: np.full(shape, np.nan))
+
+    def finish(self, measure: Measure) -> np.ndarray:
+        if measure.finish is None:
+            return self._own[measure.name]
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return measure.finish(self._sums)
+
+    def sizes(self) -> np.ndarray:
+        """(sites,): elements of the parameter, or of the output in the first step that has it."""
+        sizes = np.where(np.isnan(self._sums["n"]), self._sums["size"], self._sums["n"])
+        first = (~np.isnan(sizes)).argmax(axis=0)
+        return np.nan_to_num(sizes[first, np.arange(sizes.shape[1])]).astype(np.int64)
+
+    def add(self, rows: slice, steps: Sequence[RecordedStep]) -> None:
+        """Steps of one layout."""
+        layout = steps[0].layout
+        numbers = _Reader(torch.stack([step.of_passes for step in steps]).cpu().numpy())
+        self._begin(rows, OUTPUT_SUMS, layout.outputs)
+        grad_sums = [f"output_grad_{name}" for name in GRADIENT_SUMS]
+        self._begin(rows, grad_sums, layout.gradients)
+        n_own = Counter(key for keys in layout.own for key in keys)
+        for name, site in n_own:
+            self._own[name][rows, self._column[str(site)]] = 0
+        for outputs, gradients, own in zip(
+            layout.outputs, layout.gradients, layout.own, strict=True
+        ):
+            self._add_up(rows, OUTPUT_SUMS, outputs, numbers)
+            self._add_up(rows, grad_sums, gradients, numbers)
+            for key in own:
+                value = numbers.take(1)[..., 0].mean(axis=1) / n_own[key]
+                self._own[key[0]][rows, self._column[str(key[1])]] += value
+        # DistributedDataParallel averages: a process's loss is 1/W of the loss of all W.
+        scale = torch.stack([step.grad_scale for step in steps]).cpu().double().numpy()
+        scale = scale * steps[0].of_passes.shape[0]
+        self._sums["output_grad_square"][rows] /= scale[:, None] ** 2
+        self._add_parameters(rows, layout, steps)
+
+    def _begin(self, rows: slice, names: Sequence[str], sites: Sequence[Sequence[Site]]) -> None:
+        columns = self._columns({site for of_pass in sites for site in of_pass})
+        for name in names:
+            self._sums[name][rows, columns] = 0
+
+    def _add_up(
+        self, rows: slice, names: Sequence[str], sites: Sequence[Site], numbers: "_Reader"
+    ) -> None:
+        """The sums of one forward pass, over the processes."""
+        columns = self._columns(sites)
+        sums = numbers.take(len(names) * len(sites))
+        sums = sums.reshape(*sums.shape[:2], len(sites), len(names))
+        for i, name in enumerate(names):
+            table, one = self._sums[name], sums[..., i]
+            if name == "max_abs":
+                table[rows, columns] = np.maximum(table[rows, columns], one.max(axis=1))
+            else:
+                table[rows, columns] += one.sum(axis=1)
+
+    def _add_parameters(self, rows: slice, layout: Layout, steps: Sequence[RecordedStep]) -> None:
+        sizes = dict(layout.sizes)
+        self._sums["size"][rows, self._columns(sizes)] = list(sizes.values())
+        numbers = _Reader(torch.stack([step.of_parameters for step in steps]).cpu().numpy())
+        for read, parameters in layout.reads:
+            names, columns = READS[read], self._columns(parameters)
+            sums = numbers.take(len(names) * len(parameters))
+            sums = sums.reshape(len(steps), len(parameters), len(names))
+            for i, name in enumerate(names):
+                self._sums[name][rows, columns] = sums[..., i]
+        for name, parameter in layout.own_of_parameters:
+            self._own[name][rows, self._column[parameter]] = numbers.take(1)[..., 0]
+
+    def add_dead_channels(self, steps: Sequence[RecordedStep], dead: DeadChannels) -> None:
+        for index, step in enumerate(steps):
+            for site, active in _active_channels(step).items():
+                column = self._column[str(site)]
+                shares = dead.see(str(site), active)
+                self._sums["dead"][index, column], self._sums["dead_window"][index, column] = shares
+
+    def _columns(self, sites: Iterable[object]) -> np.ndarray:
+        return np.array([self._column[str(site)] for site in sites], dtype=np.intp)
+
+
+class _Reader:
+    """Hands out the numbers along the last axis, one stretch after the other."""
+
+    def __init__(self, numbers: np.ndarray) -> None:
+        self._numbers = numbers
+        self._next = 0
+
+    def take(self, n: int) -> np.ndarray:
+        self._next += n
+        return self._numbers[..., self._next - n : self._next]
+
+
+def _active_channels(step: RecordedStep) -> dict[Site, np.ndarray]:
+    """(channels,) per site: a channel is active in a step if it is in one pass of one process."""
+    numbers = _Reader(step.channels.cpu().numpy().max(axis=0, initial=0))
+    active: dict[Site, np.ndarray] = {}
+    for channels in step.layout.channels:
+        for site, n in channels:
+            now, before = numbers.take(n), active.get(site)
+            if before is None or len(before) == n:
+                active[site] = now if before is None else before | now
+            else:  # a dimension that changes from pass to pass counts no channels: all stand alone
+                active[site] = np.concatenate([before, now])
+    return active
 
 
 def _in_depth_order(
-    outputs: list[Site], parameters: list[str], depth: Mapping[Site, int]
+    outputs: Sequence[Site], parameters: Sequence[str], depth: Mapping[Site, int]
 ) -> dict[str, str]:
     """Site name -> module name, the input end first.
 
@@ -128,6 +319,6 @@ def _in_depth_order(
     return {name: module for _, name, module in sorted(order)}
 
 
-def _site_kind(name: str, module: str, kinds: dict[str, str]) -> str:
+def _site_kind(name: str, module: str, kinds: Mapping[str, str]) -> str:
     kind = kinds.get(module, "other")
     return kind if name.partition("#")[0] == module else f"{kind}.{name.rpartition('.')[2]}"

@@ -1,14 +1,15 @@
 """Trace: what a Recorder recorded, as tables of steps × sites."""
 
+import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradflow.record.measures import MEASURES
+from gradflow.record.measures import DERIVED, MEASURES
 
 if TYPE_CHECKING:
     import pandas
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 FOLDER = "records"
 PART = "part-{step:09d}.parquet"
 PARTS = "part-*.parquet"
+SKIPPED = "skipped-steps.json"
+
+
+# In the order in which a step meets them.
+NONFINITE = ("output_nonfinite", "output_grad_nonfinite", "grad_nonfinite")
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Trace:
     kinds: tuple[str, ...]  # (sites,): "conv", "norm", …; of a parameter "conv.weight", …
     sizes: np.ndarray  # (sites,) int64: elements of the parameter, or of the output in one step
     values: dict[str, np.ndarray]  # measure -> (steps, sites) float64
+    skipped_steps: tuple[int, ...] = ()  # that came to nothing, as under a GradScaler
 
     def __post_init__(self) -> None:
         want = (len(self.steps), len(self.sites))
@@ -57,14 +64,15 @@ class Trace:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """The names of the measures, in the order of `MEASURES`."""
+        """The names of the recorded measures, in the order of `MEASURES`."""
         return tuple(sorted(self.values, key=_measure_order))
 
     def select(self, measure: str, kinds: Sequence[str] | None = None) -> "Table":
-        """The sites where `measure` was taken, optionally of some `kinds` only, in depth order."""
-        if measure not in self.values:
-            raise KeyError(f"Expected a measure of {self.measures}, but got {measure!r}.")
-        table = self.values[measure]
+        """The sites where `measure` was taken, optionally of some `kinds` only, in depth order.
+
+        Measures of `DERIVED`, such as `relative_update`, are computed from the recorded ones.
+        """
+        table = self._table(measure)
         # `…_nonfinite` tells a site that was never measured from one that was always NaN.
         taken = ~np.isnan(table).all(axis=0) | self._saw_nonfinite(measure)
         if kinds is not None:
@@ -72,15 +80,50 @@ class Trace:
         columns = np.flatnonzero(taken)
         return Table(self.steps, tuple(self.sites[i] for i in columns), table[:, columns])
 
+    def _table(self, measure: str) -> np.ndarray:
+        """(steps, sites) of a recorded or derived measure. Raises KeyError."""
+        if measure in self.values:
+            return self.values[measure]
+        derived = DERIVED.get(measure)
+        if derived is None:
+            known = (*self.measures, *DERIVED)
+            raise KeyError(f"Expected a measure of {', '.join(known)}, but got {measure!r}.")
+        missing = [name for name in derived.needs if name not in self.values]
+        if missing:
+            raise KeyError(
+                f"Expected {' and '.join(missing)} in the trace, which {measure} is computed from. "
+                f"Record with `measures=[…, {', '.join(map(repr, missing))}]`."
+            )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return derived.compute(*(self.values[name] for name in derived.needs))
+
     def _saw_nonfinite(self, measure: str) -> np.ndarray:
         """(sites,): whether a NaN or inf was counted where `measure` is taken."""
-        of = MEASURES[measure].of if measure in MEASURES else None
+        meaning = MEASURES.get(measure) or DERIVED.get(measure)
+        of = meaning.of if meaning is not None else None
         counts = [
             np.nan_to_num(table).any(axis=0)
             for name, table in self.values.items()
-            if name.endswith("_nonfinite") and MEASURES[name].of == of
+            if name in NONFINITE and MEASURES[name].of == of
         ]
         return np.any(counts, axis=0) if counts else np.zeros(len(self.sites), dtype=bool)
+
+    def nonfinite(self) -> "list[NonFinite]":
+        """Where NaN and inf appeared, the first appearance first: it is the place to look at.
+
+        Within a step outputs come in the order of the layers, then their gradients from the last
+        layer to the first, then the gradients of the parameters, from the last layer too.
+        """
+        found = []
+        for phase, measure in enumerate(NONFINITE):
+            table = np.nan_to_num(self.values.get(measure, np.zeros((len(self), len(self.sites)))))
+            for site in np.flatnonzero(table.any(axis=0)):
+                first = int(np.flatnonzero(table[:, site])[0])
+                where = site if phase == 0 else -site
+                count = int(table[:, site].sum())
+                entry = NonFinite(int(self.steps[first]), self.sites[site], measure, count)
+                found.append(((first, phase, where), entry))
+        return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
 
     def frame(self) -> "pandas.DataFrame":
         """One row per step and site, one column per measure. Needs pandas."""
@@ -182,6 +225,20 @@ class Trace:
             values,
         )
 
+    def with_skipped(self, steps: Iterable[int]) -> "Trace":
+        """The same trace, which knows these skipped steps."""
+        return replace(self, skipped_steps=tuple(steps))
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """NaN or inf at one site."""
+
+    first_step: int
+    site: str
+    measure: str  # the count that found it: `output_nonfinite`, …
+    count: int  # elements, over all recorded steps
+
 
 @dataclass(frozen=True)
 class Table:
@@ -198,10 +255,35 @@ def load_parts(run: Path, *, from_step: int = 0) -> Trace:
     import pyarrow.parquet as pq
 
     parts = [part for part in _parts(run) if _first_step(part) >= from_step]
+    skipped = [step for step in load_skipped_steps(run) if step >= from_step]
     if not parts:
-        return Trace.concat([])
+        return Trace.concat([]).with_skipped(skipped)
     # By name, part after part: the first appearance of a site gives its depth.
-    return _from_table(pa.concat_tables([pq.read_table(part) for part in parts]))
+    tables = [pq.read_table(part) for part in parts]
+    whole = pa.concat_tables(tables, promote_options="default")
+    return _from_table(whole).with_skipped(skipped)
+
+
+def load_skipped_steps(run: Path) -> list[int]:
+    """The skipped steps of a network's folder, or of its `records` folder itself."""
+    for path in (run / FOLDER / SKIPPED, run / SKIPPED):
+        if path.exists():
+            return [int(step) for step in json.loads(path.read_text(encoding="utf-8"))]
+    return []
+
+
+def save_skipped_steps(folder: Path, steps: Sequence[int]) -> None:
+    """Write the list into `folder` where it changed, all of it or nothing."""
+    path = folder / SKIPPED
+    if not steps and not path.exists():
+        return
+    text = json.dumps(list(steps))
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 def _parts(run: Path) -> list[Path]:
@@ -216,6 +298,8 @@ def drop_from(run: Path, step: int) -> None:
     for part in _parts(run):
         if _first_step(part) >= step:
             part.unlink()
+    if skipped := load_skipped_steps(run):
+        save_skipped_steps(run / FOLDER, [one for one in skipped if one < step])
 
 
 def _first_step(part: Path) -> int:

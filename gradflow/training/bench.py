@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from gradflow.data import Augmentation, Batch, Batches, ImageStore
-from gradflow.record import Recorder
+from gradflow.record import PARAMETER_MEASURES, Recorder
 from gradflow.training.config import TrainConfig
 from gradflow.training.fit import TrainingState, start_training, train_steps
 from gradflow.training.rundir import build_network
@@ -73,7 +73,7 @@ def bench(
         "train, not recorded": (_train, {}),
         "train, every 16 steps": (_train, {"every": 16}),
         "train, every step": (_train, {"every": 1}),
-        "train, every step, parameters only": (_train, {"every": 1, "outputs": False}),
+        "train, every step, parameters only": (_train, {"every": 1, "measures": PARAMETER_MEASURES}),
     }
     (arch,) = config.networks
     model = build_network(arch, 10, config, seed=0)

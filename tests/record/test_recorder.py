@@ -563,7 +563,7 @@ def test_records_of_two_trainings_do_not_mix_in_one_folder(tmp_path: Path) -> No
 def test_parameters_only() -> None:
     model = small_net()
     optimizer = sgd(model)
-    with Recorder(model, optimizer, outputs=False, updates=False) as recorder:
+    with Recorder(model, optimizer, measures=["weight_norm", "grad_norm"]) as recorder:
         assert not model[0]._forward_hooks
         train_step(model, optimizer)
     trace = recorder.trace
@@ -580,7 +580,7 @@ def test_what_cannot_be_recorded_is_refused_with_a_way_out() -> None:
     compiled = torch.compile(model)
     with pytest.raises(TypeError, match="torch.compile.*`outputs=False`"):
         Recorder(compiled, sgd(model))
-    with Recorder(compiled, sgd(model), outputs=False) as recorder:
+    with Recorder(compiled, sgd(model), measures=PARAMETER_MEASURES) as recorder:
         assert "0.weight" in recorder._parameters
     with pytest.raises(ValueError, match="holds none of them"):
         Recorder(model, sgd(small_net()))

@@ -1,0 +1,281 @@
+"""Outputs and their gradients: the hooks on a model's layers, and what they reduce on the spot."""
+
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from gradflow.record.measures import Measure
+from gradflow.record.sites import channel_dim, find_sites, first_floating_tensor
+from gradflow.record.steps import Pass, Site
+from gradflow.record.sums import OUTPUT_SUMS, as_real, gradient_sums, output_sums
+
+
+class OutputHooks:
+    """Measures outputs and their gradients while attached; keeps sums, never a tensor.
+
+    A forward pass begins when the model is called, or with the first layer that runs after a
+    backward pass, where a loop calls the parts of a model one by one. `take` hands out the passes
+    since it was called last.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        measures: Sequence[Measure],
+        on_discard: Callable[[], None],
+    ) -> None:
+        self.depth: dict[Site, int] = {}  # in order of first execution
+        self._model = model
+        self._on_discard = on_discard
+        self._own = {
+            of: [m for m in measures if m.of == of and m.function is not None]
+            for of in ("output", "output gradient")
+        }
+        self._with_outputs = any(m.of == "output" for m in measures)
+        self._with_gradients = any(m.of == "output gradient" for m in measures)
+        self._hooks: dict[nn.Module, RemovableHandle] = {}
+        self._model_hook: RemovableHandle | None = None
+        self._modules: list[nn.Module] = []  # that the hooks were made for
+        self._passes: list[Pass] = []
+        self._begin_pass()
+        # torch.compile runs this one as it is, between its compiled regions. The compiler is
+        # there as soon as there is an optimizer; nobody else should pay for its import.
+        self.on_output_untraced = (
+            torch.compiler.disable(self.on_output)
+            if "torch._dynamo" in sys.modules
+            else self.on_output
+        )
+        self._before_relu: set[str] = set()  # modules whose output goes straight into a ReLU
+
+    def _begin_pass(self) -> None:
+        self._pass = Pass()  # joins the others with its first output
+        self._calls: dict[str, int] = {}
+        self._calls_in_backward: dict[str, int] = {}
+        self._calls_without_grad: dict[str, int] = {}
+        self._channel_dim: int | None = None  # of the layer that ran before
+        self._last: _Measured | None = None
+
+    # -- attaching ---------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Hook the layers that the model has now: those that came are added, those gone dropped."""
+        modules = list(self._model.modules())
+        if modules == self._modules:
+            return
+        self._modules = modules
+        sites = {module: name for name, module in find_sites(self._model)}
+        for module in [module for module in self._hooks if module not in sites]:
+            self._hooks.pop(module).remove()
+        for module, name in sites.items():
+            if module not in self._hooks:
+                self._hooks[module] = module.register_forward_hook(_OutputHook(self, name))
+        if self._model_hook is None:
+            self._model_hook = self._model.register_forward_pre_hook(_ForwardHook(self))
+
+    def detach(self) -> None:
+        """Take every hook off the model."""
+        for hook in self._hooks.values():
+            hook.remove()
+        if self._model_hook is not None:
+            self._model_hook.remove()
+        self._hooks, self._model_hook, self._modules = {}, None, []
+
+    def take(self) -> list[Pass]:
+        """The passes since the last call, and start anew.
+
+        A pass without a gradient, where others have one, is left out: it was no training, or its
+        backward pass is still to come, and then it belongs to the next step.
+        """
+        passes, self._passes = self._passes, []
+        self._begin_pass()
+        if not any(one.gradients for one in passes):
+            return passes
+        self._passes = [one for one in passes if not (one.gradients or one.is_late)]
+        for one in self._passes:
+            one.is_late = True
+        return [one for one in passes if one.gradients]
+
+    # -- forward -----------------------------------------------------------------------------
+
+    def on_forward(self) -> None:
+        """The model is called."""
+        if torch._C._current_graph_task_id() == -1:  # else activation checkpointing repeats it
+            self._begin_pass()
+
+    def on_output(
+        self, name: str, module: nn.Module, args: tuple[object, ...], output: object
+    ) -> None:
+        """A layer has run."""
+        tensor = first_floating_tensor(output)
+        if tensor is None or not self._model.training:
+            return
+        if not torch.is_grad_enabled():
+            self._note_depth(name)
+            return
+        site = self._next_site(name)
+        if site is None:
+            return
+        self._measure_output(site, module, args, tensor)
+        if tensor.requires_grad and self._with_gradients:
+            # A full backward hook on the module would fail before an in-place ReLU or `+=`.
+            hook = partial(self._on_gradient, self._pass, site)
+            tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+
+    def _note_depth(self, name: str) -> None:
+        """Reentrant checkpointing runs without grad first, in the right order, and then backward."""
+        call = self._calls_without_grad.get(name, 0)
+        self._calls_without_grad[name] = call + 1
+        self.depth.setdefault(Site(name, call), len(self.depth))
+
+    def _next_site(self, name: str) -> Site | None:
+        """The site of this call, or None where activation checkpointing repeats a known one."""
+        in_backward = torch._C._current_graph_task_id() != -1
+        if in_backward and name in self._calls:
+            return None  # the first time was recorded, and its output carries the gradient hook
+        if not in_backward and self._pass.gradients:
+            self._begin_pass()
+        if not self._pass.outputs:
+            self._discard_what_was_zeroed()
+            self._passes.append(self._pass)
+        calls = self._calls_in_backward if in_backward else self._calls
+        site = Site(name, calls.get(name, 0))
+        calls[name] = site.call + 1
+        self.depth.setdefault(site, len(self.depth))
+        return site
+
+    def _discard_what_was_zeroed(self) -> None:
+        """Passes whose gradients are gone without an optimizer step are no part of this step.
+
+        A GradScaler met an inf and skipped the step, or the loop threw the gradients away.
+        """
+        if any(one.accumulates for one in self._passes) and all(
+            parameter.grad is None for parameter in self._model.parameters()
+        ):
+            self._passes = []
+            self._on_discard()
+
+    def _measure_output(
+        self, site: Site, module: nn.Module, args: tuple[object, ...], tensor: Tensor
+    ) -> None:
+        x = as_real(tensor)
+        x = x.reshape(1, -1) if x.dim() < 2 else x
+        dim = self._channel_dim = channel_dim(module, x, self._channel_dim)
+        if not self._with_outputs:
+            nan = [torch.nan] * (len(OUTPUT_SUMS) - 1)
+            sums = torch.tensor([x.numel(), *nan], dtype=torch.float64, device=x.device)
+            self._pass.outputs[site] = sums
+            return
+        known = self._half_of_relu(module, args)
+        if known is None:
+            is_before_relu = site.module in self._before_relu
+            sums, active = output_sums(x, dim, relu=is_before_relu)
+            self._last = _Measured(tensor, site.module, sums, active, is_before_relu)
+            if is_before_relu:
+                sums, active = sums[: len(OUTPUT_SUMS)], active[: x.shape[dim]]
+        else:
+            sums, active = known
+            self._last = None
+        self._pass.outputs[site] = sums
+        self._pass.active[site] = active
+        for measure in self._own["output"]:
+            self._pass.own[measure.name, site] = measure.number(tensor.detach())
+
+    def _half_of_relu(
+        self, module: nn.Module, args: tuple[object, ...]
+    ) -> tuple[Tensor, Tensor] | None:
+        """The sums of a ReLU that were taken with those of its input, in one read."""
+        if type(module) is not nn.ReLU or self._last is None or not args:
+            return None
+        last = self._last
+        if not last.is_input_of(module, args[0]):
+            return None
+        if not last.has_relu:
+            self._before_relu.add(last.module)
+            return None
+        return last.sums[len(OUTPUT_SUMS) :], last.active[len(last.active) // 2 :]
+
+    # -- backward ----------------------------------------------------------------------------
+
+    def _on_gradient(self, pass_: Pass, site: Site, grad: Tensor) -> None:
+        if pass_.accumulates is None:
+            pass_.accumulates = self._accumulates()
+        sums = gradient_sums(grad)
+        # Several backward passes through one forward pass: their squares add.
+        before = pass_.gradients.get(site)
+        pass_.gradients[site] = sums if before is None else before + sums
+        for measure in self._own["output gradient"]:
+            value = measure.number(grad.detach())
+            key = (measure.name, site)
+            pass_.own[key] = value if key not in pass_.own else pass_.own[key] + value
+
+    def _accumulates(self) -> bool:
+        """Whether the backward pass that is running adds to a parameter's gradient."""
+        leaves = (leaf for leaf in self._model.parameters() if leaf.requires_grad)
+        edges = map(torch.autograd.graph.get_gradient_edge, leaves)
+        try:
+            return any(torch._C._will_engine_execute_node(edge.node) for edge in edges)
+        except RuntimeError:  # parameters are the inputs of `autograd.grad`
+            return False
+
+
+class _Measured:
+    """The output that was measured last: which tensor, in which state, and its sums."""
+
+    __slots__ = ("_tensor", "_version", "active", "has_relu", "module", "sums")
+
+    def __init__(
+        self, tensor: Tensor, module: str, sums: Tensor, active: Tensor, has_relu: bool
+    ) -> None:
+        self.module, self.sums, self.active, self.has_relu = module, sums, active, has_relu
+        self._tensor = weakref.ref(tensor)
+        self._version = tensor._version
+
+    def is_input_of(self, relu: nn.ReLU, tensor: object) -> bool:
+        """Whether `relu`, which has just run, was given this output as it was measured."""
+        if self._tensor() is not tensor:
+            return False
+        assert isinstance(tensor, Tensor)
+        return tensor._version == self._version + relu.inplace
+
+
+class _Hook:
+    """A hook that does nothing in a copy of its module: a copied or loaded model is not watched."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _ignore
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _ignored, ()
+
+
+class _OutputHook(_Hook):
+    def __init__(self, hooks: OutputHooks, name: str) -> None:
+        self._hooks, self._name = hooks, name
+
+    def __call__(self, module: nn.Module, args: tuple[object, ...], output: object) -> None:
+        if torch.compiler.is_compiling():
+            self._hooks.on_output_untraced(self._name, module, args, output)
+        else:
+            self._hooks.on_output(self._name, module, args, output)
+
+
+class _ForwardHook(_Hook):
+    def __init__(self, hooks: OutputHooks) -> None:
+        self._hooks = hooks
+
+    def __call__(self, module: nn.Module, args: object) -> None:
+        self._hooks.on_forward()
+
+
+def _ignore(*args: object) -> None:
+    """The hook of a copy."""
+
+
+def _ignored() -> Callable[..., None]:
+    return _ignore
