@@ -466,6 +466,7 @@ def bench(
     """
     from gradflow.present import terminal
     from gradflow.training.bench import bench as run_bench
+    from gradflow.training.bench import recording_floor
     from gradflow.training.fit import make_accelerator
 
     config = TrainConfig(
@@ -484,14 +485,17 @@ def bench(
             n_steps=steps,
             on_round=lambda: bar.advance(task),
         )
+    floor = recording_floor(config, accelerator)
     if json:
-        print(json_.dumps({"timings": [timing.to_json() for timing in timings]}))
+        timed = [timing.to_json() for timing in timings]
+        print(json_.dumps({"timings": timed, "floor": dataclasses.asdict(floor)}))
     else:
         title = (
             f"{arch}, {image_size} px, batch {batch_size}, {precision}, {accelerator.device}, "
             f"{rounds} rounds of {steps} steps"
         )
         _print(terminal.bench_view(timings, title))
+        _print(terminal.floor_line(floor, timings[0]))
     return OK
 
 

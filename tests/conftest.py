@@ -1,10 +1,16 @@
 """Small data that the tests make for themselves."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+# Keras reads these when it is imported. It writes a settings file into its folder, and does without
+# one where that is no folder.
+os.environ["KERAS_BACKEND"] = "torch"
+os.environ["KERAS_HOME"] = os.devnull
 
 CLASSES = ("blue", "green", "red")
 

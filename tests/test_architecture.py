@@ -12,7 +12,7 @@ import gradflow
 PACKAGE = Path(gradflow.__file__).parent
 
 # A part may import the parts to its left.
-ORDER = ["nets", "record", "data", "analysis", "training", "present", "cli"]
+ORDER = ["nets", "record", "bridges", "data", "analysis", "training", "present", "cli"]
 
 OWNERS = {
     "captum": {"present/saliency.py"},
@@ -22,6 +22,10 @@ OWNERS = {
     "imagehash": {"data/twins.py"},
     "torchvision": {"data/zoo.py", "data/sources.py"},
     "cyclopts": {"cli.py"},
+    "lightning": {"bridges/lightning.py"},
+    "pytorch_lightning": {"bridges/lightning.py"},
+    "transformers": {"bridges/transformers.py"},
+    "keras": {"bridges/keras.py"},
 }
 
 MODULES = sorted(
@@ -54,7 +58,7 @@ def test_imports_point_one_way_and_heavy_libraries_have_one_owner(path: Path) ->
             assert ORDER.index(theirs) <= ORDER.index(part(path)), f"{here} imports {name}"
         assert here in OWNERS.get(root, {here}), f"{root} belongs to {OWNERS[root]}, not {here}"
         assert root != "torch" or part(path) != "analysis", f"{here} must not need torch"
-        if part(path) == "record":
+        if part(path) in ("record", "bridges"):
             assert root != "gradflow" or rest.startswith("record"), f"{here} imports {name}"
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradflow.analysis import DepthProfile
-from gradflow.training.bench import Timing
+from gradflow.training.bench import Floor, Timing
 from gradflow.training.fit import Epoch
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -102,6 +102,7 @@ def summary_view(
         _accuracy_table(summary),
         *(Text(line) for line in _comparison_lines(summary["comparisons"])),
         *_profile_lines(profiles, summary["networks"]),
+        *(Text(line) for line in _recording_lines(summary["networks"])),
         Text(f"\nrun        {summary['run']}"),
         Text(f"next       gradflow saliency IMAGE --run {summary['run']}"),
     )
@@ -139,6 +140,16 @@ def bench_view(timings: Sequence[Timing], title: str) -> Table:
     return table
 
 
+def floor_line(floor: Floor, bare: Timing) -> Text:
+    """The least that recording at every step can cost here."""
+    share = floor.seconds / float(np.median(bare.seconds))
+    return Text(
+        f"floor of recording at every step: {floor.n_bytes / 1e6:.0f} MB at "
+        f"{floor.bytes_per_second / 1e9:.0f} GB/s, {floor.seconds * 1e3:.1f} ms, "
+        f"{share:.1%} of the bare step"
+    )
+
+
 def _accuracy_table(summary: Mapping[str, Any]) -> Table:
     table = Table(title="accuracy (95 % interval)", title_justify="left")
     for name in ("network", "epoch", "train", "validation", "test"):
@@ -161,6 +172,17 @@ def _accuracy_table(summary: Mapping[str, Any]) -> Table:
                 row.append(_published(network["published"]))
             table.add_row(*row)
     return table
+
+
+def _recording_lines(networks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What recording cost, where a share of the training time was set for it."""
+    return [
+        f"{network['name']}: recording took {cost['share_of_time']:.1%} of the training time "
+        f"(allowed {cost['share_allowed']:.1%}; a recorded step costs "
+        f"{cost['price_of_a_recorded_step']:.1%} more; in the end one step in {cost['interval']})"
+        for network in networks
+        if (cost := network.get("recording")) is not None
+    ]
 
 
 def _published(results: Mapping[str, Any] | None) -> str:

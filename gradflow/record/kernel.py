@@ -70,7 +70,7 @@ def _built(compiler: str) -> Path:
             fresh = Path(folder) / name
             subprocess.run(
                 [compiler, *options, str(SOURCE), "-o", str(fresh)],
-                check=True, capture_output=True, text=True, timeout=120,
+                check=True, capture_output=True, timeout=120,
             )  # fmt: skip
             fresh.replace(path)  # whole or not at all, also when two processes compile
     return path
@@ -79,10 +79,10 @@ def _built(compiler: str) -> Path:
 def _openmp(compiler: str) -> list[str]:
     """Threads only from the OpenMP runtime that PyTorch has loaded: two would fight for cores."""
     maps = Path("/proc/self/maps")
-    if not maps.exists() or "libgomp" not in maps.read_text(encoding="utf-8"):
+    if not maps.exists() or b"libgomp" not in maps.read_bytes():
         return []
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30)
-    return ["-fopenmp"] if "Free Software Foundation" in version.stdout else []
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=30)
+    return ["-fopenmp"] if b"Free Software Foundation" in version.stdout else []
 
 
 def _cpu() -> str:
@@ -95,11 +95,11 @@ def _cpu() -> str:
 
 
 def _cache_folder() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "gradflow"
     try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "gradflow"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written to
+    except (OSError, RuntimeError):  # a home that cannot be written to, or none
         return Path(tempfile.mkdtemp(prefix="gradflow-"))
     return folder
 

@@ -7,7 +7,7 @@ and sites at once. z is an output, n its number of elements, w a parameter, g = 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 Of = Literal["output", "output gradient", "parameter"]
 # By name, each of shape (steps, sites); NaN where it was not taken.
-Table = np.ndarray
+Table = Any  # np.ndarray, whose arithmetic has no precise type
 Sums = Mapping[str, Table]
 
 # What is read of a parameter in one recorded step. Beyond the first two, a read is only taken for
@@ -75,7 +75,8 @@ class Measure:
     def number(self, *tensors: Tensor) -> Tensor:
         """What the user's function says of these tensors, as a vector of one on their device."""
         assert self.function is not None
-        value = torch.as_tensor(self.function(*tensors), device=tensors[0].device)
+        with torch.no_grad():
+            value = torch.as_tensor(self.function(*tensors), device=tensors[0].device)
         if value.numel() != 1:
             raise ValueError(
                 f"Expected the function of the measure {self.name!r} to return one number, "
@@ -97,7 +98,8 @@ def _angle(sums: Sums) -> Table:
     now, start = np.sqrt(sums["weight_square"]), np.sqrt(sums["start_square"])
     with np.errstate(divide="ignore", invalid="ignore"):
         chord_square = (sums["travel_square"] - (now - start) ** 2) / (now * start)
-    return 2 * np.arcsin(np.sqrt(np.clip(chord_square, 0, 4)) / 2)
+    angle = 2 * np.arcsin(np.sqrt(np.clip(chord_square, 0, 4)) / 2)
+    return np.where(now * start > 0, angle, np.nan)  # a vector of zeros has no direction
 
 
 def _cosine(sums: Sums) -> Table:

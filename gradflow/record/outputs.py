@@ -39,7 +39,7 @@ class OutputHooks:
         }
         self._with_outputs = any(m.of == "output" for m in measures)
         self._with_gradients = any(m.of == "output gradient" for m in measures)
-        self._hooks: dict[nn.Module, RemovableHandle] = {}
+        self._hooks: dict[nn.Module, tuple[str, RemovableHandle]] = {}
         self._model_hook: RemovableHandle | None = None
         self._modules: list[nn.Module] = []  # that the hooks were made for
         self._passes: list[Pass] = []
@@ -47,7 +47,7 @@ class OutputHooks:
         # torch.compile runs this one as it is, between its compiled regions. The compiler is
         # there as soon as there is an optimizer; nobody else should pay for its import.
         self.on_output_untraced = (
-            torch.compiler.disable(self.on_output)
+            torch.compiler.disable(self.on_output)  # type: ignore[no-untyped-call]
             if "torch._dynamo" in sys.modules
             else self.on_output
         )
@@ -70,17 +70,20 @@ class OutputHooks:
             return
         self._modules = modules
         sites = {module: name for name, module in find_sites(self._model)}
-        for module in [module for module in self._hooks if module not in sites]:
-            self._hooks.pop(module).remove()
+        for module, (name, hook) in list(self._hooks.items()):
+            if sites.get(module) != name:  # gone, or under another name
+                hook.remove()
+                del self._hooks[module]
         for module, name in sites.items():
             if module not in self._hooks:
-                self._hooks[module] = module.register_forward_hook(_OutputHook(self, name))
+                hook = module.register_forward_hook(_OutputHook(self, name))
+                self._hooks[module] = name, hook
         if self._model_hook is None:
             self._model_hook = self._model.register_forward_pre_hook(_ForwardHook(self))
 
     def detach(self) -> None:
         """Take every hook off the model."""
-        for hook in self._hooks.values():
+        for _, hook in self._hooks.values():
             hook.remove()
         if self._model_hook is not None:
             self._model_hook.remove()
@@ -94,12 +97,12 @@ class OutputHooks:
         """
         passes, self._passes = self._passes, []
         self._begin_pass()
-        if not any(one.gradients for one in passes):
+        if not any(one.had_backward for one in passes):
             return passes
-        self._passes = [one for one in passes if not (one.gradients or one.is_late)]
+        self._passes = [one for one in passes if not (one.had_backward or one.is_late)]
         for one in self._passes:
             one.is_late = True
-        return [one for one in passes if one.gradients]
+        return [one for one in passes if one.had_backward]
 
     # -- forward -----------------------------------------------------------------------------
 
@@ -107,6 +110,8 @@ class OutputHooks:
         """The model is called."""
         if torch._C._current_graph_task_id() == -1:  # else activation checkpointing repeats it
             self._begin_pass()
+            if self._model_hook is not None:  # a compiled graph may outlive the hooks
+                self.attach()
 
     def on_output(
         self, name: str, module: nn.Module, args: tuple[object, ...], output: object
@@ -122,13 +127,13 @@ class OutputHooks:
         if site is None:
             return
         self._measure_output(site, module, args, tensor)
-        if tensor.requires_grad and self._with_gradients:
+        if tensor.requires_grad:
             # A full backward hook on the module would fail before an in-place ReLU or `+=`.
             hook = partial(self._on_gradient, self._pass, site)
             tensor.register_hook(hook)  # type: ignore[no-untyped-call]
 
     def _note_depth(self, name: str) -> None:
-        """Reentrant checkpointing runs without grad first, in the right order, and then backward."""
+        """Reentrant checkpointing runs without grad first, and last to first when with grad."""
         call = self._calls_without_grad.get(name, 0)
         self._calls_without_grad[name] = call + 1
         self.depth.setdefault(Site(name, call), len(self.depth))
@@ -138,7 +143,7 @@ class OutputHooks:
         in_backward = torch._C._current_graph_task_id() != -1
         if in_backward and name in self._calls:
             return None  # the first time was recorded, and its output carries the gradient hook
-        if not in_backward and self._pass.gradients:
+        if not in_backward and self._pass.had_backward:
             self._begin_pass()
         if not self._pass.outputs:
             self._discard_what_was_zeroed()
@@ -154,11 +159,21 @@ class OutputHooks:
 
         A GradScaler met an inf and skipped the step, or the loop threw the gradients away.
         """
-        if any(one.accumulates for one in self._passes) and all(
-            parameter.grad is None for parameter in self._model.parameters()
-        ):
+        if any(one.accumulates for one in self._passes) and self._are_zeroed():
             self._passes = []
             self._on_discard()
+
+    def _are_zeroed(self) -> bool:
+        """Whether the parameters' gradients are None, or 0 after a backward pass that was not.
+
+        A look at values waits for the device. It is only taken between the forward passes of one
+        step, and ends at the first gradient that is not 0.
+        """
+        grads = [p.grad for p in self._model.parameters() if p.grad is not None]
+        if any(grad._nnz() if grad.is_sparse else grad.any() for grad in grads):
+            return False
+        sums = [sums for one in self._passes for sums in one.gradients.values()]
+        return not grads or any(one.any() for one in sums)
 
     def _measure_output(
         self, site: Site, module: nn.Module, args: tuple[object, ...], tensor: Tensor
@@ -192,6 +207,8 @@ class OutputHooks:
         """The sums of a ReLU that were taken with those of its input, in one read."""
         if type(module) is not nn.ReLU or self._last is None or not args:
             return None
+        if len(module._forward_hooks) > 1:
+            return None  # another's hook may have changed what the ReLU gave
         last = self._last
         if not last.is_input_of(module, args[0]):
             return None
@@ -205,6 +222,8 @@ class OutputHooks:
     def _on_gradient(self, pass_: Pass, site: Site, grad: Tensor) -> None:
         if pass_.accumulates is None:
             pass_.accumulates = self._accumulates()
+        if not self._with_gradients:
+            return
         sums = gradient_sums(grad)
         # Several backward passes through one forward pass: their squares add.
         before = pass_.gradients.get(site)

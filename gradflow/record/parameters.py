@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -50,13 +51,12 @@ class ParameterReads:
         if "adam" in self._reads:
             _check_is_adam(optimizer)
         if "start" in self._reads:
-            for name, parameter in model.named_parameters():
-                self._start.take(name, parameter)
+            self._take_starts(self._parameters())
 
     def attach(self) -> None:
         """Before a step that is to be recorded."""
         if self._micro is not None:
-            self._micro.attach(self._model)
+            self._micro.attach(self._parameters())
 
     def detach(self) -> None:
         """Before a step that is not."""
@@ -64,36 +64,60 @@ class ParameterReads:
             self._micro.detach()
         self._before = _Copies()
 
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """By name, those that have values: a lazy layer's come with its first forward pass."""
+        named = self._model.named_parameters()
+        return {name: parameter for name, parameter in named if not is_lazy(parameter)}
+
+    def _take_starts(self, parameters: dict[str, nn.Parameter]) -> None:
+        """Where the parameters start: now, for those that are new."""
+        for name, parameter in parameters.items():
+            if self._start.get(name, parameter) is None:
+                self._start.take(name, parameter)
+
     # -- the two reads -----------------------------------------------------------------------
 
-    def before_step(self, grad_scale: Tensor | None) -> None:
+    def before_step(self, grad_scale: Tensor | None, loss_scale: Tensor | None = None) -> None:
         """Read weights and gradients as the optimizer receives them; copy what changes.
 
-        `grad_scale` is what a fused optimizer will divide the gradients by.
+        `grad_scale` is what a fused optimizer will divide the gradients by, `loss_scale` what
+        they were multiplied by in the backward passes: the same, where it is not given.
         """
+        loss_scale = grad_scale if loss_scale is None else loss_scale
         self._sums = ParameterSums()
         if not (self._reads or self._own):
             return
-        parameters = dict(self._model.named_parameters())
-        self._sums.sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+        parameters = self._parameters()
+        self._sums.sizes = {name: _size(parameter) for name, parameter in parameters.items()}
+        if "start" in self._reads:  # with the norm of the weights, so before the step as that is
+            self._take_starts(parameters)
+            self._sums.reads["start"] = self._travel(parameters)
         self._read_step(parameters, grad_scale)
         for measure in self._own:
             for name, parameter in parameters.items():
-                if parameter.grad is not None:
-                    value = measure.number(parameter.detach(), parameter.grad)
-                    self._sums.own[measure.name, name] = value
+                grad = parameter.grad
+                if grad is not None:
+                    grad = grad if grad_scale is None else grad / grad_scale.to(grad.device)
+                    self._sums.own[measure.name, name] = measure.number(parameter.detach(), grad)
         if "last gradient" in self._reads:
             self._compare_with_last(parameters, grad_scale)
         if self._micro is not None:
-            self._sums.reads["micro-batches"] = self._micro.sums(self._processes)
+            names, sums = self._micro.sums(self._processes)
+            if loss_scale is not None and names:
+                one = sums.new_ones(())
+                square = loss_scale.to(sums.device, sums.dtype).reshape(()).square()
+                sums = sums / torch.stack([one, square, square])
+            self._sums.reads["micro-batches"] = (names, sums)
 
     def _read_step(self, parameters: dict[str, nn.Parameter], grad_scale: Tensor | None) -> None:
-        dense = {name: p for name, p in parameters.items() if _has_dense_gradient(p)}
+        grads = {name: parameter.grad for name, parameter in parameters.items()}
+        dense = {name: g for name, g in grads.items() if g is not None and not g.is_sparse}
+        weights = [parameters[name] for name in dense]
         copies: list[Tensor] = []
         if self._reads_update:
-            copies = [self._before.room(name, p) for name, p in dense.items()]
-        self._grad_versions = {name: p.grad._version for name, p in dense.items()}
-        sums = product_sums(list(dense.values()), [p.grad for p in dense.values()], copies)
+            copies = [self._before.room(name, parameters[name]) for name in dense]
+        self._grad_versions = {name: grad._version for name, grad in dense.items()}
+        sums = product_sums(weights, list(dense.values()), copies)
         if grad_scale is not None:
             sums = _unscaled(sums, grad_scale)
         others = [name for name in parameters if name not in dense]
@@ -121,13 +145,11 @@ class ParameterReads:
     def after_step(self) -> ParameterSums:
         """Read what the step has changed; what was read before it and after it."""
         read, self._sums = self._sums, ParameterSums()
-        parameters = dict(self._model.named_parameters())
+        parameters = self._parameters()
         if "update" in self._reads:
             read.reads["update"] = self._compare(parameters, self._before)
         if "first order" in self._reads:
             read.reads["first order"] = self._first_order(parameters)
-        if "start" in self._reads:
-            read.reads["start"] = self._travel(parameters)
         if "adam" in self._reads:
             read.reads["adam"] = self._adam(parameters)
         self._before.forget()
@@ -155,9 +177,6 @@ class ParameterReads:
         return _read(dots)
 
     def _travel(self, parameters: dict[str, nn.Parameter]) -> _Read:
-        for name, parameter in parameters.items():
-            if self._start.get(name, parameter) is None:  # it was added later, and starts now
-                self._start.take(name, parameter)
         names, differences = self._compare(parameters, self._start)
         starts = torch.stack([gradient_sums(self._start.tensors[name])[0] for name in names])
         return names, torch.stack([starts, differences[:, 0]], dim=1)
@@ -195,9 +214,11 @@ class ParameterReads:
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Go on from what `state_dict` gave."""
+        parameters = self._parameters()
         for copies, key in ((self._start, "start"), (self._last_grad, "last_grad")):
             for name, tensor in state[key].items():
-                copies.take(name, tensor)
+                if name in parameters:  # a checkpoint may have been read onto another device
+                    copies.take(name, tensor.to(parameters[name].device))
 
 
 class _Copies:
@@ -245,13 +266,18 @@ class _MicroBatches:
         self._so_far = _Copies()
         self._squares: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._versions: dict[str, int] = {}
         self._hooks: dict[nn.Parameter, RemovableHandle] = {}
 
-    def attach(self, model: nn.Module) -> None:
-        for name, parameter in model.named_parameters():
+    def attach(self, parameters: dict[str, nn.Parameter]) -> None:
+        present = set(parameters.values())
+        for parameter in [parameter for parameter in self._hooks if parameter not in present]:
+            self._hooks.pop(parameter).remove()
+        for name, parameter in parameters.items():
             if parameter.requires_grad and parameter not in self._hooks:
-                hook = parameter.register_post_accumulate_grad_hook(self._hook(name))
-                self._hooks[parameter] = hook
+                self._hooks[parameter] = parameter.register_post_accumulate_grad_hook(
+                    self._hook(name)
+                )  # type: ignore[no-untyped-call]
 
     def detach(self) -> None:
         for hook in self._hooks.values():
@@ -266,6 +292,15 @@ class _MicroBatches:
             if grad is None or grad.is_sparse:
                 return
             before = self._so_far.get(name, grad)
+            if (
+                before is not None
+                and grad.grad_fn is None
+                and grad._version <= self._versions[name]
+            ):
+                # A new tensor: what was there is gone without a step, as where a GradScaler skips.
+                before = None
+                del self._squares[name], self._counts[name]
+            self._versions[name] = grad._version
             if before is None:
                 square = gradient_sums(grad)[0]
             else:
@@ -289,8 +324,9 @@ class _MicroBatches:
         return _read(result)
 
 
-def _has_dense_gradient(parameter: nn.Parameter) -> bool:
-    return parameter.grad is not None and not parameter.grad.is_sparse
+def _size(parameter: Tensor) -> int:
+    """Real numbers: a complex one is summed, and counted, as two."""
+    return parameter.numel() * (2 if parameter.is_complex() else 1)
 
 
 def _unscaled(sums: Tensor, scale: Tensor) -> Tensor:

@@ -18,10 +18,12 @@ class Processes:
     """The processes that train one DistributedDataParallel model, or this one alone."""
 
     def __init__(self, model: nn.Module) -> None:
-        is_parallel = isinstance(model, nn.parallel.DistributedDataParallel)
-        self._group: Any = model.process_group if is_parallel else None
-        self.count = dist.get_world_size(self._group) if is_parallel else 1
-        self.is_first = not is_parallel or dist.get_rank(self._group) == 0
+        self._group: Any = None
+        self.count, self.is_first = 1, True
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            self._group = model.process_group
+            self.count = dist.get_world_size(self._group)
+            self.is_first = dist.get_rank(self._group) == 0
         self._n_met = 0
 
     def meet(self) -> None:
@@ -35,12 +37,21 @@ class Processes:
         store.set(keys[dist.get_rank(self._group)], "here")
         try:
             store.wait(keys, PATIENCE)
-        except dist.DistStoreError as error:
+        except RuntimeError as error:  # DistStoreError, or a file's store that says less
             raise RuntimeError(
                 f"Expected a Recorder on each of the {self.count} processes of this training, but "
                 f"after {PATIENCE.seconds} s some have none. Make it on every process, not on rank "
                 "0 alone: the processes tell it what their shares of the batch did."
             ) from error
+
+    def first_says(self, answer: bool) -> bool:
+        """The answer of the first process."""
+        if self.count == 1:
+            return answer
+        told = [answer]
+        first = 0 if self._group is None else dist.get_global_rank(self._group, 0)
+        dist.broadcast_object_list(told, src=first, group=self._group)
+        return told[0]
 
     def mean(self, x: Tensor) -> Tensor:
         """The mean of a tensor over the processes."""

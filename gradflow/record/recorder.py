@@ -71,7 +71,7 @@ class Recorder:
     ) -> None:
         self.measures = choose(measures)
         with_outputs = any(measure.of != "parameter" for measure in self.measures)
-        processes = Processes(model)
+        processes = Processes(getattr(model, "_orig_mod", model))  # of torch.compile
         self.model = model = _unwrap(model, with_outputs)
         # accelerate hands out wrappers; the hooks belong on the optimizer inside.
         self.optimizer: Optimizer | None = getattr(optimizer, "optimizer", optimizer)
@@ -95,11 +95,11 @@ class Recorder:
         self._pending: list[RecordedStep] = []
         self._flushed: list[Trace] = []
         self._stopwatch = _Stopwatch(self.schedule)
+        processes.meet()
         self._optimizer_hooks = [] if self.optimizer is None else [
             self.optimizer.register_step_pre_hook(self._on_step),
             self.optimizer.register_step_post_hook(self._after_hook),
         ]  # fmt: skip
-        processes.meet()
         self._arm()
 
     # -- the user's side ---------------------------------------------------------------------
@@ -178,6 +178,8 @@ class Recorder:
     def _arm(self) -> None:
         """Hook the model if the coming step is to be recorded, unhook it if it is not."""
         self._is_scheduled = bool(self.schedule(self.step))
+        if isinstance(self.schedule, MaxOverhead):  # every process has timed its own steps
+            self._is_scheduled = self._processes.first_says(self._is_scheduled)
         if not self._is_scheduled:
             self._disarm()
             return
@@ -233,7 +235,7 @@ class Recorder:
         self._grad_scale = self._scale_of_outputs(scale)
         # The optimizer lets go of it after its step.
         self._found_inf = getattr(self.optimizer, "found_inf", None) if scale is not None else None
-        self._parameters.before_step(scale)
+        self._parameters.before_step(scale, self._grad_scale)
 
     def _scale_of_outputs(self, fused_scale: Tensor | None) -> Tensor:
         """What the loss, and so the gradients of the outputs, are multiplied by."""
@@ -313,11 +315,14 @@ def _unwrap(model: nn.Module, with_outputs: bool) -> nn.Module:
         if with_outputs:
             raise TypeError(
                 "Expected an uncompiled module, but got one from torch.compile, which would "
-                "silently skip hooks added now. Give the Recorder the module before it is compiled, "
-                "and then compile; or record the parameters only: `measures=PARAMETER_MEASURES`."
+                "silently skip hooks added now. Give the Recorder the module before it is "
+                "compiled, and then compile; or record the parameters only: "
+                "`measures=PARAMETER_MEASURES`."
             )
         return _unwrap(compiled_from, with_outputs)
-    if any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
+    wrappers = {type(module).__name__ for module in model.modules()}
+    types = {type(parameter).__name__ for parameter in model.parameters()}
+    if "FullyShardedDataParallel" in wrappers or "DTensor" in types:
         raise TypeError(
             "Expected whole parameters, but got sharded ones (FSDP, tensor parallel). gradflow "
             "cannot record those yet: train with DistributedDataParallel to record."

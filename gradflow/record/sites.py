@@ -5,6 +5,7 @@ from dataclasses import is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 _CHANNEL_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LocalResponseNorm)
 _NORMS = (*_CHANNEL_NORMS, nn.LayerNorm)
@@ -18,8 +19,9 @@ _ACTIVATIONS = tuple(
 def find_sites(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Layers whose output is measured: activations, norms, attention, leaves with parameters."""
     for name, module in model.named_modules():
-        is_leaf = next(module.children(), None) is None
-        has_parameters = next(module.parameters(recurse=False), None) is not None
+        # torch.nn.utils.parametrize puts a child into a layer, and the weight into the child.
+        is_leaf = all(child == "parametrizations" for child, _ in module.named_children())
+        has_parameters = is_parametrized(module) or any(True for _ in module.parameters(False))
         if isinstance(module, (*_ACTIVATIONS, *_NORMS, nn.MultiheadAttention)) or (
             is_leaf and has_parameters
         ):

@@ -40,6 +40,10 @@ class Pass:
     accumulates: bool | None = None
     is_late: bool = False  # an optimizer step has come before its backward pass
 
+    @property
+    def had_backward(self) -> bool:
+        return self.accumulates is not None
+
 
 @dataclass(slots=True, eq=False)
 class ParameterSums:
@@ -199,7 +203,8 @@ class _Table:
         if measure.finish is None:
             return self._own[measure.name]
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return measure.finish(self._sums)
+            finished: np.ndarray = measure.finish(self._sums)
+        return finished
 
     def sizes(self) -> np.ndarray:
         """(sites,): elements of the parameter, or of the output in the first step that has it."""

@@ -43,6 +43,7 @@ def output_sums(output: Tensor, channel_dim: int, *, relu: bool = False) -> tupl
     tensor([1, 0], dtype=torch.uint8)
     """
     x = as_real(output)
+    channel_dim %= x.dim()
     library = kernel.for_tensor(x)
     if library is None:
         return _output_sums(x, channel_dim, relu)
@@ -85,11 +86,12 @@ def product_sums(
     >>> product_sums([torch.tensor([[1.0], [2.0]])], [torch.tensor([[3.0], [-4.0]])])
     tensor([[ 5., 25.,  0., -5., 73.]], dtype=torch.float64)
     """
+    alike = [_alike(x, y) for x, y in zip(xs, ys, strict=True)]
+    by_kernel = all(kernel.for_tensor(x) for x, _ in alike)  # one call, or none
     pairs = []
-    for x, y, copy in zip_longest(xs, ys, copies):
-        one, other = _alike(x, y)
+    for (one, other), x, copy in zip_longest(alike, xs, copies):
         rows = one.shape[0] if one.dim() > 1 and one.numel() else 1
-        if copy is not None and not _is_copied_by_kernel(one, x, copy):
+        if copy is not None and not (by_kernel and _is_copied_by_kernel(one, x, copy)):
             copy.copy_(x)
             copy = None
         pairs.append(_Pair(one, other, rows, copy))
@@ -125,6 +127,8 @@ def as_real(x: Tensor) -> Tensor:
     if x.is_complex():
         x = torch.view_as_real(x.resolve_conj())
         x = x.flatten(-2) if x.dim() > 1 else x
+    if x.is_neg():  # as the imaginary part of a conjugate: its memory holds −x
+        x = x.resolve_neg()
     return x.float() if x.dtype == torch.float16 else x
 
 
@@ -132,7 +136,8 @@ def _alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Both as real numbers of one type, which lie in memory in one order."""
     x, y = as_real(x), as_real(y)
     if y.dtype != x.dtype:
-        y = y.to(x.dtype)
+        wide = torch.promote_types(x.dtype, y.dtype)
+        x, y = x.to(wide), y.to(wide)
     if y.stride() != x.stride() or not _is_dense(x):
         y = torch.empty_like(x).copy_(y) if _is_dense(x) else y.contiguous()
         x = _dense(x)
@@ -148,8 +153,7 @@ class _Pair(NamedTuple):
 
 def _is_copied_by_kernel(x: Tensor, original: Tensor, copy: Tensor) -> bool:
     return (
-        kernel.for_tensor(x) is not None
-        and x.data_ptr() == original.data_ptr()
+        x.data_ptr() == original.data_ptr()
         and copy.stride() == original.stride()
         and copy.dtype == original.dtype
     )
@@ -252,7 +256,7 @@ def _difference_sums(pair: _Pair) -> Tensor:
 
 
 def _bits(x: Tensor) -> Tensor:
-    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return x.view(integers[x.element_size()])
 
 
@@ -297,9 +301,11 @@ def _pieces(flat: Tensor) -> tuple[Tensor, ...]:
 
 def _channel_extremes(x: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
     """Largest and smallest element of each channel, two vectors of shape (channels,)."""
+    if x.dim() == 1:
+        return x, x
     last = x.movedim(channel_dim, -1)
     if last.is_contiguous():
         rows = last.flatten(0, -2)
         return rows.amax(0), rows.amin(0)
-    others = [dim for dim in range(x.dim()) if dim != channel_dim % x.dim()]
+    others = [dim for dim in range(x.dim()) if dim != channel_dim]
     return x.amax(others), x.amin(others)

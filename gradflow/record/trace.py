@@ -95,7 +95,8 @@ class Trace:
                 f"Record with `measures=[…, {', '.join(map(repr, missing))}]`."
             )
         with np.errstate(divide="ignore", invalid="ignore"):
-            return derived.compute(*(self.values[name] for name in derived.needs))
+            table: np.ndarray = derived.compute(*(self.values[name] for name in derived.needs))
+        return table
 
     def _saw_nonfinite(self, measure: str) -> np.ndarray:
         """(sites,): whether a NaN or inf was counted where `measure` is taken."""
@@ -159,7 +160,8 @@ class Trace:
     def _columns(self) -> dict[str, Any]:
         """The long form as columns, without the rows where nothing was taken."""
         names = self.measures
-        tables = {name: self.values[name].astype(np.float32) for name in names}
+        with np.errstate(over="ignore"):  # squares beyond float32 are written as inf
+            tables = {name: self.values[name].astype(np.float32) for name in names}
         taken = np.zeros((len(self.steps), len(self.sites)), dtype=bool)
         for table in tables.values():
             taken |= ~np.isnan(table)
@@ -223,6 +225,7 @@ class Trace:
             tuple(facts[site][0] for site in sites),
             np.array([facts[site][1] for site in sites], dtype=np.int64),
             values,
+            tuple(step for trace in traces for step in trace.skipped_steps),
         )
 
     def with_skipped(self, steps: Iterable[int]) -> "Trace":

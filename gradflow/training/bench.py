@@ -26,7 +26,7 @@ class Timing:
 
     name: str
     seconds: np.ndarray  # (rounds,)
-    ratios: np.ndarray  # (rounds,) to the bare loop of the same round
+    ratios: np.ndarray  # (rounds,) to the bare loop timed right before it
 
     @property
     def ratio(self) -> float:
@@ -56,39 +56,35 @@ def bench(
     n_steps: int = 16,
     on_round: Callable[[], None] = lambda: None,
 ) -> list[Timing]:
-    """Time `n_steps` training steps in each way, in turn, `n_rounds` times: A B C D A B C D …
+    """Time `n_steps` training steps in each way, next to as many of the bare loop: A B A C A D …
 
     All ways train the same network on the same images of the config's size. The bare loop gets
-    its batches ready made. "train" is gradflow's loop with augmentation and bookkeeping; the
-    others add a Recorder. Neighbouring timings are compared, so that a machine whose speed
-    drifts does not decide.
+    its batches ready made; "recorded …" adds a Recorder to it and nothing else. "gradflow train"
+    is gradflow's loop with augmentation and bookkeeping. Neighbouring timings are compared, so that
+    a machine whose speed drifts does not decide.
     """
     if len(config.networks) != 1:
         raise ValueError(f"Expected one network to time, but got {', '.join(config.networks)}.")
     if n_rounds < 1 or n_steps < 1:
         raise ValueError(f"Expected at least one round and step, but got {n_rounds}, {n_steps}.")
     batches = _batches(config, n_steps)
-    ways: dict[str, tuple[Callable[..., float], dict[str, Any]]] = {
-        BARE: (_bare, {}),
-        "train, not recorded": (_train, {}),
-        "train, every 16 steps": (_train, {"every": 16}),
-        "train, every step": (_train, {"every": 1}),
-        "train, every step, parameters only": (_train, {"every": 1, "measures": PARAMETER_MEASURES}),
-    }
     (arch,) = config.networks
-    model = build_network(arch, 10, config, seed=0)
-    state = start_training(model, config, accelerator)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for round_ in range(-1, n_rounds):  # the round before the first one warms up
-        for name, (run, recording) in ways.items():
-            taken = run(state, batches, recording)
-            if round_ >= 0:
-                seconds[name].append(taken / n_steps)
+    state = start_training(build_network(arch, 10, config, seed=0), config, accelerator)
+    _bare(state, batches, {})  # warms up
+    # By way and round: seconds per step of the bare loop, and of the way right after it.
+    pairs = np.zeros((len(WAYS), n_rounds, 2))
+    for round_ in range(n_rounds):
+        for way, (run, recording) in enumerate(WAYS.values()):
+            pairs[way, round_, 0] = _bare(state, batches, {}) / n_steps
+            pairs[way, round_, 1] = run(state, batches, recording) / n_steps
         on_round()
-    bare = np.array(seconds[BARE])
-    return [
-        Timing(name, np.array(taken), np.array(taken) / bare) for name, taken in seconds.items()
+    bare, taken = pairs[..., 0], pairs[..., 1]
+    timings = [Timing(BARE, np.median(bare, axis=0), np.ones(n_rounds))]
+    timings += [
+        Timing(name, seconds, seconds / of_bare)
+        for name, seconds, of_bare in zip(WAYS, taken, bare, strict=True)
     ]
+    return timings
 
 
 def _batches(config: TrainConfig, n_steps: int) -> Batches:
@@ -111,10 +107,12 @@ def _bare(state: TrainingState, batches: Batches, recording: dict[str, Any]) -> 
     """What a careful user writes without gradflow, on batches that lie ready on the device."""
     ready = list(batches.epoch(0, device=state.accelerator.device))
     state.model.train()
-    with _timer(state) as timer:
+
+    def steps() -> None:
         for batch in ready:
             _bare_step(state, batch)
-    return timer[0]
+
+    return _timed(state, recording, steps)
 
 
 def _bare_step(state: TrainingState, batch: Batch) -> None:
@@ -126,16 +124,75 @@ def _bare_step(state: TrainingState, batch: Batch) -> None:
 
 
 def _train(state: TrainingState, batches: Batches, recording: dict[str, Any]) -> float:
-    recorder = Recorder(state.model, state.optimizer, **recording) if recording else None
+    return _timed(state, recording, lambda: train_steps(state, batches))
+
+
+def _timed(state: TrainingState, recording: dict[str, Any], steps: Callable[[], object]) -> float:
+    """Seconds that the steps take; with a Recorder, bringing its records to the host included."""
+    recorder = Recorder(state.prepared_model, state.optimizer, **recording) if recording else None
     try:
         with _timer(state) as timer:
-            train_steps(state, batches)
+            steps()
             if recorder is not None:
                 recorder.flush()
     finally:
         if recorder is not None:
             recorder.close()
     return timer[0]
+
+
+# What is timed next to the bare loop: how to train, and the options of the Recorder, if any.
+WAYS: dict[str, tuple[Callable[..., float], dict[str, Any]]] = {
+    "bare again (the noise)": (_bare, {}),
+    "recorded at every step": (_bare, {"every": 1}),
+    "recorded at every 16th step": (_bare, {"every": 16}),
+    "every step, parameters only": (_bare, {"measures": PARAMETER_MEASURES}),
+    "every step, gradient norms only": (_bare, {"measures": ["grad_norm"]}),
+    "gradflow train, not recorded": (_train, {}),
+    "gradflow train, recorded at every step": (_train, {"every": 1}),
+}
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least that recording a step can take: its bytes over the speed of this memory."""
+
+    n_bytes: int
+    bytes_per_second: float
+
+    @property
+    def seconds(self) -> float:
+        return self.n_bytes / self.bytes_per_second
+
+
+def recording_floor(config: TrainConfig, accelerator: Accelerator) -> Floor:
+    """Bytes that must be read: every output and its gradient once, and of the parameters weight,
+    gradient, copy before the step, and weight and copy after it. A ReLU straight behind a layer
+    needs no read; it is counted, so recording can be a little faster than this.
+    """
+    (arch,) = config.networks
+    state = start_training(build_network(arch, 10, config, seed=0), config, accelerator)
+    state.model.train()
+    with Recorder(state.prepared_model, state.optimizer) as recorder:
+        train_steps(state, _batches(config, 1))
+    trace = recorder.trace
+    is_parameter = ~np.isnan(trace.values["weight_norm"][0])
+    n_outputs, n_weights = trace.sizes[~is_parameter].sum(), trace.sizes[is_parameter].sum()
+    itemsize = 2 if config.precision == "bf16" else 4
+    return Floor(int(2 * n_outputs * itemsize + 5 * n_weights * 4), _read_speed(accelerator))
+
+
+def _read_speed(accelerator: Accelerator, n: int = 2**26, n_times: int = 7) -> float:
+    """Bytes per second at which PyTorch reads two long vectors, the best of some times."""
+    x, y = torch.ones(2, n, device=accelerator.device)
+    taken = []
+    for _ in range(n_times):
+        _wait_for(accelerator)
+        start = time.perf_counter()
+        torch.dot(x, y)
+        _wait_for(accelerator)
+        taken.append(time.perf_counter() - start)
+    return float(2 * x.nbytes / min(taken))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 import yaml
 
 from gradflow.nets import NETWORKS, Init, Shortcut, Stem, stem_for
+from gradflow.record import MaxOverhead
 
 BOTH = ("plain_34", "resnet_34")
 
@@ -92,6 +93,9 @@ class TrainConfig:
     """Record gradients, activations and updates of every layer."""
     every: int = 1
     """Record at one step in so many."""
+    max_overhead: str | None = None
+    """Record as often as this share of the training time allows, such as 2%, instead of at every
+    so many steps; the run tells what it cost."""
     wandb: Literal["offline", "online", "off"] = "offline"
     """Weights & Biases: a local file (no account), the service, or nothing."""
     project: str = "gradflow"
@@ -116,7 +120,12 @@ class TrainConfig:
         is_large = self.image_size is None or self.image_size >= 8
         _check("image_size", self.image_size, is_large, "at least 8")
         _check("batch_size", self.batch_size, self.batch_size >= 2, "at least 2 (BatchNorm)")
-        _ = self.networks, self.seed_list  # these check themselves
+        if self.max_overhead is not None and self.every != 1:
+            raise ValueError(
+                f"Expected `every` or `max_overhead`, but got both ({self.every} and "
+                f"{self.max_overhead}). Leave one out."
+            )
+        _ = self.networks, self.seed_list, self.record_schedule()  # these check themselves
 
     def _check_choices(self) -> None:
         """A value from Python or a file has not passed through the command line's own check."""
@@ -155,6 +164,24 @@ class TrainConfig:
                 f"but got {self.seeds!r}."
             )
         return seeds
+
+    def record_schedule(self) -> int | MaxOverhead:
+        """When to record, for the Recorder of one network.
+
+        >>> TrainConfig(max_overhead="2%").record_schedule().share
+        0.02
+        """
+        if self.max_overhead is None:
+            return self.every
+        text = self.max_overhead.strip()
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+            return MaxOverhead(share)
+        except ValueError:
+            raise ValueError(
+                "Expected `max_overhead` to be a share of the training time, such as 2% or 0.02, "
+                f"but got {self.max_overhead!r}."
+            ) from None
 
     def resolved(self, *, image_size: int, mirror: bool) -> Self:
         """The config with what the data decide filled in."""

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from gradflow.data import Batch, Batches
+from gradflow.record import NonFinite
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import predict
 
@@ -28,14 +29,23 @@ LOSSES_READ_TOGETHER = 16
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite at `step` (optimizer steps before it)."""
+    """The loss became NaN or infinite at `step` (optimizer steps before it).
 
-    def __init__(self, step: int, loss: float, lr: float) -> None:
+    `first` is where records saw the first NaN or inf, if there are records.
+    """
+
+    def __init__(self, step: int, loss: float, lr: float, first: NonFinite | None = None) -> None:
+        where = "records (--log-grads) show the first layer with non-finite values."
+        if first is not None:
+            where = (
+                f"the first recorded NaN or inf is at {first.site}, step {first.first_step} "
+                f"({first.measure})."
+            )
         super().__init__(
             f"The loss was {loss} at step {step} (learning rate {lr:g}). Lower the learning rate; "
-            "records (--log-grads) show the first layer with non-finite values."
+            + where
         )
-        self.step = step
+        self.step, self.loss, self.lr, self.first = step, loss, lr, first
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ def _network_summary(network: NetworkDir) -> dict[str, Any]:
         "epochs": len(history),
         "seconds_training": sum(epoch["seconds"] for epoch in history),
         "published": evaluation["published"],
+        "recording": evaluation.get("recording"),
     }
     for which in ("last", "best"):
         summary[which] = {"epoch": evaluation[which]["epoch"]} | {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ from gradflow.data import (
     open_source,
 )
 from gradflow.data import split as split_images
-from gradflow.record import Recorder, Trace
+from gradflow.record import MaxOverhead, Recorder, Trace
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import evaluate, predict, report_text
-from gradflow.training.fit import Epoch, TrainingState, fit, start_training
+from gradflow.training.fit import Epoch, NonFiniteLoss, TrainingState, fit, start_training
 from gradflow.training.original import published, published_text
 from gradflow.training.rundir import (
     NetworkDir,
@@ -149,9 +150,11 @@ def train_network(
     """
     model = build_network(network.arch, len(data.class_names), config, seed=network.seed)
     state = start_training(model, config, accelerator)
-    history = _go_back_to_checkpoint(network, state)
+    history, recorded = _go_back_to_checkpoint(network, state)
     recorder = _recorder(network, state)
-    saver = _Saver(network)
+    if recorder is not None and recorded is not None:
+        recorder.load_state_dict(recorded)
+    saver = _Saver(network, recorder)
     try:
         training, validation = data.training(config, network.seed), data.plain("validation")
         for epoch in fit(state, training, validation, on_step=on_step):
@@ -162,33 +165,46 @@ def train_network(
                 chunk = _recorded_since(network, history)
             saver.after_epoch(state, epoch, history)
             yield epoch, chunk
+    except NonFiniteLoss as error:
+        if recorder is None or not accelerator.is_main_process:
+            raise
+        found = recorder.trace.nonfinite()
+        raise NonFiniteLoss(error.step, error.loss, error.lr, found[0] if found else None) from None
     finally:
         if recorder is not None:
             recorder.close()
     if accelerator.is_main_process:
         saver.finish(state, history)
-        _evaluate_network(network, state, data)
+        _evaluate_network(network, state, data, recorder)
         network.checkpoint.unlink(missing_ok=True)
 
 
-def _go_back_to_checkpoint(network: NetworkDir, state: TrainingState) -> list[dict[str, Any]]:
-    """The history up to the checkpoint; what a killed process left behind it is removed."""
+def _go_back_to_checkpoint(
+    network: NetworkDir, state: TrainingState
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """The history up to the checkpoint, and the Recorder's state in it.
+
+    What a killed process left behind the checkpoint is removed.
+    """
+    recorded = None
     if network.checkpoint.exists():
-        state.load_dict(load_tensors(network.checkpoint))
+        saved = load_tensors(network.checkpoint)
+        state.load_dict(saved)
+        recorded = saved.get("recorder")
     history = network.history()[: state.epoch]
     if state.accelerator.is_main_process:
         network.drop_records_from(state.step)
     state.accelerator.wait_for_everyone()
-    return history
+    return history, recorded
 
 
 def _recorder(network: NetworkDir, state: TrainingState) -> Recorder | None:
-    if not (state.config.log_grads and state.accelerator.is_main_process):
+    if not state.config.log_grads:
         return None
     return Recorder(
-        state.model,
+        state.prepared_model,
         state.optimizer,
-        every=state.config.every,
+        every=state.config.record_schedule(),
         folder=network.path,
         scaler=state.scaler,
         first_step=state.step,
@@ -206,6 +222,7 @@ class _Saver:
     """Saves checkpoints, seldom enough that they take little of the training time."""
 
     network: NetworkDir
+    recorder: Recorder | None
     _best: dict[str, Tensor] | None = None  # weights of the best epoch, not yet on disk
     _saved_at: float = 0.0
     _seconds: float = 0.0  # that the last checkpoint took
@@ -228,7 +245,8 @@ class _Saver:
             save_tensors(self._best, self.network.weights("best"))
             self._best = None
         self.network.save_history(history)
-        save_tensors(state.to_dict(), self.network.checkpoint)
+        recorded = {"recorder": self.recorder.state_dict()} if self.recorder is not None else {}
+        save_tensors(state.to_dict() | recorded, self.network.checkpoint)
         self._saved_at = time.monotonic()
         self._seconds = self._saved_at - start
 
@@ -238,7 +256,9 @@ class _Saver:
         save_tensors(state.model.state_dict(), self.network.weights("last"))
 
 
-def _evaluate_network(network: NetworkDir, state: TrainingState, data: Data) -> None:
+def _evaluate_network(
+    network: NetworkDir, state: TrainingState, data: Data, recorder: Recorder | None
+) -> None:
     """Look at the test set, once: with the weights of the last and of the best epoch."""
     evaluation: dict[str, Any] = {}
     text = []
@@ -255,9 +275,23 @@ def _evaluate_network(network: NetworkDir, state: TrainingState, data: Data) -> 
                 f"{network.name}, {which} epoch ({epoch + 1}), {part} set\n"
                 + report_text(predictions, data.class_names)
             )
+    evaluation["recording"] = _recording(recorder)
     evaluation["published"] = published(network.arch, data.class_names)
     original = published_text(network.arch, data.class_names)
     if original is not None:
         text.append(original)
     network.report.write_text("\n".join(text), encoding="utf-8")
     network.save_evaluation(evaluation)
+
+
+def _recording(recorder: Recorder | None) -> dict[str, Any] | None:
+    """What recording cost, where `max_overhead` had it measured; since the last resume."""
+    schedule = recorder.schedule if recorder is not None else None
+    if not isinstance(schedule, MaxOverhead) or math.isnan(schedule.overhead):
+        return None
+    return {
+        "share_allowed": schedule.share,
+        "share_of_time": schedule.overhead,
+        "price_of_a_recorded_step": schedule.price,
+        "interval": schedule.interval,
+    }

@@ -1,122 +1,561 @@
-"""The sums and measures against closed forms and float64 NumPy."""
+"""The measures against closed forms and plain autograd, through a Recorder on small networks."""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from gradflow.record import MEASURES, measures
+from gradflow import Recorder, Trace
+from gradflow.record import DEFAULT_MEASURES, DERIVED, MEASURES, Measure
+from gradflow.record.measures import READS, choose
+from gradflow.record.sums import OUTPUT_SUMS
 
-LAYOUTS = ["contiguous", "channels_last", "sliced", "transposed"]
-
-
-def in_layout(x: torch.Tensor, layout: str) -> torch.Tensor:
-    if layout == "channels_last":
-        return x.to(memory_format=torch.channels_last)
-    if layout == "sliced":
-        return torch.stack([x, x * 0 + 7], dim=-1)[..., 0]
-    if layout == "transposed":
-        return x.transpose(2, 3).contiguous().transpose(2, 3)
-    return x
+ALL_SUMS = {
+    *OUTPUT_SUMS, "dead", "dead_window", "output_grad_square", "output_grad_nonfinite", "size",
+    *chain.from_iterable(READS.values()),
+}  # fmt: skip
 
 
-def output_measures(x: torch.Tensor, channel_dim: int = 1) -> dict[str, float]:
-    sums = measures.output_sums(x, channel_dim).double().numpy()[np.newaxis]
-    return measures.finish_output(sums, np.array([x.numel()]), np.array([x.shape[channel_dim]]))
+class Vector(nn.Module):
+    """One parameter, whose gradients the tests make by hand."""
+
+    def __init__(self, values: Sequence[float] | Tensor) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.as_tensor(values).clone())
+
+    def set(self, values: Sequence[float] | Tensor) -> None:
+        self.w.data.copy_(torch.as_tensor(values))
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    shape=st.tuples(*[st.integers(1, 5)] * 4),
-    layout=st.sampled_from(LAYOUTS),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
-    seed=st.integers(0, 1000),
-)
-def test_output_measures_equal_numpy_in_float64(shape, layout, dtype, seed) -> None:
+def feed(model: Vector, optimizer: torch.optim.Optimizer, grad: Sequence[float] | Tensor) -> None:
+    """One optimizer step with this gradient."""
+    model.w.grad = torch.as_tensor(grad).to(model.w.dtype).clone()
+    optimizer.step()
+
+
+def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=lr)
+
+
+def small_net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+    ).to(dtype)
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 1) -> None:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=generator).to(dtype)
-    x = x * (torch.rand(shape, generator=generator) < 0.6)
-    x[:, 0] = 0  # a dead channel
-    x = in_layout(x, layout)
-    want = x.double().numpy()
-    got = output_measures(x)
-    n_dead = int((np.abs(want).max(axis=(0, 2, 3)) == 0).sum())
-    assert got["output_mean"] == pytest.approx(want.mean(), rel=1e-5, abs=1e-7)
-    assert got["output_rms"] == pytest.approx(np.sqrt((want**2).mean()), rel=1e-5)
-    assert got["output_zero_fraction"] == pytest.approx((want == 0).mean(), abs=1e-6)
-    assert got["output_dead_fraction"] == pytest.approx(n_dead / shape[1], abs=1e-6)
-    assert got["output_max_abs"] == np.abs(want).max()
-    assert got["output_nonfinite"] == 0
+    images = torch.randn(8, 3, 6, 6, generator=generator)
+    optimizer.zero_grad()
+    first = next(model.parameters())
+    F.cross_entropy(model(images.to(first.dtype)), torch.arange(8) % 3).backward()
+    optimizer.step()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("weight_layout", LAYOUTS)
-def test_parameter_sums_whatever_the_layouts(layout: str, weight_layout: str) -> None:
+def values(trace: Trace, measure: str, site: str = "w") -> np.ndarray:
+    """(steps,), also of a derived measure."""
+    table = trace.select(measure)
+    return table.values[:, table.sites.index(site)]
+
+
+# -- what is described -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=lambda measure: measure.name)
+def test_every_measure_is_described_and_finishes(measure: Measure) -> None:
+    """It has a formula and a unit, and is computed from sums that are taken."""
+    assert measure.formula
+    assert measure.unit
+    assert measure.read in READS
+    assert measure.finish is not None
+    table = measure.finish({name: np.full((3, 2), 2.0) for name in ALL_SUMS})
+    assert table.shape == (3, 2)
+    assert np.isfinite(table).all()
+
+
+@pytest.mark.parametrize("derived", DERIVED.values(), ids=lambda derived: derived.name)
+def test_every_derived_measure_is_described_and_computed(derived) -> None:
+    assert derived.formula
+    assert derived.unit
+    assert derived.name not in MEASURES
+    assert all(MEASURES[name].of == derived.of for name in derived.needs)
+    assert derived.compute(*(np.full((3, 2), 2.0) for _ in derived.needs)).shape == (3, 2)
+
+
+def test_all_measures_at_once_and_each_alone_give_the_same_numbers() -> None:
+    """What is not chosen is not read, and nothing else depends on it."""
+
+    def record(measures: Sequence[str]) -> Trace:
+        model = small_net()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        with Recorder(model, optimizer, measures=measures) as recorder:
+            for seed in range(2):
+                train_step(model, optimizer, seed)
+        return recorder.trace
+
+    whole = record(list(MEASURES))
+    assert set(whole.values) == set(MEASURES)
+    for name in MEASURES:
+        alone, together = record([name]).select(name), whole.select(name)
+        assert alone.sites == together.sites
+        np.testing.assert_allclose(alone.values, together.values, rtol=1e-6, err_msg=name)
+
+
+# -- choosing ----------------------------------------------------------------------------------
+
+
+def test_choose_takes_names_and_measures_in_their_order() -> None:
+    own = Measure("mine", "parameter", "Σw", "weight", function=lambda w, g: w.sum())
+    assert choose(["grad_norm", own, "output_rms"]) == (
+        MEASURES["grad_norm"], own, MEASURES["output_rms"]
+    )  # fmt: skip
+    assert choose(DEFAULT_MEASURES)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["nope"], r"Expected measures of output_mean, .*or a Measure of your own.*got 'nope'"),
+        (["relative_update"], r"Record 'update_norm' and 'weight_norm'; `trace.select\('relative_"),
+        (["grad_norm", "output_rms", "grad_norm"], "every measure once.*got grad_norm twice"),
+        ([], "at least one, but got none"),
+    ],
+    ids=["unknown", "derived", "twice", "none"],
+)
+def test_a_wrong_choice_is_told(names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose(names)
+    with pytest.raises(ValueError, match=message):
+        Recorder(model := small_net(), sgd(model), measures=names)
+
+
+def test_a_measure_of_nothing_known_is_refused() -> None:
+    with pytest.raises(ValueError, match="of an output, an output gradient or a parameter.*'m'"):
+        Measure("m", "weight", "", "", function=torch.sum)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "both", [{}, {"function": torch.sum, "finish": lambda sums: sums["n"]}], ids=["none", "both"]
+)
+def test_a_measure_has_either_a_function_or_a_finish(both: dict) -> None:
+    with pytest.raises(ValueError, match="the measure 'm' to have either `function`.*or `finish`"):
+        Measure("m", "output", "", "", **both)
+
+
+# -- the user's own ----------------------------------------------------------------------------
+
+
+def test_measures_of_ones_own_are_recorded_by_name() -> None:
+    """An output's, averaged over the forward passes of a step, its gradient's, a parameter's."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Tanh())
+    optimizer = sgd(model, lr=0.5)
+    own = [
+        Measure("largest", "output", "max z", "activation", function=torch.max),
+        Measure("slope", "output gradient", "Σg", "1", function=lambda g: g.sum().item()),
+        Measure("grad_l1", "parameter", "Σ|g|", "1", function=lambda w, g: g.abs().sum()),
+        Measure("trace", "parameter", "tr w", "weight", function=lambda w, g: w.trace()),
+    ]
+    xs = [torch.tensor([[1.0, 2.0]]), torch.tensor([[-1.0, 0.5]])]
+    with Recorder(model, optimizer, measures=own) as recorder:
+        trace_before = model[0].weight.trace().item()
+        largest = []
+        for x in xs:
+            z = model[0](x)
+            largest.append(z.max().item())
+            optimizer.zero_grad() if x is xs[0] else None
+        recorder._outputs.take()  # those two calls were no training
+        for x in xs:
+            (model(x).sum() * 3).backward()
+        optimizer.step()
+        grad_l1 = model[0].weight.grad.abs().sum().item()
+    trace = recorder.trace
+    assert set(trace.measures) == {"largest", "slope", "grad_l1", "trace"}
+    assert trace.select("largest").sites == ("0", "1")
+    assert trace.select("grad_l1").sites == ("0.weight",)
+    assert values(trace, "largest", "0") == pytest.approx(np.mean(largest), rel=1e-6)
+    assert values(trace, "slope", "1") == pytest.approx(6, rel=1e-6)
+    assert values(trace, "grad_l1", "0.weight") == pytest.approx(grad_l1, rel=1e-6)
+    assert values(trace, "trace", "0.weight") == pytest.approx(trace_before, rel=1e-6)
+
+
+@pytest.mark.parametrize("of", ["output", "output gradient", "parameter"])
+def test_a_function_that_returns_several_numbers_is_told(of: str) -> None:
+    model = small_net()
+    optimizer = sgd(model)
+    own = Measure("mine", of, "", "", function=lambda *tensors: torch.ones(2, 3))  # type: ignore[arg-type]
+    with (
+        Recorder(model, optimizer, measures=[own]),
+        pytest.raises(ValueError, match=r"'mine' to return one number.*shape \(2, 3\)"),
+    ):
+        train_step(model, optimizer)
+
+
+def test_a_function_may_not_grow_the_graph() -> None:
+    seen = []
+    own = Measure(
+        "mine", "output", "", "",
+        function=lambda z: (seen.append((torch.is_grad_enabled(), z.requires_grad)), z.sum())[1],
+    )  # fmt: skip
+    model = small_net()
+    optimizer = sgd(model)
+    with Recorder(model, optimizer, measures=[own]):
+        train_step(model, optimizer)
+    assert set(seen) == {(False, False)}
+
+
+# -- weights and gradients ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_filter_grad_size_equals_a_loop_over_filters(dtype: torch.dtype) -> None:
+    model = small_net(dtype)
+    optimizer = sgd(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with Recorder(model, optimizer, measures=["filter_grad_size"]) as recorder:
+        train_step(model, optimizer)
+    for name, p in model.named_parameters():
+        filters = (
+            zip(p.grad, before[name], strict=True) if p.dim() > 1 else [(p.grad, before[name])]
+        )
+        want = sum(float(g.square().sum() * w.square().sum()) for g, w in filters) ** 0.5
+        assert values(recorder.trace, "filter_grad_size", name) == pytest.approx(want, rel=1e-5)
+
+
+def test_scale_invariant_grad_does_not_see_the_scale_of_a_normed_weight() -> None:
+    """Before a BatchNorm, a weight ten times as large has a tenth of the gradient."""
+    results = []
+    for scale in (1, 10):
+        model = small_net()
+        model[1].eps = 1e-12
+        model[0].weight.data *= scale
+        model[0].bias.data *= scale
+        optimizer = sgd(model)
+        with Recorder(model, optimizer, measures=["grad_norm", "weight_norm"]) as recorder:
+            train_step(model, optimizer)
+        results.append(recorder.trace)
+    one, ten = (values(trace, "grad_norm", "0.weight") for trace in results)
+    assert one == pytest.approx(10 * ten, rel=1e-3)
+    one, ten = (values(trace, "scale_invariant_grad", "0.weight") for trace in results)
+    assert one == pytest.approx(ten, rel=1e-3)
+
+
+def test_grad_cosine_compares_with_the_last_recorded_step() -> None:
+    model = Vector([1.0, 1.0])
+    optimizer = sgd(model)
+    with Recorder(
+        model, optimizer, every=lambda step: step != 1, measures=["grad_cosine"]
+    ) as recorder:
+        for grad in ([3.0, 0.0], [-1.0, 0.0], [1.0, 1.0], [-2.0, -2.0], [0.0, 0.0], [5.0, 1.0]):
+            feed(model, optimizer, grad)
+    want = [np.nan, 0.5**0.5, -1, np.nan, np.nan]
+    np.testing.assert_allclose(values(recorder.trace, "grad_cosine"), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "angle"),
+    [
+        (torch.float32, 0.5), (torch.float64, 0.5), (torch.float64, 1e-6), (torch.float64, 3.1),
+    ],
+)  # fmt: skip
+def test_angle_from_start_is_that_of_a_known_rotation(dtype: torch.dtype, angle: float) -> None:
+    """Also where the step makes the weight longer, and where acos would say 0."""
+    model = Vector(torch.tensor([0.8, 0.6], dtype=dtype))
+    turned = np.arctan2(0.6, 0.8) + angle
+    with Recorder(model, None, measures=["angle_from_start", "weight_norm"]) as recorder:
+        for length in (3.0, 0.5, 1.0):
+            with recorder.around_step():
+                model.set(length * torch.tensor([np.cos(turned), np.sin(turned)]).to(dtype))
+    got = values(recorder.trace, "angle_from_start")
+    rel = 1e-4 if dtype == torch.float32 else 1e-6
+    np.testing.assert_allclose(got, [0, angle, angle], rtol=rel, atol=1e-7)
+
+
+def test_angle_from_start_of_a_millionth_in_float32() -> None:
+    """Of a weight of many elements, float32 tells so small an angle: acos would tell 3e-4."""
+    start = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    ortho = torch.randn(100_000, generator=torch.Generator().manual_seed(1))
+    ortho -= start * (ortho @ start) / (start @ start)
+    model = Vector(start)
+    with Recorder(model, None, measures=["angle_from_start"]) as recorder:
+        with recorder.around_step():
+            model.set(start + 1e-6 * ortho * start.norm() / ortho.norm())
+        with recorder.around_step():
+            pass
+    assert values(recorder.trace, "angle_from_start")[1] == pytest.approx(1e-6, rel=0.05)
+
+
+# -- updates -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("lr", "share"), [(1e-12, 0), (1e-3, 1)])
+def test_update_changed_fraction_sees_updates_that_rounding_swallows(
+    lr: float, share: float
+) -> None:
+    model = Vector(torch.linspace(0.5, 2, 1000))
+    optimizer = sgd(model, lr)
+    measures = ["update_changed_fraction", "update_norm"]
+    with Recorder(model, optimizer, measures=measures) as recorder:
+        feed(model, optimizer, torch.ones(1000))
+    assert values(recorder.trace, "update_changed_fraction") == pytest.approx(share, abs=0.01)
+    assert (values(recorder.trace, "update_norm") > 0) == bool(share)
+
+
+def test_shares_of_a_complex_parameter_are_shares() -> None:
+    """Its elements are counted as the two real numbers that are summed."""
+    model = Vector(torch.ones(5, dtype=torch.complex64))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    measures = ["update_changed_fraction", "adam_attenuation", "adam_update_rms"]
+    with Recorder(model, optimizer, measures=measures) as recorder:
+        feed(model, optimizer, torch.full((5,), 1 - 1j, dtype=torch.complex64))
+    for name in measures:
+        assert values(recorder.trace, name) == pytest.approx(1, rel=1e-5), name
+
+
+def test_grad_dot_update_of_gradient_descent_is_minus_lr_times_grad_squared() -> None:
+    model = small_net()
+    optimizer = sgd(model, 1e-2)
+    measures = ["grad_dot_update", "grad_norm"]
+    with Recorder(model, optimizer, measures=measures) as recorder:
+        train_step(model, optimizer)
+    for name, _ in model.named_parameters():
+        want = -1e-2 * values(recorder.trace, "grad_norm", name) ** 2
+        got = values(recorder.trace, "grad_dot_update", name)
+        assert got == pytest.approx(want, rel=1e-3, abs=1e-12), name
+
+
+@pytest.mark.parametrize(
+    "options", [{"fused": True}, {"foreach": True}, {"foreach": False}], ids=str
+)
+def test_grad_dot_update_of_adamw_equals_autograd(options: dict) -> None:
+    model = small_net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1, **options)
+    with Recorder(model, optimizer, measures=["grad_dot_update"]) as recorder:
+        for seed in range(2):
+            before = {name: p.detach().clone() for name, p in model.named_parameters()}
+            train_step(model, optimizer, seed)
+            for name, p in model.named_parameters():
+                want = (p.grad.double() * (p.detach() - before[name]).double()).sum().item()
+                got = values(recorder.trace, "grad_dot_update", name)[seed]
+                assert got == pytest.approx(want, rel=1e-5), (name, seed)
+
+
+def test_gradients_that_a_fused_step_unscales_are_given_in_true_size() -> None:
+    """It divides by the scale of mixed precision inside its step, and in the gradients' place."""
+    own = Measure("l1", "parameter", "Σ|g|", "1", function=lambda w, g: g.abs().sum())
+    measures = [own, "grad_dot_update", "grad_noise", "grad_signal"]
+    traces = []
+    for scale in (1.0, 2.0**10):
+        model = small_net()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        with Recorder(model, optimizer, scaler=scaler, measures=measures) as recorder:
+            for images in torch.randn(2, 8, 3, 6, 6, generator=torch.Generator().manual_seed(0)):
+                for half in images.chunk(2):
+                    scaler.scale(F.cross_entropy(model(half), torch.arange(4) % 3) / 2).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+        traces.append(recorder.trace)
+    for name in traces[0].measures:
+        one, other = (trace.select(name).values for trace in traces)
+        assert np.isfinite(one).all()
+        np.testing.assert_allclose(other, one, rtol=1e-2, atol=1e-7, err_msg=name)
+
+
+def test_grad_dot_update_is_not_taken_where_the_optimizer_overwrites_the_gradient() -> None:
+    class Overwriting(torch.optim.SGD):
+        def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad.zero_()
+
+    model = Vector([1.0, 2.0])
+    optimizer = Overwriting(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, measures=["grad_dot_update", "grad_norm"]) as recorder:
+        feed(model, optimizer, [3.0, 4.0])
+    assert np.isnan(recorder.trace.values["grad_dot_update"]).all()
+    assert values(recorder.trace, "grad_norm") == 5
+
+
+def test_loss_shares_are_of_one() -> None:
+    model = small_net()
+    optimizer = sgd(model)
+    with Recorder(model, optimizer, measures=["grad_dot_update"]) as recorder:
+        for seed in range(3):
+            train_step(model, optimizer, seed)
+    shares = recorder.trace.select("loss_share")
+    assert len(shares.sites) == len(list(model.parameters()))
+    np.testing.assert_allclose(shares.values.sum(axis=1), 1, rtol=1e-9)
+    dots = np.abs(recorder.trace.select("grad_dot_update").values)
+    np.testing.assert_allclose(shares.values[:, 0] / shares.values[:, 2], dots[:, 0] / dots[:, 2])
+
+
+# -- Adam --------------------------------------------------------------------------------------
+
+ADAM_MEASURES = ("adam_attenuation", "adam_update_rms")
+
+
+def adam_trace(grads: Callable[[int], Tensor], n_steps: int, **options: object) -> Trace:
+    """The last of some steps of Adam on these gradients."""
+    model = Vector(torch.zeros_like(grads(0)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, **options)
+    last = n_steps - 1
+    with Recorder(
+        model, optimizer, every=lambda step: step == last, measures=ADAM_MEASURES
+    ) as recorder:
+        for step in range(n_steps):
+            feed(model, optimizer, grads(step))
+    return recorder.trace
+
+
+def test_adam_on_noise_takes_steps_of_the_root_of_its_averaging() -> None:
+    """m̂ of noise has variance (1 − β₁) / (1 + β₁) of the noise's: an rms of 0.2294."""
     generator = torch.Generator().manual_seed(0)
-    grad = in_layout(torch.randn(6, 5, 3, 3, generator=generator), layout)
-    weight = in_layout(torch.randn(6, 5, 3, 3, generator=generator), weight_layout)
-    w, g = weight.double().numpy(), grad.double().numpy()
-    want = [(w**2).sum(), (g**2).sum(), 0, (w * g).sum()]
-    assert measures.parameter_sums(weight, grad).tolist() == pytest.approx(want, rel=1e-5)
+    trace = adam_trace(lambda step: torch.randn(20_000, generator=generator), 500)
+    assert values(trace, "adam_update_rms") == pytest.approx((0.1 / 1.9) ** 0.5, rel=0.02)
+    assert values(trace, "adam_attenuation") == pytest.approx(1, rel=1e-6)
 
 
-def test_norm_of_millions_of_values_keeps_six_digits() -> None:
-    """`vector_norm` on a CPU is off by 1e-4 here: float32 sums must be taken in pieces."""
-    x = torch.randn(6_000_000, generator=torch.Generator().manual_seed(0))
-    want = np.linalg.norm(x.double().numpy())
-    got = measures.finish_gradient(
-        measures.gradient_sums(x).double().numpy()[np.newaxis], np.array([x.numel()])
-    )
-    assert got["output_grad_norm"] == pytest.approx(want, rel=1e-6)
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"amsgrad": True}], ids=str)
+@pytest.mark.parametrize("n_steps", [1, 7])
+def test_adam_on_a_constant_gradient_takes_full_steps(n_steps: int, options: dict) -> None:
+    """From the first step on: the averages are corrected for their start at 0."""
+    trace = adam_trace(lambda step: torch.tensor([2.0, -3.0, 0.1]), n_steps, **options)
+    assert values(trace, "adam_update_rms") == pytest.approx(1, rel=1e-4)
 
 
-def test_denormal_and_huge_values_are_finite() -> None:
-    """Squares that overflow float32 are summed in float64, and nothing is called non-finite."""
-    got = output_measures(torch.tensor([[1e30, -3e30]]))
-    assert got["output_rms"] == pytest.approx(np.sqrt(5) * 1e30, rel=1e-6)
-    assert (got["output_nonfinite"], got["output_max_abs"]) == (0, pytest.approx(3e30))
-    assert output_measures(torch.tensor([[1e-40, 0.0]]))["output_zero_fraction"] == 0.5
+def test_adam_attenuation_tells_gradients_as_small_as_epsilon() -> None:
+    generator = torch.Generator().manual_seed(0)
+    trace = adam_trace(lambda step: 1e-8 * torch.randn(5000, generator=generator).sign(), 50)
+    assert values(trace, "adam_attenuation") == pytest.approx(0.5, rel=1e-3)
 
 
-def test_nonfinite_values_are_counted_and_not_dropped() -> None:
-    x = torch.tensor([[1.0, float("nan")], [float("inf"), -float("inf")]])
-    got = output_measures(x)
-    assert got["output_nonfinite"] == 3
-    assert np.isnan(got["output_mean"])
-    sums = measures.parameter_sums(torch.ones(3), torch.tensor([1.0, float("nan"), float("inf")]))
-    assert sums[2] == 2
-    assert sums[0] == 3
+def test_adam_update_rms_is_that_of_the_update() -> None:
+    model = small_net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    measures = ["adam_update_rms", "update_norm"]
+    with Recorder(model, optimizer, measures=measures) as recorder:
+        for seed in range(3):
+            train_step(model, optimizer, seed)
+    for name, parameter in model.named_parameters():
+        want = values(recorder.trace, "update_norm", name) / 1e-2 / parameter.numel() ** 0.5
+        np.testing.assert_allclose(values(recorder.trace, "adam_update_rms", name), want, rtol=1e-4)
 
 
-def test_sparse_gradients_equal_dense_ones() -> None:
-    dense = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
-    weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    want = measures.parameter_sums(weight, dense)
-    assert torch.equal(measures.parameter_sums(weight, dense.to_sparse()), want)
+@pytest.mark.parametrize("measure", ADAM_MEASURES)
+def test_measures_of_adam_are_refused_with_another_optimizer(measure: str) -> None:
+    model = Vector([1.0])
+    with pytest.raises(ValueError, match="Expected Adam or AdamW.*got SGD. Leave them out"):
+        Recorder(model, sgd(model), measures=[measure])
+    with pytest.raises(ValueError, match="Expected Adam or AdamW.*got NoneType"):
+        Recorder(model, None, measures=[measure])
 
 
-def test_measures_pool_over_the_passes_of_an_accumulated_step() -> None:
-    """Two halves of a batch give the measures of the whole batch."""
-    x = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)).relu()
-    parts = [x[:3], x[3:]]
-    sums = np.stack([measures.output_sums(part, 1).double().numpy() for part in parts])
-    n = np.array([part.numel() for part in parts])
-    pooled = measures.finish_output(sums, n, np.array([4, 4]))
-    assert pooled == pytest.approx(output_measures(x), rel=1e-5)
-    grads = np.stack([measures.gradient_sums(part).double().numpy() for part in parts])
-    got = measures.finish_gradient(grads, n)
-    assert got["output_grad_norm"] == pytest.approx(x.double().norm().item(), rel=1e-6)
-    rms = x.double().square().mean().sqrt().item()
-    assert got["output_grad_rms"] == pytest.approx(rms, rel=1e-6)
+# -- micro-batches -----------------------------------------------------------------------------
+
+NOISE_MEASURES = ("grad_noise", "grad_signal")
 
 
-def test_every_measure_is_described_and_every_description_is_computed() -> None:
-    one = np.ones(1)
-    computed = {
-        **measures.finish_output(np.ones((1, 6)), one, one),
-        **measures.finish_gradient(np.ones((1, 2)), one),
-        **measures.finish_parameter(np.ones(4), 1.0),
-    }
-    assert set(computed) == set(MEASURES)
-    assert all(m.formula and m.unit and m.of for m in MEASURES.values())
+def micro_batch_trace(
+    model: Vector, draws: np.ndarray, zero: Callable[[torch.optim.Optimizer], None]
+) -> Trace:
+    """Steps of K micro-batches each: (steps, K, elements) of their own gradients."""
+    optimizer = sgd(model, lr=0.01)
+    with Recorder(model, optimizer, measures=NOISE_MEASURES) as recorder:
+        for step in draws:
+            zero(optimizer)
+            for gradient in step:
+                (model.w @ torch.tensor(gradient).to(model.w.dtype) / len(step)).backward()
+            optimizer.step()
+    return recorder.trace
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_grad_noise_and_signal_have_their_closed_form(
+    dtype: torch.dtype, set_to_none: bool
+) -> None:
+    draws = 1 + np.random.default_rng(0).standard_normal((5, 4, 30))
+    model = Vector(torch.zeros(30, dtype=dtype))
+    trace = micro_batch_trace(model, draws, lambda o: o.zero_grad(set_to_none=set_to_none))
+    mean = draws.mean(axis=1, keepdims=True)
+    noise = ((draws - mean) ** 2).sum(axis=(1, 2)) / 3
+    signal = (mean**2).sum(axis=(1, 2)) - noise / 4
+    np.testing.assert_allclose(values(trace, "grad_noise"), noise, rtol=1e-4)
+    np.testing.assert_allclose(values(trace, "grad_signal"), signal, rtol=1e-4)
+    np.testing.assert_allclose(values(trace, "grad_noise_scale"), noise / signal, rtol=1e-4)
+    np.testing.assert_allclose(values(trace, "grad_snr"), signal / noise, rtol=1e-4)
+
+
+def test_grad_noise_and_signal_are_unbiased() -> None:
+    """Means over many steps of two micro-batches, within three standard errors of the truth."""
+    mu, sigma, n = 0.3, 2.0, 20
+    draws = mu + sigma * np.random.default_rng(1).standard_normal((200, 2, n))
+    trace = micro_batch_trace(Vector(torch.zeros(n)), draws, lambda o: o.zero_grad())
+    for measure, truth in (("grad_noise", n * sigma**2), ("grad_signal", n * mu**2)):
+        got = values(trace, measure)
+        error = got.std(ddof=1) / len(got) ** 0.5
+        assert abs(got.mean() - truth) < 3 * error, measure
+
+
+def test_noise_of_one_micro_batch_is_not_known() -> None:
+    trace = micro_batch_trace(Vector(torch.zeros(3)), np.ones((2, 1, 3)), lambda o: o.zero_grad())
+    assert np.isnan(trace.values["grad_noise"]).all()
+    assert np.isnan(trace.values["grad_signal"]).all()
+
+
+def test_micro_batches_of_a_step_that_never_came_do_not_count() -> None:
+    """A GradScaler met an inf and skipped the step; the loop zeroes the gradients and goes on."""
+    draws = 1 + np.random.default_rng(0).standard_normal((2, 4, 30))
+    model = Vector(torch.zeros(30))
+    optimizer = sgd(model, lr=0.01)
+    with Recorder(model, optimizer, measures=NOISE_MEASURES) as recorder:
+        for gradients in (draws[0], [*draws[0][:2], np.full(30, np.inf)], draws[1]):
+            optimizer.zero_grad()
+            for gradient in gradients:
+                (model.w @ torch.tensor(gradient).float() / 4).backward()
+            if len(gradients) == 4:
+                optimizer.step()
+    noise = draws.var(axis=1, ddof=1).sum(axis=1)
+    np.testing.assert_allclose(values(recorder.trace, "grad_noise"), noise, rtol=1e-4)
+
+
+# -- dead channels -----------------------------------------------------------------------------
+
+
+def test_output_dead_window_gives_the_planted_share() -> None:
+    """NaN until 16 steps were recorded, and no more once a channel has woken up."""
+    model = small_net()
+    optimizer = sgd(model, lr=0.0)
+    bias = model[1].bias.data
+    bias[:3] = -10
+    measures = ["output_dead_window", "output_dead_fraction"]
+    with Recorder(model, optimizer, measures=measures) as recorder:
+        for step in range(40):
+            if step == 20:
+                bias[0] = 0
+            if step == 21:
+                bias[:2] = torch.tensor([-10, 0])
+            train_step(model, optimizer, step)
+    window = values(recorder.trace, "output_dead_window", "2")
+    want = np.repeat([np.nan, 3 / 4, 2 / 4, 1 / 4, 2 / 4], [15, 5, 1, 15, 4])
+    np.testing.assert_array_equal(window, want)
+    now = values(recorder.trace, "output_dead_fraction", "2")
+    np.testing.assert_array_equal(now, np.repeat([3 / 4, 2 / 4, 2 / 4], [20, 1, 19]))
+
+
+def test_a_channel_that_is_dead_in_one_pass_of_a_step_is_not_dead() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU())
+    nn.init.eye_(model[0].weight)
+    optimizer = sgd(model)
+    with Recorder(model, optimizer, measures=["output_dead_fraction"]) as recorder:
+        for x in ([1.0, -1.0, -1.0], [-1.0, 1.0, -1.0]):
+            model(torch.tensor([x])).sum().backward()
+        optimizer.step()
+    assert values(recorder.trace, "output_dead_fraction", "1") == pytest.approx(1 / 3)
+    assert values(recorder.trace, "output_dead_fraction", "0") == 0

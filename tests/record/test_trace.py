@@ -7,7 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from gradflow import Trace
-from gradflow.record.trace import drop_from, load_parts
+from gradflow.record.trace import (
+    drop_from,
+    load_parts,
+    load_skipped_steps,
+    save_skipped_steps,
+)
 
 
 def trace(steps=(0, 1, 2), sites=("b", "a.weight", "a"), start: float = 0.0) -> Trace:
@@ -123,3 +128,143 @@ def test_a_trace_checks_itself(change: dict, message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         Trace(**{**fields, **change})
+
+
+# -- derived measures --------------------------------------------------------------------------
+
+
+def with_values(values: dict[str, list[list[float]]], sites: tuple[str, ...]) -> Trace:
+    tables = {name: np.array(table, dtype=float) for name, table in values.items()}
+    steps = np.arange(len(next(iter(tables.values()))))
+    return Trace(steps, sites, ("linear.weight",) * len(sites), np.ones(len(sites), int), tables)
+
+
+def test_select_computes_derived_measures_from_the_recorded_ones() -> None:
+    recorded = with_values(
+        {
+            "update_norm": [[1.0, np.nan, 3.0], [2.0, np.nan, 1.0]],
+            "weight_norm": [[2.0, 5.0, 4.0], [4.0, 5.0, 0.0]],
+            "grad_dot_update": [[-1.0, np.nan, 3.0], [0.0, np.nan, 0.0]],
+        },
+        ("a", "frozen", "b"),
+    )
+    table = recorded.select("relative_update")
+    assert table.sites == ("a", "b"), "what was not recorded at a site is not derived there"
+    np.testing.assert_array_equal(table.values, [[0.5, 0.75], [0.5, np.inf]])
+    np.testing.assert_array_equal(
+        recorded.select("loss_share").values, [[0.25, 0.75], [np.nan, np.nan]]
+    )
+    assert "relative_update" not in recorded.measures
+
+
+def test_a_derived_measure_tells_what_must_be_recorded_for_it() -> None:
+    recorded = with_values({"weight_norm": [[1.0]]}, ("a",))
+    message = r"Expected update_norm in the trace.*Record with `measures=\[…, 'update_norm'\]`"
+    with pytest.raises(KeyError, match=message):
+        recorded.select("relative_update")
+    with pytest.raises(KeyError, match="Expected grad_noise and grad_signal in the trace"):
+        recorded.select("grad_snr")
+
+
+def test_a_derived_measure_of_a_site_that_was_always_nan_is_there() -> None:
+    nan = np.nan
+    recorded = with_values(
+        {"grad_norm": [[nan, 1.0]], "weight_norm": [[1.0, 2.0]], "grad_nonfinite": [[7.0, 0.0]]},
+        ("broken", "whole"),
+    )
+    assert recorded.select("scale_invariant_grad").sites == ("broken", "whole")
+
+
+# -- NaN and inf -------------------------------------------------------------------------------
+
+
+def test_nonfinite_names_the_place_to_look_at_first() -> None:
+    """By step; in a step the outputs forward, then gradients backward, then the parameters'."""
+    nan, sites = np.nan, ("first", "first.weight", "last", "last.weight")
+    recorded = with_values(
+        {
+            "grad_nonfinite": [[nan, 0, nan, 0], [nan, 6, nan, 5], [nan, 1, nan, 1]],
+            "output_grad_nonfinite": [[0, nan, 0, nan], [4, nan, 3, nan], [1, nan, 1, nan]],
+            "output_nonfinite": [[0, nan, 0, nan], [1, nan, 2, nan], [1, nan, 1, nan]],
+        },
+        sites,
+    )
+    found = [(one.first_step, one.site, one.measure, one.count) for one in recorded.nonfinite()]
+    assert found == [
+        (1, "first", "output_nonfinite", 2),
+        (1, "last", "output_nonfinite", 3),
+        (1, "last", "output_grad_nonfinite", 4),
+        (1, "first", "output_grad_nonfinite", 5),
+        (1, "last.weight", "grad_nonfinite", 6),
+        (1, "first.weight", "grad_nonfinite", 7),
+    ]
+
+
+def test_an_earlier_step_comes_first_in_nonfinite() -> None:
+    recorded = with_values(
+        {
+            "output_nonfinite": [[0, np.nan], [1, np.nan]],
+            "grad_nonfinite": [[np.nan, 2], [np.nan, 0]],
+        },
+        ("a", "a.weight"),
+    )
+    assert [one.measure for one in recorded.nonfinite()] == ["grad_nonfinite", "output_nonfinite"]
+    assert trace().nonfinite() == [], "where it was not recorded, nothing is found"
+
+
+# -- skipped steps -----------------------------------------------------------------------------
+
+
+def test_skipped_steps_are_saved_loaded_and_dropped(tmp_path: Path) -> None:
+    for start in (0, 10):
+        trace((start, start + 1)).save_part(tmp_path / "records")
+    save_skipped_steps(tmp_path / "records", [3, 10, 12])
+    assert load_skipped_steps(tmp_path) == [3, 10, 12]
+    assert Trace.load(tmp_path).skipped_steps == (3, 10, 12)
+    assert Trace.load(tmp_path / "records").skipped_steps == (3, 10, 12)
+    assert load_parts(tmp_path, from_step=10).skipped_steps == (10, 12)
+    drop_from(tmp_path, 10)
+    assert load_skipped_steps(tmp_path) == [3]
+    drop_from(tmp_path, 0)
+    assert load_skipped_steps(tmp_path) == []
+
+
+def test_no_skipped_steps_make_no_file(tmp_path: Path) -> None:
+    save_skipped_steps(tmp_path / "records", [])
+    assert not (tmp_path / "records").exists()
+    assert load_skipped_steps(tmp_path) == []
+    save_skipped_steps(tmp_path / "records", [1])
+    save_skipped_steps(tmp_path / "records", [1, 2])
+    assert load_skipped_steps(tmp_path) == [1, 2]
+    assert [path.name for path in (tmp_path / "records").iterdir()] == ["skipped-steps.json"]
+
+
+def test_traces_in_a_row_keep_their_skipped_steps() -> None:
+    first, second = trace((0, 1)).with_skipped([1]), trace((5, 6)).with_skipped([5])
+    assert Trace.concat([first, second]).skipped_steps == (1, 5)
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def test_parts_with_other_measures_load_together(tmp_path: Path) -> None:
+    """A training that goes on with a new version, or other `measures`, is one trace."""
+    first, second = trace((0, 1)), trace((5, 6), ("b", "a.weight", "a", "new"))
+    second = Trace(
+        second.steps, second.sites, second.kinds, second.sizes,
+        {"output_mean": second.values["output_mean"], "mine": second.values["output_mean"] + 1},
+    )  # fmt: skip
+    for part in (first, second):
+        part.save_part(tmp_path / "records")
+    whole = Trace.load(tmp_path)
+    assert_equal(whole, Trace.concat([first, second]))
+    assert whole.measures == ("output_mean", "grad_norm", "mine")
+    assert np.isnan(whole.values["grad_norm"][2:]).all()
+    assert np.isnan(whole.values["mine"][:2]).all()
+    assert whole.select("mine").sites == second.sites
+
+
+def test_numbers_beyond_float32_are_written_without_a_warning(tmp_path: Path) -> None:
+    """Squared gradients of a training that diverges; the warning would come from its loop."""
+    with_values({"grad_noise": [[1e39]]}, ("a",)).save_part(tmp_path / "records")
+    assert Trace.load(tmp_path).values["grad_noise"][0, 0] == np.inf

@@ -1,0 +1,98 @@
+"""What the bridges are compared with: the same training, written out by hand."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from gradflow import Trace
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Expected:
+    """Gradient norm and length of the update of every parameter, step by step."""
+
+    def __init__(self) -> None:
+        self.grad_norms: dict[str, list[float]] = {}
+        self.update_norms: dict[str, list[float]] = {}
+
+    def assert_recorded_in(self, trace: Trace, names: Callable[[str], str] = str) -> None:
+        for measure, steps in (("grad_norm", self.grad_norms), ("update_norm", self.update_norms)):
+            for name, values in steps.items():
+                got = trace.values[measure][:, trace.sites.index(names(name))]
+                np.testing.assert_allclose(got, values, rtol=1e-5, err_msg=f"{measure} {name}")
+
+
+@pytest.fixture(autouse=True)
+def accelerate_as_new() -> Iterator[None]:
+    """Accelerate keeps the device that its first user chose, for the whole process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def batches() -> list[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(4, 5, generator=generator), torch.randn(4, 2, generator=generator))
+        for _ in range(6)
+    ]
+
+
+@pytest.fixture
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2))
+
+
+@pytest.fixture
+def train_by_hand() -> Callable[..., Expected]:
+    """Train `model` in place in a bare loop, and return what a Recorder should have seen."""
+
+    def train(
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: Sequence[Batch],
+        *,
+        accumulate: int = 1,
+        clip: float | None = None,
+    ) -> Expected:
+        expected = Expected()
+        for first in range(0, len(batches), accumulate):
+            optimizer.zero_grad()
+            for inputs, targets in batches[first : first + accumulate]:
+                (nn.functional.mse_loss(model(inputs), targets) / accumulate).backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            before = {name: p.detach().clone() for name, p in model.named_parameters()}
+            optimizer.step()
+            for name, parameter in model.named_parameters():
+                assert parameter.grad is not None
+                change = (parameter.detach() - before[name]).double()
+                expected.grad_norms.setdefault(name, []).append(float(parameter.grad.norm()))
+                expected.update_norms.setdefault(name, []).append(float(change.norm()))
+        return expected
+
+    return train
+
+
+@pytest.fixture
+def n_hooks() -> Callable[[nn.Module, Any], int]:
+    """How many hooks a model and a torch optimizer carry."""
+
+    def count(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
+        of_modules = sum(
+            len(module._forward_hooks) + len(module._forward_pre_hooks)
+            for module in model.modules()
+        )
+        if optimizer is None:
+            return of_modules
+        steps = len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
+        return of_modules + steps
+
+    return count
