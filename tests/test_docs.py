@@ -12,7 +12,7 @@ from torch import nn
 
 import gradflow
 from gradflow.cli import app
-from gradflow.record import MEASURES, Measure, Recorder, Trace
+from gradflow.record import DEFAULT_MEASURES, DERIVED, MEASURES, Recorder, Trace
 from gradflow.training.config import TrainConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -32,9 +32,20 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_table_of_measures_equals_the_code() -> None:
-    table = {name: Measure(of, formula, unit) for name, of, formula, unit in rows(page("measures"))}
-    assert table == MEASURES
-    assert list(table) == list(MEASURES)
+    by_default, on_request, derived = (
+        rows(part.split("\n## ")[0])
+        for part in re.split(r"## (?:Recorded|Computed) [a-z ]+\n", page("measures"))[1:]
+    )
+    assert tuple(name for name, *_ in by_default) == DEFAULT_MEASURES
+    table = {name: cells for name, *cells in by_default + on_request}
+    assert table == {
+        m.name: [m.of, m.formula, m.unit, m.source or "definition"] for m in MEASURES.values()
+    }
+    assert derived == [
+        [d.name, ", ".join(f"`{name}`" for name in d.needs).strip("`"), d.formula, d.unit,
+         d.source or "definition"]
+        for d in DERIVED.values()
+    ]  # fmt: skip
 
 
 def test_columns_of_the_records_equal_the_code(trace_of_tiny_convolutions: Trace) -> None:
@@ -142,7 +153,16 @@ def test_getting_started_runs(
 def test_measures_runs(
     run_blocks: Callable[..., dict[str, Any]], trace_of_tiny_convolutions: Trace
 ) -> None:
-    last = run_blocks("measures", trace=trace_of_tiny_convolutions)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def train() -> None:
+        model(torch.rand(2, 4)).sum().backward()
+        optimizer.step()
+
+    last = run_blocks(
+        "measures", trace=trace_of_tiny_convolutions, model=model, optimizer=optimizer, train=train
+    )
     assert last["profile"].sites == ("0.weight", "2.weight", "4.weight")
 
 

@@ -210,7 +210,8 @@ class _Table:
         """(sites,): elements of the parameter, or of the output in the first step that has it."""
         sizes = np.where(np.isnan(self._sums["n"]), self._sums["size"], self._sums["n"])
         first = (~np.isnan(sizes)).argmax(axis=0)
-        return np.nan_to_num(sizes[first, np.arange(sizes.shape[1])]).astype(np.int64)
+        found: np.ndarray = np.nan_to_num(sizes[first, np.arange(sizes.shape[1])])
+        return found.astype(np.int64)
 
     def add(self, rows: slice, steps: Sequence[RecordedStep]) -> None:
         """Steps of one layout."""

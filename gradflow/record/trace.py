@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FOLDER = "records"
 PART = "part-{step:09d}.parquet"
 PARTS = "part-*.parquet"
-SKIPPED = "skipped-steps.json"
+SKIPPED = "_skipped-steps.json"  # readers of a folder of Parquet files leave such names out
 
 
 # In the order in which a step meets them.

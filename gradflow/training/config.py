@@ -93,7 +93,7 @@ class TrainConfig:
     """Record gradients, activations and updates of every layer."""
     every: int = 1
     """Record at one step in so many."""
-    max_overhead: str | None = None
+    max_overhead: str = "off"
     """Record as often as this share of the training time allows, such as 2%, instead of at every
     so many steps; the run tells what it cost."""
     wandb: Literal["offline", "online", "off"] = "offline"
@@ -120,7 +120,7 @@ class TrainConfig:
         is_large = self.image_size is None or self.image_size >= 8
         _check("image_size", self.image_size, is_large, "at least 8")
         _check("batch_size", self.batch_size, self.batch_size >= 2, "at least 2 (BatchNorm)")
-        if self.max_overhead is not None and self.every != 1:
+        if self.max_overhead != "off" and self.every != 1:
             raise ValueError(
                 f"Expected `every` or `max_overhead`, but got both ({self.every} and "
                 f"{self.max_overhead}). Leave one out."
@@ -171,7 +171,7 @@ class TrainConfig:
         >>> TrainConfig(max_overhead="2%").record_schedule().share
         0.02
         """
-        if self.max_overhead is None:
+        if self.max_overhead == "off":
             return self.every
         text = self.max_overhead.strip()
         try:

@@ -236,7 +236,7 @@ def test_no_skipped_steps_make_no_file(tmp_path: Path) -> None:
     save_skipped_steps(tmp_path / "records", [1])
     save_skipped_steps(tmp_path / "records", [1, 2])
     assert load_skipped_steps(tmp_path) == [1, 2]
-    assert [path.name for path in (tmp_path / "records").iterdir()] == ["skipped-steps.json"]
+    assert [path.name for path in (tmp_path / "records").iterdir()] == ["_skipped-steps.json"]
 
 
 def test_traces_in_a_row_keep_their_skipped_steps() -> None:

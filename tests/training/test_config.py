@@ -63,11 +63,19 @@ def test_seeds_are_a_count_or_a_list(seeds: str, expected: tuple[int, ...]) -> N
         ("patience", -1),
         ("precision", "fp8"),
         ("split", "by hand"),
+        ("max_overhead", "2 percent"),
+        ("max_overhead", "0%"),
+        ("max_overhead", "120%"),
     ],
 )
 def test_a_value_out_of_range_is_named(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"Expected `{field}`.*but got"):
         TrainConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_an_interval_and_a_share_of_the_time_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="Expected `every` or `max_overhead`, but got both"):
+        TrainConfig(every=4, max_overhead="2%")
 
 
 def test_every_field_has_a_description_for_the_help() -> None:

@@ -217,9 +217,24 @@ def test_a_loss_that_is_not_finite_stops_with_the_record_kept(
         train_all(run, config, data)
     trace = Trace.load(run.networks()[0].path)
     assert error.value.step in trace.steps
+    first = error.value.first
+    assert first is not None
+    assert first == trace.nonfinite()[0]
+    assert f"the first recorded NaN or inf is at {first.site}" in str(error.value)
     nonfinite = trace.select("output_nonfinite").values.sum(axis=1)
     assert nonfinite[0] == 0
     assert nonfinite[-1] > 0
+
+
+def test_a_share_of_the_time_is_set_for_recording(pictures: Path, tmp_path: Path) -> None:
+    settings = TINY | {"max_overhead": "40%", "batch_size": 2, "epochs": 4, "arch": "plain_18"}
+    config = TrainConfig(data=str(pictures), out=tmp_path / "runs", **settings)
+    run, config, data = start(config)
+    train_all(run, config, data)
+    (network,) = summarise(run)["networks"]
+    assert network["recording"]["share_allowed"] == 0.4
+    assert network["recording"]["share_of_time"] >= 0
+    assert Trace.load(run.networks()[0].path).steps[0] == 0
 
 
 def test_bad_files_fail_by_default_and_are_skipped_on_request(
