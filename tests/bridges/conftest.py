@@ -1,11 +1,13 @@
 """What the bridges are compared with: the same training, written out by hand."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
@@ -29,10 +31,16 @@ class Expected:
 
 
 @pytest.fixture(autouse=True)
-def accelerate_as_new() -> Iterator[None]:
-    """Accelerate keeps the device that its first user chose, for the whole process."""
+def process_as_new() -> Iterator[None]:
+    """Accelerate keeps the device that its first user chose, Lightning its group of processes."""
+    environment = dict(os.environ)
     yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 @pytest.fixture

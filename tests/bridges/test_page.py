@@ -20,6 +20,8 @@ LIBRARIES = {
 pytestmark = [
     # Lightning 2.6 walks through nested data with a class that torch 2.15 is about to drop.
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is:FutureWarning"),
+    # Lightning tells where TensorBoard is missing, and logs without it.
+    pytest.mark.filterwarnings("ignore:Starting from v1.9.0, `tensorboardX`:UserWarning"),
     # By default, Lightning advises to log more often and Hugging Face pins memory without a GPU.
     pytest.mark.filterwarnings(
         "ignore:The number of training batches .* is smaller than:UserWarning"
