@@ -19,7 +19,7 @@ from gradflow.record.schedule import MaxOverhead, Schedule
 from gradflow.record.schedule import every as every_n
 from gradflow.record.sites import kind_of
 from gradflow.record.steps import DeadChannels, Pass, RecordedStep, compact, to_trace
-from gradflow.record.trace import FOLDER, Trace, load_parts, save_skipped_steps
+from gradflow.record.trace import FOLDER, Trace, load_parts, load_skipped_steps, save_skipped_steps
 
 # Recorded steps that are kept on the device before they are written: few enough to lose little
 # when a process is killed, enough to make files of a useful size.
@@ -81,7 +81,7 @@ class Recorder:
         _check_folder_is_free(self.folder, first_step)
         self.scaler = scaler
         self.step = first_step
-        self.skipped_steps: list[int] = []
+        self.skipped_steps = load_skipped_steps(self.folder) if self.folder is not None else []
         self._processes = processes
         self._outputs = OutputHooks(model, self.measures, self._skip) if with_outputs else None
         self._parameters = ParameterReads(model, self.optimizer, self.measures, processes)
@@ -265,8 +265,9 @@ class Recorder:
     def _check_was_seen(self) -> None:
         """A Recorder that sees nothing says so, at the first step."""
         self._was_seen = self._was_seen or bool(self._passes)
-        has_gradient = any(p.grad is not None for p in self.model.parameters())
-        if self._outputs is None or self._was_seen or not has_gradient:
+        if self._outputs is None or self._was_seen:
+            return
+        if all(parameter.grad is None for parameter in self.model.parameters()):
             return
         self.close()
         raise RuntimeError(

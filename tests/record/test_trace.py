@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from gradflow import Trace
+from gradflow import Recorder, Trace
 from gradflow.record.trace import (
     drop_from,
     load_parts,
@@ -268,3 +269,14 @@ def test_numbers_beyond_float32_are_written_without_a_warning(tmp_path: Path) ->
     """Squared gradients of a training that diverges; the warning would come from its loop."""
     with_values({"grad_noise": [[1e39]]}, ("a",)).save_part(tmp_path / "records")
     assert Trace.load(tmp_path).values["grad_noise"][0, 0] == np.inf
+
+
+def test_skipped_steps_outlive_a_stop(tmp_path: Path) -> None:
+    """A Recorder that goes on in a folder must not write over what the one before it listed."""
+    save_skipped_steps(tmp_path / "records", [3])
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, folder=tmp_path, first_step=5):
+        model(torch.ones(1, 1)).sum().backward()
+        optimizer.step()
+    assert Trace.load(tmp_path).skipped_steps == (3,)
