@@ -96,6 +96,9 @@ class TrainConfig:
     max_overhead: str = "off"
     """Record as often as this share of the training time allows, such as 2%, instead of at every
     so many steps; the run tells what it cost."""
+    checkpoint_budget: float = 2.0
+    """GiB that the networks of a recorded run may fill, together, with their weights at single
+    steps (0 to 270, the most telling first), from which the rival explanations are measured."""
     wandb: Literal["offline", "online", "off"] = "offline"
     """Weights & Biases: a local file (no account), the service, or nothing."""
     project: str = "gradflow"
@@ -109,7 +112,7 @@ class TrainConfig:
             _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("lr", "gamma", "memory_budget"):
             _check(name, getattr(self, name), getattr(self, name) > 0, "above 0")
-        for name in ("weight_decay", "patience", "split_seed"):
+        for name in ("weight_decay", "patience", "split_seed", "checkpoint_budget"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         for name in ("momentum", "label_smoothing"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")

@@ -4,7 +4,7 @@ runs/20261123-210000-digits/
     config.yaml  environment.json  data.json  summary.json  figures/  wandb/
     plain_34-s0/
         history.json  evaluation.json  report.txt  records/part-*.parquet
-        best.pt  last.pt  checkpoint.pt (while unfinished)
+        best.pt  last.pt  step-000010.pt …  checkpoint.pt (while unfinished)
 """
 
 import json
@@ -46,8 +46,13 @@ class NetworkDir:
     def report(self) -> Path:
         return self.path / "report.txt"
 
-    def weights(self, which: Weights) -> Path:
-        return self.path / f"{which}.pt"
+    def weights(self, which: Weights | int) -> Path:
+        """The weights of the best or last epoch, or after so many optimizer steps."""
+        return self.path / (f"step-{which:06d}.pt" if isinstance(which, int) else f"{which}.pt")
+
+    def weight_steps(self) -> list[int]:
+        """After which optimizer steps the weights were kept."""
+        return sorted(int(path.stem.removeprefix("step-")) for path in self.path.glob("step-*.pt"))
 
     def history(self) -> list[dict[str, Any]]:
         """One entry per finished epoch; none before the first."""
@@ -91,7 +96,9 @@ class NetworkDir:
     def save_wandb_id(self, run_id: str) -> None:
         (self.path / "wandb-id.txt").write_text(run_id, encoding="utf-8")
 
-    def load_model(self, config: TrainConfig, n_classes: int, which: Weights = "best") -> nn.Module:
+    def load_model(
+        self, config: TrainConfig, n_classes: int, which: Weights | int = "best"
+    ) -> nn.Module:
         """The trained network on the CPU, in eval mode."""
         path = self.weights(which)
         if not path.exists():

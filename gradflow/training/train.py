@@ -22,7 +22,7 @@ from gradflow.data import (
     open_source,
 )
 from gradflow.data import split as split_images
-from gradflow.record import MaxOverhead, Recorder, Trace
+from gradflow.record import DEFAULT_MEASURES, MaxOverhead, Recorder, Trace
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import evaluate, predict, report_text
 from gradflow.training.fit import Epoch, NonFiniteLoss, TrainingState, fit, start_training
@@ -38,6 +38,14 @@ from gradflow.training.rundir import (
 
 EVALUATION_BATCH = 200  # images; without gradients this fits where a training batch does
 CHECKPOINT_SHARE = 0.03  # of the time may go into checkpoints (250 MB each for a ResNet-34)
+
+# What a verdict needs beside the default measures: what drives the loss, and Adam's own scale.
+RECORDED = (*DEFAULT_MEASURES, "grad_dot_update", "adam_attenuation", "adam_update_rms")
+
+# After which optimizer steps weights are kept for the measurements of the rival explanations, in
+# the order of their worth: the start, the end of the original's first stage of the learning rate,
+# the early steps. A step and the one after it give an update whose effect can be measured again.
+WEIGHT_STEPS = (0, 1, 90, 10, 91, 11, 270, 50, 2, 20, 180, 5)
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,14 @@ def train_network(
     saver = _Saver(network, recorder)
     try:
         training, validation = data.training(config, network.seed), data.plain("validation")
-        for epoch in fit(state, training, validation, on_step=on_step):
+        keep = _steps_to_keep(state)
+
+        def after_step() -> None:
+            _keep_weights(network, state, keep)
+            on_step()
+
+        _keep_weights(network, state, keep)
+        for epoch in fit(state, training, validation, on_step=after_step):
             history.append(dataclasses.asdict(epoch))
             chunk = None
             if recorder is not None:
@@ -205,10 +220,26 @@ def _recorder(network: NetworkDir, state: TrainingState) -> Recorder | None:
         state.prepared_model,
         state.optimizer,
         every=state.config.record_schedule(),
+        measures=RECORDED,
         folder=network.path,
         scaler=state.scaler,
         first_step=state.step,
     )
+
+
+def _steps_to_keep(state: TrainingState) -> frozenset[int]:
+    """Of WEIGHT_STEPS, those that fit into this network's part of the budget."""
+    config = state.config
+    if not config.log_grads:
+        return frozenset()
+    n_bytes = sum(tensor.nbytes for tensor in state.model.state_dict().values())
+    budget = config.checkpoint_budget * 2**30 / len(config.networks) / len(config.seed_list)
+    return frozenset(WEIGHT_STEPS[: int(budget // n_bytes)])
+
+
+def _keep_weights(network: NetworkDir, state: TrainingState, steps: frozenset[int]) -> None:
+    if state.step in steps and state.accelerator.is_main_process:
+        save_tensors(state.model.state_dict(), network.weights(state.step))
 
 
 def _recorded_since(network: NetworkDir, history: Sequence[dict[str, Any]]) -> Trace | None:
