@@ -10,6 +10,7 @@ from gradflow.record.measures import (
     MEASURES,
     OUTPUT_MEASURES,
     PARAMETER_MEASURES,
+    STANDARD_ERRORS,
     Derived,
     Measure,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "MEASURES",
     "OUTPUT_MEASURES",
     "PARAMETER_MEASURES",
+    "STANDARD_ERRORS",
     "Derived",
     "MaxOverhead",
     "Measure",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gradflow.record.measures import Measure
+from gradflow.record.sample import OutputRead, Sampler
 from gradflow.record.sites import channel_dim, find_sites, first_floating_tensor
 from gradflow.record.steps import Pass, Site
 from gradflow.record.sums import OUTPUT_SUMS, as_real, gradient_sums, output_sums
@@ -29,10 +30,12 @@ class OutputHooks:
         model: nn.Module,
         measures: Sequence[Measure],
         on_discard: Callable[[], None],
+        sampler: Sampler | None = None,
     ) -> None:
         self.depth: dict[Site, int] = {}  # in order of first execution
         self._model = model
         self._on_discard = on_discard
+        self._sampler = sampler
         self._own = {
             of: [m for m in measures if m.of == of and m.function is not None]
             for of in ("output", "output gradient")
@@ -180,30 +183,41 @@ class OutputHooks:
     ) -> None:
         x = as_real(tensor)
         x = x.reshape(1, -1) if x.dim() < 2 else x
+        if self._sampler is not None and self._pass.sample is None:
+            self._pass.sample = self._sampler.draw(x.shape[0])
         dim = self._channel_dim = channel_dim(module, x, self._channel_dim)
         if not self._with_outputs:
             nan = [torch.nan] * (len(OUTPUT_SUMS) - 1)
             sums = torch.tensor([x.numel(), *nan], dtype=torch.float64, device=x.device)
             self._pass.outputs[site] = sums
             return
-        known = self._half_of_relu(module, args)
-        if known is None:
+        read = self._half_of_relu(module, args)
+        if read is None:
             is_before_relu = site.module in self._before_relu
-            sums, active = output_sums(x, dim, relu=is_before_relu)
-            self._last = _Measured(tensor, site.module, sums, active, is_before_relu)
-            if is_before_relu:
-                sums, active = sums[: len(OUTPUT_SUMS)], active[: x.shape[dim]]
+            read = self._read_output(x, dim, is_before_relu)
+            self._last = _Measured(tensor, site.module, read, is_before_relu)
+            read = read.half(0) if is_before_relu else read
         else:
-            sums, active = known
             self._last = None
-        self._pass.outputs[site] = sums
-        self._pass.active[site] = active
+        self._pass.outputs[site] = read.sums
+        self._pass.active[site] = read.active
+        if read.by_image is not None:
+            self._pass.outputs_by_image[site] = read.by_image
         for measure in self._own["output"]:
-            self._pass.own[measure.name, site] = measure.number(tensor.detach())
+            value = measure.number(self._measured_part(self._pass, tensor))
+            self._pass.own[measure.name, site] = value
 
-    def _half_of_relu(
-        self, module: nn.Module, args: tuple[object, ...]
-    ) -> tuple[Tensor, Tensor] | None:
+    def _read_output(self, x: Tensor, dim: int, relu: bool) -> OutputRead:
+        if self._pass.sample is None:
+            return OutputRead(*output_sums(x, dim, relu=relu))
+        return self._pass.sample.read_output(x, dim, relu=relu)
+
+    def _measured_part(self, pass_: Pass, tensor: Tensor) -> Tensor:
+        """What the user's own measures are given."""
+        tensor = tensor.detach()
+        return tensor if pass_.sample is None else pass_.sample.select(tensor)
+
+    def _half_of_relu(self, module: nn.Module, args: tuple[object, ...]) -> OutputRead | None:
         """The sums of a ReLU that were taken with those of its input, in one read."""
         if type(module) is not nn.ReLU or self._last is None or not args:
             return None
@@ -215,7 +229,7 @@ class OutputHooks:
         if not last.has_relu:
             self._before_relu.add(last.module)
             return None
-        return last.sums[len(OUTPUT_SUMS) :], last.active[len(last.active) // 2 :]
+        return last.read.half(1)
 
     # -- backward ----------------------------------------------------------------------------
 
@@ -224,14 +238,16 @@ class OutputHooks:
             pass_.accumulates = self._accumulates()
         if not self._with_gradients:
             return
-        sums = gradient_sums(grad)
         # Several backward passes through one forward pass: their squares add.
-        before = pass_.gradients.get(site)
-        pass_.gradients[site] = sums if before is None else before + sums
+        if pass_.sample is None:
+            _add(pass_.gradients, site, gradient_sums(grad))
+        else:
+            sums, by_image = pass_.sample.read_gradient(grad)
+            _add(pass_.gradients, site, sums)
+            _add(pass_.gradients_by_image, site, by_image)
         for measure in self._own["output gradient"]:
-            value = measure.number(grad.detach())
-            key = (measure.name, site)
-            pass_.own[key] = value if key not in pass_.own else pass_.own[key] + value
+            value = measure.number(self._measured_part(pass_, grad))
+            _add(pass_.own, (measure.name, site), value)
 
     def _accumulates(self) -> bool:
         """Whether the backward pass that is running adds to a parameter's gradient."""
@@ -243,15 +259,17 @@ class OutputHooks:
             return False
 
 
+def _add(to: dict[Any, Tensor], key: Any, value: Tensor) -> None:
+    to[key] = to[key] + value if key in to else value
+
+
 class _Measured:
     """The output that was measured last: which tensor, in which state, and its sums."""
 
-    __slots__ = ("_tensor", "_version", "active", "has_relu", "module", "sums")
+    __slots__ = ("_tensor", "_version", "has_relu", "module", "read")
 
-    def __init__(
-        self, tensor: Tensor, module: str, sums: Tensor, active: Tensor, has_relu: bool
-    ) -> None:
-        self.module, self.sums, self.active, self.has_relu = module, sums, active, has_relu
+    def __init__(self, tensor: Tensor, module: str, read: OutputRead, has_relu: bool) -> None:
+        self.module, self.read, self.has_relu = module, read, has_relu
         self._tensor = weakref.ref(tensor)
         self._version = tensor._version
 
