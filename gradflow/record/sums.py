@@ -3,14 +3,19 @@
 Every function returns float64 sums on the device of its tensors; nothing waits for a device. Sums
 over several forward passes, or over processes, add up (of `max_abs`, the largest counts).
 
-On a CPU each is one read, in a compiled kernel (kernel.py). Other devices, types and machines
-without a compiler take the same sums with PyTorch, in several reads.
+Each is one read: on a CPU in a compiled kernel (kernel.py), on a CUDA device in a Triton kernel
+(triton_kernel.py). Other devices, types and machines without a compiler take the same sums with
+PyTorch, in several reads.
 """
 
 import ctypes
+import logging
 import math
+import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import zip_longest
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -29,6 +34,8 @@ PIECE = 2**17  # elements, 512 kB of float32: what PyTorch's reads share in the 
 # Sums of float32 squares outside of these lost elements to underflow or overflow.
 SMALLEST_SQUARES, LARGEST_SQUARES = 1e-20, 1e37
 
+_log = logging.getLogger("gradflow")
+
 
 def output_sums(output: Tensor, channel_dim: int, *, relu: bool = False) -> tuple[Tensor, Tensor]:
     """The six sums of a layer's output, and which of its channels are active: z ≠ 0 somewhere.
@@ -44,6 +51,12 @@ def output_sums(output: Tensor, channel_dim: int, *, relu: bool = False) -> tupl
     """
     x = as_real(output)
     channel_dim %= x.dim()
+    on_cuda = _triton_for([x])
+    if on_cuda is not None:
+        result: tuple[Tensor, Tensor] | None
+        result = on_cuda.output_sums(*_by_channel(x, channel_dim), relu)
+        if result is not None:
+            return result
     library = kernel.for_tensor(x)
     if library is None:
         return _output_sums(x, channel_dim, relu)
@@ -64,6 +77,11 @@ def gradient_sums(grad: Tensor) -> Tensor:
     tensor([25.,  0.], dtype=torch.float64)
     """
     x = _dense(as_real(grad))
+    on_cuda = _triton_for([x])
+    if on_cuda is not None:
+        result: Tensor | None = on_cuda.gradient_sums(x)
+        if result is not None:
+            return result
     library = kernel.for_tensor(x)
     if library is None:
         return torch.stack(_square_sum(flatten_dense(x)))
@@ -87,15 +105,16 @@ def product_sums(
     tensor([[ 5., 25.,  0., -5., 73.]], dtype=torch.float64)
     """
     alike = [_alike(x, y) for x, y in zip(xs, ys, strict=True)]
-    by_kernel = all(kernel.for_tensor(x) for x, _ in alike)  # one call, or none
+    firsts = [x for x, _ in alike]
+    by_kernel = _triton_for(firsts) or all(map(kernel.for_tensor, firsts))  # one call, or none
     pairs = []
     for (one, other), x, copy in zip_longest(alike, xs, copies):
         rows = one.shape[0] if one.dim() > 1 and one.numel() else 1
         if copy is not None and not (by_kernel and _is_copied_by_kernel(one, x, copy)):
             copy.copy_(x)
             copy = None
-        pairs.append(_Pair(one, other, rows, copy))
-    return _of_pairs(pairs, "gradflow_products", len(PRODUCT_SUMS), _product_sums)
+        pairs.append(Pair(one, other, rows, copy))
+    return _of_pairs(pairs, "products", len(PRODUCT_SUMS), _product_sums)
 
 
 def difference_sums(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
@@ -105,8 +124,8 @@ def difference_sums(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
     tensor([[9., 1.]], dtype=torch.float64)
     """
     alike = [_alike(x, y) for x, y in zip(xs, ys, strict=True)]
-    pairs = [_Pair(x, y, max(x.numel(), 1), None) for x, y in alike]
-    return _of_pairs(pairs, "gradflow_differences", len(DIFFERENCE_SUMS), _difference_sums)
+    pairs = [Pair(x, y, max(x.numel(), 1), None) for x, y in alike]
+    return _of_pairs(pairs, "differences", len(DIFFERENCE_SUMS), _difference_sums)
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
@@ -129,7 +148,30 @@ def as_real(x: Tensor) -> Tensor:
         x = x.flatten(-2) if x.dim() > 1 else x
     if x.is_neg():  # as the imaginary part of a conjugate: its memory holds −x
         x = x.resolve_neg()
-    return x.float() if x.dtype == torch.float16 else x
+    # The compiled kernel does not read float16; the others convert what they read as they read it.
+    return x.float() if x.dtype == torch.float16 and not x.is_cuda else x
+
+
+def _triton_for(xs: Sequence[Tensor]) -> ModuleType | None:
+    """The Triton kernels if they read all of the tensors."""
+    if not xs or not xs[0].is_cuda:
+        return None
+    module = _triton()
+    return module if module is not None and module.reads(xs) else None
+
+
+@cache
+def _triton() -> ModuleType | None:
+    """The Triton kernels; None where they cannot be imported or GRADFLOW_KERNEL=0."""
+    if os.environ.get("GRADFLOW_KERNEL") == "0":
+        _log.info("gradflow takes its sums with PyTorch: GRADFLOW_KERNEL=0.")
+        return None
+    try:
+        from gradflow.record import triton_kernel
+    except Exception as error:  # not installed, or not for this machine
+        _log.warning("gradflow takes its sums with PyTorch, since it has no Triton: %s", error)
+        return None
+    return triton_kernel
 
 
 def _alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +186,9 @@ def _alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-class _Pair(NamedTuple):
+class Pair(NamedTuple):
+    """Two tensors of one type, dense in memory in one order; the kernel writes `copy` in it too."""
+
     x: Tensor
     y: Tensor
     rows: int
@@ -160,11 +204,19 @@ def _is_copied_by_kernel(x: Tensor, original: Tensor, copy: Tensor) -> bool:
 
 
 def _of_pairs(
-    pairs: Sequence[_Pair], name: str, n_sums: int, by_torch: Callable[[_Pair], Tensor]
+    pairs: Sequence[Pair], name: str, n_sums: int, by_torch: Callable[[Pair], Tensor]
 ) -> Tensor:
     """(pairs, n_sums), in one call of the kernel where it reads them all."""
+    on_cuda = _triton_for([pair.x for pair in pairs])
+    if on_cuda is not None:
+        result: Tensor | None = getattr(on_cuda, name)(pairs)
+        if result is not None:
+            return result
     libraries = [kernel.for_tensor(pair.x) for pair in pairs]
     if not all(libraries):
+        for pair in pairs:  # where a kernel that would have made the copies has failed
+            if pair.copy is not None:
+                as_real(pair.copy).copy_(pair.x)
         return torch.stack([by_torch(pair) for pair in pairs])
     sums = torch.empty(len(pairs), n_sums, dtype=torch.float64)
     if pairs:
@@ -177,7 +229,8 @@ def _of_pairs(
             )
         ]  # fmt: skip
         array = (ctypes.c_int64 * len(numbers))(*numbers)
-        getattr(libraries[0], name)(array, len(pairs), torch.get_num_threads(), sums.data_ptr())
+        function = getattr(libraries[0], f"gradflow_{name}")
+        function(array, len(pairs), torch.get_num_threads(), sums.data_ptr())
     return sums
 
 
@@ -232,7 +285,7 @@ def _output_sums(x: Tensor, channel_dim: int, relu: bool) -> tuple[Tensor, Tenso
     return torch.cat([sums, second[0]]), torch.cat([active, second[1]])
 
 
-def _product_sums(pair: _Pair) -> Tensor:
+def _product_sums(pair: Pair) -> Tensor:
     x, y = (_at_least_float32(flatten_dense(z)) for z in (pair.x, pair.y))
     if pair.rows == 1:
         x_square = _square_sum(x)[0]
@@ -247,7 +300,7 @@ def _product_sums(pair: _Pair) -> Tensor:
     ])  # fmt: skip
 
 
-def _difference_sums(pair: _Pair) -> Tensor:
+def _difference_sums(pair: Pair) -> Tensor:
     x, y = flatten_dense(pair.x), flatten_dense(pair.y)
     pieces = zip(_pieces(x), _pieces(y), strict=True)
     differences = [a.double() - b.double() for a, b in pieces]

@@ -1,0 +1,380 @@
+"""The Triton kernels against float64 NumPy: in Triton's interpreter, and on a CUDA device.
+
+Triton decides when it is imported whether it interprets, so this file is also a program: it runs
+the cases, or compiles the kernels, in a process of its own and prints a line of JSON.
+"""
+
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_sums import (
+    as_numpy,
+    assert_output_sums,
+    assert_product_sums,
+    assert_sum,
+    bits,
+    in_layout,
+    relu,
+)
+from torch import Tensor
+
+from gradflow.record import kernel, sums
+from gradflow.record.sums import difference_sums, gradient_sums, output_sums, product_sums
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
+
+# -- cases -------------------------------------------------------------------------------------
+
+SPECIAL = {
+    "normal": (),
+    "mixed": (1.0, -2.0, 1e-25, 1e30, np.nan),
+    "half": (-1.0, 1e-25),  # the squares of max(z, 0) underflow, those of z do not
+    "zeros": (0.0, -0.0),
+    "denormal": (1e-41, -1e-41, 1e-22),
+    "tiny": (1e-25, -1e-30),
+    "huge": (1e30, -3e30),
+    "nan": (np.nan, 0.0),
+    "inf": (np.inf, -np.inf, 1e30),
+}
+SHAPES = (
+    (1,), (4097,), (3, 5), (40, 100), (5, 1), (70, 1, 3), (9, 2000), (2, 70, 33), (1, 1, 70, 70),
+    (7, 33, 5, 6), (2, 3, 2, 3, 3),
+)  # fmt: skip
+LAYOUTS = ("contiguous", "channels_last", "offset", "transposed", "expanded")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def values(shape: tuple[int, ...], special: tuple[float, ...], seed: int) -> Tensor:
+    """Nothing but special ones where there are any: beside others their sums would not count."""
+    random = np.random.default_rng(seed)
+    return torch.tensor(random.choice(special, shape) if special else random.standard_normal(shape))
+
+
+def check(
+    shape: tuple[int, ...], dtype: torch.dtype, layout: str, special: str, device: str = "cpu"
+) -> None:
+    """All sums of two such tensors."""
+    made = (values(shape, SPECIAL[special], seed).to(dtype) for seed in (0, 1))
+    x, y = (in_layout(one.to(device), layout) for one in made)
+    a, b = as_numpy(x.cpu()), as_numpy(y.cpu())
+    dim = min(1, x.dim() - 1)
+    found, active = (one.cpu() for one in output_sums(x, dim, relu=True))
+    channels = shape[dim]
+    assert_output_sums(found[:6], active[:channels], a, dim)
+    assert_output_sums(found[6:], active[channels:], relu(a), dim)
+    square, n_nonfinite = gradient_sums(x).tolist()
+    assert_sum(square, a**2)
+    assert n_nonfinite == np.count_nonzero(~np.isfinite(a))
+    copy = torch.empty_like(x)
+    assert_product_sums(product_sums([x], [y], [copy])[0].cpu(), a, b)
+    assert np.array_equal(bits(copy.cpu()), bits(x.cpu()))
+    square, n_changed = difference_sums([x], [y])[0].tolist()
+    assert_sum(square, (a - b) ** 2)
+    assert n_changed == np.count_nonzero(bits(x.cpu()) != bits(y.cpu()))
+
+
+def check_without_relu(device: str = "cpu") -> None:
+    x = torch.tensor([[3.0, 0.0, -1.0], [-4.0, 0.0, -2.0]], device=device)
+    for layout in ("contiguous", "transposed"):
+        found, active = output_sums(in_layout(x, layout), 1)
+        assert found.tolist() == [6, -4, 30, 4, 4, 0]
+        assert active.tolist() == [1, 0, 1]
+
+
+def check_empty(device: str = "cpu") -> None:
+    for shape in ((0,), (0, 3), (3, 0)):
+        x = torch.empty(shape, device=device)
+        assert gradient_sums(x).tolist() == [0, 0]
+        assert product_sums([x], [x], [torch.empty_like(x)]).tolist() == [[0] * 5]
+        assert difference_sums([x], [x]).tolist() == [[0, 0]]
+    assert product_sums([], []).shape == (0, 5)
+
+
+def check_many(device: str = "cpu") -> None:
+    """Pairs of all types and lengths in one call: each is summed in its place, and copied."""
+    random = np.random.default_rng(0)
+    shapes = [(5,), (3, 9), (2, 130), (1,), (0,), (300, 16), (70, 40), (5000,), ()]
+    xs, ys = [], []
+    for i in range(18):
+        shape = shapes[i % len(shapes)]
+        for one in (xs, ys):
+            one.append(torch.tensor(random.standard_normal(shape)).to(device, DTYPES[i % 4]))
+    copies = [torch.empty_like(x) for x in xs]
+    products, differences = product_sums(xs, ys, copies), difference_sums(xs, ys)
+    for x, y, copy, product, difference in zip(
+        xs, ys, copies, products.cpu(), differences.cpu(), strict=True
+    ):
+        assert_product_sums(product, as_numpy(x.cpu()), as_numpy(y.cpu()))
+        assert_sum(difference[0].item(), (as_numpy(x.cpu()) - as_numpy(y.cpu())) ** 2)
+        assert torch.equal(copy, x)
+
+
+def check_views(device: str = "cpu") -> None:
+    """Of a conjugate and of complex numbers, whose memory is not their value."""
+    conjugate = torch.tensor([[1 + 2j], [3 + 4j]], device=device).conj()
+    assert output_sums(conjugate.imag, 0)[0][:3].tolist() == [2, -6, 20]
+    assert output_sums(conjugate, 0)[0][:3].tolist() == [4, -2, 30]
+    copy = torch.empty(2, 1, dtype=torch.complex64, device=device)
+    plain = conjugate.resolve_conj()
+    assert product_sums([plain], [plain], [copy])[0, 0].item() == 30
+    assert torch.equal(copy, plain)
+
+
+CASES: dict[str, Callable[..., None]] = {
+    "without relu": check_without_relu, "empty": check_empty, "many": check_many,
+    "views": check_views,
+}  # fmt: skip
+
+
+def add_case(shape: tuple[int, ...], dtype: torch.dtype, layout: str, special: str) -> None:
+    name = f"{'x'.join(map(str, shape))} {dtype} {layout} {special}".replace("torch.", "")
+    CASES[name] = lambda device="cpu": check(shape, dtype, layout, special, device)
+
+
+for i, one_shape in enumerate(SHAPES):
+    add_case(one_shape, DTYPES[i % 4], "contiguous", "normal")
+for i, one_special in enumerate(SPECIAL):
+    add_case((7, 33, 5, 6), torch.float32, LAYOUTS[i % 2], one_special)
+    add_case((3, 40), DTYPES[i % 3], "contiguous", one_special)
+for one_layout in LAYOUTS[1:]:
+    add_case((7, 33, 5, 6), torch.float32, one_layout, "normal")
+
+
+# -- in a process of its own -------------------------------------------------------------------
+
+
+def interpret() -> dict[str, str]:
+    """What went wrong, case by case."""
+    assert "triton" not in sys.modules, "import gradflow should not import Triton"
+    from gradflow.record import triton_kernel
+
+    warnings.simplefilter("ignore")  # NumPy's, where float32 overflows
+    sums._triton_for = lambda xs: triton_kernel if xs and not triton_kernel._State.is_off else None
+    as_real = sums.as_real
+    sums.as_real = lambda x: x if x.dtype == torch.float16 else as_real(x)  # as on a CUDA device
+    result = {name: failure(case) for name, case in CASES.items()}
+    result["shared"] = failure(lambda: check_shared(triton_kernel))
+    result["fails"] = failure(lambda: check_failure(triton_kernel))
+    return result
+
+
+def failure(case: Callable[[], None]) -> str:
+    from gradflow.record import triton_kernel
+
+    try:
+        case()
+        assert not triton_kernel._State.is_off, "PyTorch took the sums"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def check_shared(triton_kernel: Any) -> None:
+    """Fewer programs than tiles, and more pairs or programs than are looked at at once."""
+    import triton.language as tl
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_kernel, "PROGRAMS", 2)
+        patch.setattr(triton_kernel, "PROGRAMS_PER_PAIR", 2)
+        patch.setattr(triton_kernel, "SEARCHED", tl.constexpr(16))
+        patch.setattr(triton_kernel, "ADDED", tl.constexpr(2))
+        for layout in ("contiguous", "channels_last"):
+            check((3, 20, 25, 9), torch.float32, layout, "normal")
+        check((1, 2, 70, 50), torch.float32, "contiguous", "nan")
+        check((9000,), torch.float32, "contiguous", "huge")
+        check_many()
+        patch.setattr(triton_kernel, "PROGRAMS", 5)  # which are not added up at once
+        check((9, 2000), torch.float32, "contiguous", "normal")
+
+
+def check_failure(triton_kernel: Any) -> None:
+    """A kernel that cannot be launched is told once, and done without; copies are made."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logging.getLogger("gradflow").addHandler(handler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_kernel._State, "is_off", False)
+        patch.setattr(triton_kernel, "_products", None)
+        patch.setattr(kernel, "library", lambda: None)
+        for dtype in (torch.float32, torch.complex64):
+            x = torch.tensor([3.0, 4.0], dtype=dtype)
+            copy = torch.zeros_like(x)
+            assert product_sums([x], [x], [copy])[0, 0].item() == 25
+            assert torch.equal(copy, x)
+        assert triton_kernel._State.is_off
+    assert [record.levelname for record in records] == ["WARNING"]
+    assert "gradflow takes its sums with PyTorch" in records[0].getMessage()
+
+
+def compile_for_cuda() -> dict[str, str]:
+    """The machine code of each kernel, as text, for a GPU that need not be there."""
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from gradflow.record import triton_kernel as own
+
+    pair = {"DTYPE": tl.bfloat16, "BITS": tl.int16, "ALIGNED": True, "ROWS": 2, "COLUMNS": 1024}
+    tile = {"RELU": True, "BY_COLUMN": False, "ROWS": 4, "COLUMNS": 1024}
+    total = {"SUMS": 12, "WIDTH": 16, "OF_OUTPUT": True, "table": None}
+    types = {"x": "*fp32", "partials": "*fp64", "sums": "*fp64", "active": "*u8", "table": "*i64"}
+    result = {}
+    for function, constants in (
+        (own._output, tile), (own._output, tile | {"BY_COLUMN": True}),
+        (own._gradient, {"SIZE": 4096}), (own._products, pair), (own._differences, pair),
+        (own._combine, total), (own._combine, {"SUMS": 5, "WIDTH": 8, "OF_OUTPUT": False}),
+    ):  # fmt: skip
+        signature = {
+            name: "constexpr" if name in constants else types.get(name, "i32")
+            for name in function.arg_names
+        }
+        source = ASTSource(function, signature, constants)
+        compiled = triton.compile(source, GPUTarget("cuda", 80, 32), own.OPTIONS)
+        assert compiled.asm["cubin"]
+        result[f"{function.__name__} {len(result)}"] = compiled.asm["ptx"]
+    return result
+
+
+if __name__ == "__main__":
+    print(json.dumps({"interpret": interpret, "compile": compile_for_cuda}[sys.argv[1]]()))
+    sys.exit()
+
+
+# -- without a CUDA device ---------------------------------------------------------------------
+
+
+def in_own_process(task: str, **environment: str) -> dict[str, str]:
+    here = Path(__file__)
+    root = here.parents[2]
+    path = os.pathsep.join([str(root), str(here.parent)])
+    done = subprocess.run(
+        [sys.executable, str(here), task], env={**os.environ, **environment, "PYTHONPATH": path},
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result: dict[str, str] = json.loads(done.stdout)
+    return result
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, str]:
+    return in_own_process("interpret", TRITON_INTERPRET="1", GRADFLOW_KERNEL="0")
+
+
+@needs_triton
+@pytest.mark.parametrize("case", [*CASES, "shared", "fails"])
+def test_sums_in_the_interpreter_equal_numpy(interpreted: dict[str, str], case: str) -> None:
+    assert interpreted[case] == ""
+
+
+@needs_triton
+def test_every_kernel_compiles_for_cuda_and_keeps_denormals(tmp_path: Path) -> None:
+    """`ftz` would flush what is below 1e-38 to 0: a dead channel would be found where none is."""
+    codes = in_own_process("compile", TRITON_CACHE_DIR=str(tmp_path))
+    assert len(codes) == 7
+    for name, code in codes.items():
+        assert ".target sm_80" in code
+        assert ".ftz" not in code, name
+
+
+def test_without_triton_pytorch_takes_the_sums(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("GRADFLOW_KERNEL", raising=False)
+    monkeypatch.delattr("gradflow.record.triton_kernel", raising=False)
+    monkeypatch.setitem(sys.modules, "gradflow.record.triton_kernel", None)
+    assert sums._triton.__wrapped__() is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_the_environment_switches_it_off(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("GRADFLOW_KERNEL", "0")
+    assert sums._triton.__wrapped__() is None
+    assert not caplog.records
+
+
+# -- on a CUDA device --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_triton() -> Iterator[None]:
+    """Sums are taken by the kernels, and were to the end."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    assert sums._triton_for([torch.ones(1, device="cuda")]) is not None
+    yield
+    assert sums._triton_for([torch.ones(1, device="cuda")]) is not None, "a kernel failed"
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("by_triton")
+@pytest.mark.parametrize("case", CASES)
+def test_sums_on_a_gpu_equal_numpy(case: str) -> None:
+    CASES[case]("cuda")
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("by_triton")
+def test_every_program_of_a_large_tensor_counts() -> None:
+    x = torch.ones(3 * 7 * 2**22, device="cuda")
+    x[-1] = 2
+    assert gradient_sums(x).tolist() == [len(x) + 3, 0]
+    for shape in ((3, -1, 7), (1, -1), (-1, 1), (-1, 3)):
+        found, active = output_sums(x.view(shape), 1)
+        assert found.tolist() == [len(x), len(x) + 1, len(x) + 3, len(x), 2, 0]
+        assert active.all()
+    found = product_sums([x, x.view(7, -1)], [x, x.view(7, -1)])[:, 1].tolist()
+    assert found == [len(x) + 3] * 2
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("by_triton")
+def test_sums_on_a_gpu_equal_those_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(50, 64, 28, 28, device="cuda")
+    y = x.cos()
+
+    def taken() -> list[Tensor]:
+        output = output_sums(x, 1, relu=True)
+        return [*output, gradient_sums(x), product_sums([x], [y]), difference_sums([x], [y])]
+
+    by_kernel = taken()
+    monkeypatch.setattr(sums, "_triton_for", lambda xs: None)
+    for one, other in zip(by_kernel, taken(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-2)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("by_triton")
+def test_nothing_waits_for_the_gpu() -> None:
+    xs = [torch.randn(64, 32, 3, 3, device="cuda"), torch.randn(64, device="cuda")]
+    copies = [torch.empty_like(x) for x in xs]
+
+    def take() -> None:
+        output_sums(xs[0], 1, relu=True)
+        gradient_sums(xs[0])
+        product_sums(xs, xs, copies)
+        difference_sums(xs, copies)
+
+    take()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        take()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
