@@ -14,10 +14,11 @@ from PIL import Image
 
 import gradflow
 from gradflow.cli import main
+from gradflow.controls import CaseResult, Gate
 from gradflow.training.rundir import RunDir
 
 SMALL = ["--image-size", "8", "--arch", "plain_18,resnet_18", "--epochs", "1"]
-SMALL += ["--batch-size", "16", "--device", "cpu", "--wandb", "off"]
+SMALL += ["--batch-size", "16", "--device", "cpu", "--wandb", "off", "--no-rivals"]
 
 
 @pytest.fixture
@@ -85,6 +86,12 @@ def test_config_file_and_flags(
         (["data", "no-such-data"], "no-such-data"),
         (["saliency", "missing.jpg", "--runs", "nowhere"], "missing.jpg"),
         (["bench", "--rounds", "0"], "at least one round"),
+        (["check"], "Expected a model, or --controls"),
+        (["check", "plain_18"], "Expected --input to be the shape"),
+        (["check", "plain_18", "--input", "int:128"], "gradflow.check(model, ids)"),
+        (["check", "plain_18", "--input", "1,32,32"], "does not accept input of shape 1,32,32"),
+        (["check", "plain_81", "--input", "3,32,32"], "Did you mean plain_18"),
+        (["check", "plain_18", "--controls"], "no model beside --controls"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_what_is_wrong(
@@ -169,6 +176,66 @@ def test_bench_compares_with_the_bare_loop(capsys: pytest.CaptureFixture[str]) -
     timings = json.loads(capsys.readouterr().out)["timings"]
     assert timings[0]["ratio"] == 1
     assert all(len(timing["seconds_per_step"]) == 1 for timing in timings)
+
+
+NETS = """
+from torch import nn
+
+def sigmoid():
+    blocks = [nn.Sequential(nn.Linear(32, 32), nn.Sigmoid()) for _ in range(8)]
+    return nn.Sequential(*blocks, nn.Linear(32, 10))
+"""
+
+
+@pytest.fixture
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module in the current folder, which only the command puts on the path."""
+    name = f"nets_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return name
+
+
+def test_check_says_what_happens_at_the_start(
+    nets: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["check", f"{nets}:sigmoid", "--input", "32", "--draws", "2"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    for words in ("Vanishing at the start", "█", "predicted too deep to train", "next  Try an"):
+        assert words in out
+    assert main([*command, "--fail-on", "exploding", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["model"] == f"{nets}:sigmoid"
+    assert content["rates"]["output_gradient"]["label"] == content["label"] == "vanishing"
+    assert main([*command, "--fail-on", "vanishing", "--json"]) == 3
+
+
+def test_check_of_a_given_name_repeats_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["check", "plain_18", "--input", "3x32x32", "--draws", "1", "--batch-size", "4"]
+    printed = []
+    for _ in range(2):
+        assert main([*command, "--seed", "3", "--json"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
+@pytest.mark.parametrize(("n_right", "code"), [(20, 0), (3, 1)])
+def test_check_controls_fails_where_gradflow_misses_a_known_truth(
+    n_right: int,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    labels = Gate(
+        (CaseResult("gain 1", "healthy", 20, 20), CaseResult("gain 2", "exploding", n_right, 20)), 0
+    )
+    monkeypatch.setattr("gradflow.controls.run_all", lambda progress: ([], labels))
+    assert main(["check", "--controls"]) == code
+    assert f"gain 2: {n_right} of 20 exploding" in capsys.readouterr().out
+    assert main(["check", "--controls", "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["gate"]["passed"] == (code == 0)
 
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(pictures: Path, tmp_path: Path) -> None:

@@ -1,15 +1,12 @@
 """Depth profiles: a trace reduced over steps to one number per layer, input first."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from gradflow.analysis.layers import PATH_KINDS, PROJECTION, Layer, body, main_path
 from gradflow.record.trace import Table, Trace
-
-# Layers whose weights lie on the path from input to output. Biases and norms have other shapes,
-# so that their norms do not compare; projections stand beside the path, not on it.
-PATH_KINDS = ("conv.weight", "linear.weight")
-PROJECTION = ".downsample."
 
 
 @dataclass(frozen=True)
@@ -26,6 +23,76 @@ class DepthProfile:
                 f"Expected one value for each of {len(self.sites)} sites, "
                 f"but got an array of shape {self.values.shape}."
             )
+
+
+@dataclass(frozen=True)
+class GradientSize:
+    """One way to say how large the gradient of a layer is. They answer different questions."""
+
+    name: str
+    symbol: str
+    formula: str
+    unit: str
+    says: str
+    at: str  # "weight" or "output": where of a Layer it is read
+    compute: Callable[[Trace, Sequence[str]], np.ndarray]  # (steps, sites)
+
+
+GRADIENT_SIZES: dict[str, GradientSize] = {
+    size.name: size
+    for size in (
+        GradientSize(
+            "output_gradient", "δ", "‖∂L/∂z‖₂ of the layer's normalised output z",
+            "loss / activation",
+            "how much of the gradient is transported from layer to layer", "output",
+            lambda trace, sites: columns(trace, "output_grad_norm", sites),
+        ),
+        GradientSize(
+            "scale_invariant", "ŝ", "‖∂L/∂w‖₂ ‖w‖₂ / √n", "loss",
+            "what a small relative change of a typical weight does to the loss; blind to the "
+            "scale of the weights, which means nothing under BatchNorm", "weight",
+            lambda trace, sites: columns(trace, "scale_invariant_grad", sites)
+            / np.sqrt(_sizes(trace, sites)),
+        ),
+        GradientSize(
+            "gradient_rms", "g", "‖∂L/∂w‖₂ / √n", "loss / weight",
+            "the raw gradient of a typical weight, as most tools show it; under BatchNorm it "
+            "shrinks when weights grow, and proves nothing", "weight",
+            lambda trace, sites: columns(trace, "grad_norm", sites)
+            / np.sqrt(_sizes(trace, sites)),
+        ),
+    )
+}  # fmt: skip
+
+
+def layer_table(trace: Trace, size: str, layers: Sequence[Layer] | None = None) -> Table:
+    """A gradient size of `layers`, by default the path without the classifier: steps × layers.
+
+    Layers are named as in the path. NaN where nothing was measured. Raises KeyError where the
+    trace lacks the measure.
+    """
+    layers = body(main_path(trace)) if layers is None else layers
+    chosen = GRADIENT_SIZES[size]
+    sites = [(layer.output or "") if chosen.at == "output" else layer.weight for layer in layers]
+    return Table(trace.steps, tuple(layer.name for layer in layers), chosen.compute(trace, sites))
+
+
+def columns(trace: Trace, measure: str, sites: Sequence[str]) -> np.ndarray:
+    """(steps, sites) of a recorded or derived measure; NaN at sites that the trace lacks."""
+    table = trace.select(measure)
+    at = {site: i for i, site in enumerate(table.sites)}
+    values = np.full((len(trace), len(sites)), np.nan)
+    found = [(i, at[site]) for i, site in enumerate(sites) if site in at]
+    if found:
+        mine, theirs = map(list, zip(*found, strict=True))
+        values[:, mine] = table.values[:, theirs]
+    return values
+
+
+def _sizes(trace: Trace, sites: Sequence[str]) -> np.ndarray:
+    """(sites,): elements of each parameter."""
+    sizes = dict(zip(trace.sites, trace.sizes, strict=True))
+    return np.array([sizes.get(site, 0) for site in sites], dtype=np.float64)
 
 
 def weight_table(

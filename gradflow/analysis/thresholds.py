@@ -17,7 +17,7 @@ class Threshold:
     source: str
 
     def __float__(self) -> float:
-        return self.value
+        return float(self.value)
 
 
 _HE = "He et al. 2015, arXiv:1512.03385"
@@ -136,11 +136,6 @@ DEAD_EXCESS = Threshold(
     "a tenth more dead channels in some stage than in the reference network",
     _CHOSEN,
 )  # fmt: skip
-DEAD_NONE = Threshold(
-    "dead_none", 0.02, "share of the channels of a stage",
-    "one channel of 64: less cannot be told from none",
-    _CHOSEN,
-)  # fmt: skip
 FROZEN_FRACTION = Threshold(
     "frozen_fraction", 0.5, "share of the weights",
     "where a step changes the bits of fewer than half of the weights, the learning rate has come "
@@ -176,11 +171,28 @@ PROBE_DROP = Threshold(
     "fell without a loss of what matters",
     _CHOSEN,
 )  # fmt: skip
+STILL_FALLING = Threshold(
+    "still_falling", 0.0, "nats per step",
+    "the training loss must still have been falling when the learning rate first dropped: else "
+    "there was nothing for the schedule to cut off",
+    "sign of the slope",
+)  # fmt: skip
 SLOWER_RATIO = Threshold(
     "slower_ratio", 1 / 2, "1",
     "when the learning rate first drops, the training loss of the accused network must have fallen "
     "at most half as far as that of the reference network",
     f"{_HE}, the conjecture of slow convergence; the ratio is gradflow's own choice",
+)  # fmt: skip
+MODE_EXCESS = Threshold(
+    "mode_excess", 0.0, "nats",
+    "the mismatch must be larger in the accused network: what both share explains no gap",
+    "sign of a difference",
+)  # fmt: skip
+NOISE_EXCESS = Threshold(
+    "noise_excess", 0.0, "1",
+    "the accused network's steps must hold less signal than the reference network's: what both "
+    "share explains no gap",
+    "sign of a difference",
 )  # fmt: skip
 LINEARITY_GAP = Threshold(
     "linearity_gap", 0.2, "1",

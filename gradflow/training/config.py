@@ -99,6 +99,8 @@ class TrainConfig:
     checkpoint_budget: float = 2.0
     """GiB that the networks of a recorded run may fill, together, with their weights at single
     steps (0 to 270, the most telling first), from which the rival explanations are measured."""
+    rivals: bool = True
+    """Measure the rival explanations from the kept weights when training has ended."""
     wandb: Literal["offline", "online", "off"] = "offline"
     """Weights & Biases: a local file (no account), the service, or nothing."""
     project: str = "gradflow"

@@ -3,7 +3,7 @@
 runs/20261123-210000-digits/
     config.yaml  environment.json  data.json  summary.json  figures/  wandb/
     plain_34-s0/
-        history.json  evaluation.json  report.txt  records/part-*.parquet
+        history.json  evaluation.json  examination.json  report.txt  records/part-*.parquet
         best.pt  last.pt  step-000010.pt …  checkpoint.pt (while unfinished)
 """
 
@@ -68,6 +68,14 @@ class NetworkDir:
 
     def save_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         write_json(self.path / "evaluation.json", evaluation)
+
+    def examination(self) -> dict[str, Any] | None:
+        """What was measured from the kept weights; None where it never was."""
+        path = self.path / "examination.json"
+        return dict(_read_json(path)) if path.exists() else None
+
+    def save_examination(self, examination: Mapping[str, Any]) -> None:
+        write_json(self.path / "examination.json", examination)
 
     @property
     def is_finished(self) -> bool:

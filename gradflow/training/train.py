@@ -25,6 +25,7 @@ from gradflow.data import split as split_images
 from gradflow.record import DEFAULT_MEASURES, MaxOverhead, Recorder, Trace
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import evaluate, predict, report_text
+from gradflow.training.examination import examine_network
 from gradflow.training.fit import Epoch, NonFiniteLoss, TrainingState, fit, start_training
 from gradflow.training.original import published, published_text
 from gradflow.training.rundir import (
@@ -40,7 +41,10 @@ EVALUATION_BATCH = 200  # images; without gradients this fits where a training b
 CHECKPOINT_SHARE = 0.03  # of the time may go into checkpoints (250 MB each for a ResNet-34)
 
 # What a verdict needs beside the default measures: what drives the loss, and Adam's own scale.
-RECORDED = (*DEFAULT_MEASURES, "grad_dot_update", "adam_attenuation", "adam_update_rms")
+RECORDED = {
+    "adamw": (*DEFAULT_MEASURES, "grad_dot_update", "adam_attenuation", "adam_update_rms"),
+    "sgd": (*DEFAULT_MEASURES, "grad_dot_update"),
+}
 
 # After which optimizer steps weights are kept for the measurements of the rival explanations, in
 # the order of their worth: the start, the end of the original's first stage of the learning rate,
@@ -154,7 +158,8 @@ def train_network(
     """Train one network, resuming it where it stands; yield each epoch and what it recorded.
 
     A killed process loses what came after the last checkpoint, and comes to the same end when it
-    is resumed. Ends with the evaluation of the last and the best epoch.
+    is resumed. Ends with the evaluation of the last and the best epoch and, of a recorded network,
+    with the measurements of the rival explanations.
     """
     model = build_network(network.arch, len(data.class_names), config, seed=network.seed)
     state = start_training(model, config, accelerator)
@@ -192,6 +197,17 @@ def train_network(
         saver.finish(state, history)
         _evaluate_network(network, state, data, recorder)
         network.checkpoint.unlink(missing_ok=True)
+        # Last, when all else is on disk: a defect here must not cost the training.
+        measure_rivals(network, config, data, accelerator)
+
+
+def measure_rivals(
+    network: NetworkDir, config: TrainConfig, data: Data, accelerator: Accelerator
+) -> None:
+    """Examine the kept weights of a finished network, if that is wanted and was not done."""
+    if config.log_grads and config.rivals and network.examination() is None:
+        found = examine_network(network, config, data, device=accelerator.device)
+        network.save_examination(found)
 
 
 def _go_back_to_checkpoint(
@@ -220,7 +236,7 @@ def _recorder(network: NetworkDir, state: TrainingState) -> Recorder | None:
         state.prepared_model,
         state.optimizer,
         every=state.config.record_schedule(),
-        measures=RECORDED,
+        measures=RECORDED[state.config.optimizer],
         folder=network.path,
         scaler=state.scaler,
         first_step=state.step,

@@ -26,6 +26,7 @@ TINY: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 16,
     "log_grads": True,
+    "rivals": False,  # tested in test_examination.py
     "wandb": "off",
     "device": "cpu",
     "step_size": 1,

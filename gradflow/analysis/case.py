@@ -1,0 +1,79 @@
+"""The case to judge: a network that is said to suffer, beside one that does not, seed by seed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from gradflow.analysis.layers import Layer, align
+from gradflow.analysis.network import TrainedNetwork
+
+
+@dataclass(frozen=True)
+class Case:
+    """The accused network and, if there is one, the reference network, of the same seeds."""
+
+    accused: tuple[TrainedNetwork, ...]
+    reference: tuple[TrainedNetwork, ...] = ()
+    notes: tuple[str, ...] = ()  # what was left out
+
+    @classmethod
+    def of(
+        cls, accused: Sequence[TrainedNetwork], reference: Sequence[TrainedNetwork] = ()
+    ) -> Self:
+        """Pair by seed; what has no partner is left out and noted. Raises ValueError."""
+        if not accused:
+            raise ValueError("Expected at least one trained network to judge, but got none.")
+        for group in (accused, reference):
+            seeds = [network.seed for network in group]
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(
+                    f"Expected every seed of {group[0].name} once, but got {sorted(seeds)}. "
+                    "Leave out one of the runs."
+                )
+        if not reference:
+            return cls(tuple(sorted(accused, key=lambda one: one.seed)))
+        theirs = {network.seed: network for network in reference}
+        pairs = [(one, theirs[one.seed]) for one in accused if one.seed in theirs]
+        if not pairs:
+            raise ValueError(
+                f"Expected {accused[0].name} and {reference[0].name} with a seed in common, but "
+                f"got {[one.seed for one in accused]} and {[one.seed for one in reference]}. Train "
+                "both with the same seeds: a difference is judged in pairs."
+            )
+        pairs.sort(key=lambda pair: pair[0].seed)
+        paired = {one.seed for one, _ in pairs}
+        alone = [one for one in (*accused, *reference) if one.seed not in paired]
+        notes = tuple(
+            f"{one.name}, seed {one.seed}, was left out: it has no partner." for one in alone
+        )
+        align(pairs[0][0].layers, pairs[0][1].layers)  # says so where they do not compare
+        mine, others = zip(*pairs, strict=True)
+        return cls(tuple(mine), tuple(others), notes)
+
+    @property
+    def name(self) -> str:
+        return self.accused[0].name
+
+    @property
+    def reference_name(self) -> str:
+        return self.reference[0].name if self.reference else ""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(network.seed for network in self.accused)
+
+    @property
+    def common_layers(self) -> tuple[Layer, ...]:
+        """Those that both networks have, or all of the accused's if it stands alone."""
+        layers = self.accused[0].layers
+        return align(layers, self.reference[0].layers) if self.reference else layers
+
+    def each(self, number: Callable[[TrainedNetwork], float]) -> tuple[float, ...]:
+        """One number per seed of the accused network."""
+        return tuple(number(network) for network in self.accused)
+
+    def pairs(self, number: Callable[[TrainedNetwork, TrainedNetwork], float]) -> tuple[float, ...]:
+        """One number per seed from both networks; none without a reference."""
+        if not self.reference:
+            return ()
+        return tuple(map(number, self.accused, self.reference))

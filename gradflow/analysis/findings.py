@@ -1,0 +1,178 @@
+"""Evidence and findings: numbers per seed against thresholds, and how they combine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from gradflow.analysis.statistics import Interval, holm, p_beyond, seeds_needed, t_interval
+from gradflow.analysis.thresholds import CONFIDENCE, MIN_SEEDS, Threshold
+
+Side = Literal["below", "above"]
+Status = Literal["yes", "no", "undetermined", "not measured"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One number per seed against one threshold; what it claims holds on one `side` of it."""
+
+    name: str
+    meaning: str  # what the number is, as the subject of a sentence
+    unit: str  # "×" for a ratio, whose values are log10 of it
+    values: tuple[float, ...]
+    threshold: Threshold
+    limit: float  # the threshold on the scale of `values`
+    side: Side
+
+    @property
+    def interval(self) -> Interval:
+        return t_interval(self.values)
+
+    @property
+    def is_measured(self) -> bool:
+        return self.interval.n > 0
+
+    @property
+    def p_for(self) -> float:
+        """That the claim holds: one-sided t test over seeds."""
+        return p_beyond(self.values, self.limit, self.side)
+
+    @property
+    def p_against(self) -> float:
+        """That it does not."""
+        return p_beyond(self.values, self.limit, "above" if self.side == "below" else "below")
+
+    @property
+    def sentence(self) -> str:
+        """The number with its interval, and where the claim would hold."""
+        if not self.is_measured:
+            return f"{self.meaning}: not measured."
+        found = self.interval
+        spread = (
+            f"95 % {self._show(found.low)} to {self._show(found.high)}, {found.n} seeds"
+            if found.n > 1
+            else "one seed"
+        )
+        unit = f" {self.unit}" if self.unit not in ("", "×") else ""
+        return (
+            f"{self.meaning} is {self._show(found.mean)}{unit} ({spread}); "
+            f"claimed: {self.side} {self._show(self.limit)}."
+        )
+
+    def _show(self, value: float) -> str:
+        """A ratio as a factor; a difference with its sign; a share as it is."""
+        if self.unit == "×":
+            return f"{10**value:.3g}×"
+        return f"{value:+.3g}" if self.unit.startswith(("decades", "nats")) else f"{value:.3g}"
+
+    def to_json(self) -> dict[str, Any]:
+        found = self.interval
+        return {
+            "name": self.name,
+            "sentence": self.sentence,
+            "unit": self.unit,
+            "values": [_plain(value) for value in self.values],
+            "mean": _plain(found.mean),
+            "interval": [_plain(found.low), _plain(found.high)],
+            "confidence": CONFIDENCE.value,
+            "n_seeds": found.n,
+            "threshold": {
+                "name": self.threshold.name,
+                "value": self.threshold.value,
+                "unit": self.threshold.unit,
+                "limit": self.limit,
+                "side": self.side,
+                "reason": self.threshold.reason,
+                "source": self.threshold.source,
+            },
+            "p_for": self.p_for,
+            "p_against": self.p_against,
+        }
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A question, its evidence, and the answer after Holm's correction over all questions."""
+
+    key: str  # "link 1", "H4"
+    title: str
+    question: str
+    evidence: tuple[Evidence, ...]
+    p_for: float
+    p_against: float
+    missing: tuple[str, ...] = ()  # what was not measured, and how to have it
+    status: Status = "undetermined"
+
+    @property
+    def is_measured(self) -> bool:
+        return any(one.is_measured for one in self.evidence)
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """The seeds that would decide the evidence that is furthest from a decision."""
+        counts = [
+            seeds_needed(one.values, one.limit)
+            for one in self.evidence
+            if one.is_measured and min(one.p_for, one.p_against) > 1 - CONFIDENCE.value
+        ]
+        return None if not counts or None in counts else max(n for n in counts if n is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "key": self.key,
+            "title": self.title,
+            "question": self.question,
+            "status": self.status,
+            "p_for": self.p_for,
+            "p_against": self.p_against,
+            "missing": list(self.missing),
+            "evidence": [one.to_json() for one in self.evidence],
+        }
+
+
+def all_of(evidence: Sequence[Evidence]) -> tuple[float, float]:
+    """(p_for, p_against) where every part must hold: the weakest for it, any one against it.
+
+    For: the intersection-union test, the largest p. Against: the smallest, times their number.
+    """
+    measured = [one for one in evidence if one.is_measured]
+    if not measured:
+        return 1.0, 1.0
+    p_for = max(one.p_for for one in measured) if len(measured) == len(evidence) else 1.0
+    return p_for, min(1.0, len(measured) * min(one.p_against for one in measured))
+
+
+def any_of(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """(p_for, p_against) where one part suffices."""
+    if not parts:
+        return 1.0, 1.0
+    return min(1.0, len(parts) * min(p for p, _ in parts)), max(p for _, p in parts)
+
+
+def decide(findings: Sequence[Finding]) -> list[Finding]:
+    """The status of each, with Holm's correction over all that were measured, either way."""
+    family = [one for one in findings if one.is_measured]
+    p_for = holm([one.p_for for one in family])
+    p_against = holm([one.p_against for one in family])
+    adjusted = {one.key: (a, b) for one, a, b in zip(family, p_for, p_against, strict=True)}
+    return [_with_status(one, adjusted.get(one.key)) for one in findings]
+
+
+def _with_status(finding: Finding, adjusted: tuple[float, float] | None) -> Finding:
+    if adjusted is None:
+        return replace(finding, status="not measured")
+    alpha = 1 - CONFIDENCE.value
+    status: Status = "undetermined"
+    if adjusted[0] <= alpha:
+        status = "yes"
+    elif adjusted[1] <= alpha:
+        status = "no"
+    return replace(finding, status=status, p_for=adjusted[0], p_against=adjusted[1])
+
+
+def enough_seeds(n: int) -> bool:
+    return n >= MIN_SEEDS.value
+
+
+def _plain(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return float(value) if abs(value) < float("inf") else None

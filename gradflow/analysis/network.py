@@ -1,0 +1,158 @@
+"""One trained network of one seed: what was measured of it, and windows of its training."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gradflow.analysis.layers import Layer, body, counterparts, main_path
+from gradflow.analysis.profile import columns, geometric_mean, layer_table
+from gradflow.record.trace import Trace
+
+# Without a known learning rate, "early" is this share of the recorded steps.
+EARLY_SHARE = 0.1
+SMOOTHING = 9  # steps of the running median of the training loss
+LOSS_LEVELS = 10  # at which two networks are compared at equal training loss
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """What is known of one network of one seed; what is None was not measured."""
+
+    name: str
+    seed: int
+    trace: Trace
+    losses: np.ndarray | None = None  # (all steps,) nats: the training loss at every step
+    learning_rates: np.ndarray | None = None  # (all steps,)
+    train_loss: float | None = None  # nats: training images, no augmentation, BN recalibrated
+    test_loss: float | None = None  # nats
+    test_accuracy: float | None = None  # balanced over classes
+    examined: Mapping[str, Any] = field(default_factory=dict)  # see training/examination.py
+
+    def __post_init__(self) -> None:
+        if not len(self.trace):
+            raise ValueError(
+                f"Expected records of {self.name}, seed {self.seed}, but its trace is empty. "
+                "Train it with --log-grads."
+            )
+        main_path(self.trace)  # says so where there is no depth
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The path without the classifier."""
+        return body(main_path(self.trace))
+
+
+def first_drop(network: TrainedNetwork) -> int | None:
+    """The first step at a lower learning rate than the steps before; None if it never falls."""
+    rates = network.learning_rates
+    if rates is None:
+        return None
+    drops = np.flatnonzero(np.diff(rates) < 0)
+    return int(drops[0]) + 1 if len(drops) else None
+
+
+def early(network: TrainedNetwork) -> np.ndarray:
+    """(recorded steps,): the steps before the learning rate first falls, else the first tenth."""
+    steps = network.trace.steps
+    drop = first_drop(network)
+    # A cosine falls after the first epoch: what comes before is too short to be a stage.
+    tenth = np.arange(len(steps)) < max(1, round(EARLY_SHARE * len(steps)))
+    if drop is None:
+        return tenth
+    return np.asarray(tenth | (steps < drop))
+
+
+def third(n: int, which: str) -> slice:
+    """The first or the last third of n layers, at least one."""
+    size = max(1, n // 3)
+    return slice(0, size) if which == "first" else slice(n - size, n)
+
+
+def mean_of_layers(
+    network: TrainedNetwork, measure: str, layers: Sequence[Layer], steps: np.ndarray
+) -> float:
+    """The arithmetic mean of a parameter measure over layers and steps; NaN where not recorded."""
+    try:
+        values = columns(network.trace, measure, [layer.weight for layer in layers])[steps]
+    except KeyError:
+        return float("nan")
+    usable = values[np.isfinite(values)]
+    return float(usable.mean()) if len(usable) else float("nan")
+
+
+def distance_travelled(network: TrainedNetwork, layers: Sequence[Layer]) -> np.ndarray:
+    """(layers,): Σ over the steps of ‖Δw‖ / ‖w‖, NaN where not recorded.
+
+    A recorded step stands for those since the one before, so that schedules compare.
+    """
+    try:
+        moved = columns(network.trace, "relative_update", [layer.weight for layer in layers])
+    except KeyError:
+        return np.full(len(layers), np.nan)
+    steps = network.trace.steps
+    moved = moved * np.diff(steps, prepend=steps[0] - 1)[:, np.newaxis]
+    return np.asarray(np.where(np.isfinite(moved).any(axis=0), np.nansum(moved, axis=0), np.nan))
+
+
+def log_ratio(
+    accused: TrainedNetwork, reference: TrainedNetwork, size: str, layers: Sequence[Layer]
+) -> np.ndarray:
+    """(layers,): log10 of a gradient size of the accused over the reference network's.
+
+    At equal training loss, as the mean over ten levels of the loss that both reach; where the
+    losses are not known, over the early steps of each.
+    """
+    pairs = equal_loss_steps(accused, reference) or [(early(accused), early(reference))]
+    return mean_log_ratio(accused, reference, size, layers, pairs)
+
+
+def mean_log_ratio(
+    mine: TrainedNetwork,
+    theirs: TrainedNetwork,
+    size: str,
+    layers: Sequence[Layer],
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> np.ndarray:
+    """(layers,): log10 of a gradient size of one over the other, the mean over pairs of masks.
+
+    NaN where no pair has a gradient above zero in both.
+    """
+    my_values = layer_table(mine.trace, size, layers).values
+    their_values = layer_table(theirs.trace, size, counterparts(layers, theirs.layers)).values
+    ratios = [geometric_mean(my_values[a]) / geometric_mean(their_values[b]) for a, b in pairs]
+    return np.asarray(np.log10(geometric_mean(np.array(ratios))))
+
+
+def equal_loss_steps(
+    accused: TrainedNetwork, reference: TrainedNetwork
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Masks over the recorded steps of both, where their training losses reach the same levels.
+
+    Ten levels between the first loss and the lowest that both reach. Of each network the recorded
+    step nearest to where its smoothed loss first reaches the level. Empty where no loss is known
+    or there is no common range.
+    """
+    if accused.losses is None or reference.losses is None:
+        return []
+    mine, theirs = _reached(accused.losses), _reached(reference.losses)
+    high, low = min(mine[0], theirs[0]), max(mine[-1], theirs[-1])
+    if not low < high < np.inf:
+        return []
+    levels = np.linspace(high, low, LOSS_LEVELS)
+    return [(_at(accused, mine, level), _at(reference, theirs, level)) for level in levels]
+
+
+def _reached(losses: np.ndarray) -> np.ndarray:
+    """(steps,): the lowest running median of the loss so far; a NaN is as bad as a loss gets."""
+    known = np.where(np.isfinite(losses), losses, np.inf)
+    padded = np.pad(known, SMOOTHING // 2, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, SMOOTHING)
+    return np.asarray(np.minimum.accumulate(np.median(windows, axis=1)))
+
+
+def _at(network: TrainedNetwork, reached: np.ndarray, level: float) -> np.ndarray:
+    step = int(np.argmax(reached <= level + 1e-12))
+    nearest = int(np.argmin(np.abs(network.trace.steps - step)))
+    return np.asarray(np.arange(len(network.trace)) == nearest)

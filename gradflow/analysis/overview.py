@@ -1,0 +1,127 @@
+"""Rates and depth profiles of the networks of a case, over seeds, to be shown."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradflow.analysis.case import Case
+from gradflow.analysis.network import TrainedNetwork, early
+from gradflow.analysis.profile import GRADIENT_SIZES, geometric_mean, layer_table
+from gradflow.analysis.rates import trace_rate
+from gradflow.analysis.statistics import Interval, t_interval
+
+WINDOWS = ("start", "early", "whole")
+
+
+@dataclass(frozen=True)
+class RateOfGroup:
+    """The rate of one gradient size in one network over one window, over seeds."""
+
+    network: str
+    size: str
+    window: str
+    decades_per_layer: Interval
+    decades: Interval  # from the last to the first layer
+
+    @property
+    def growth(self) -> float:
+        """λ, the factor of the squared size per layer."""
+        return float(10 ** (2 * self.decades_per_layer.mean))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "network": self.network,
+            "size": self.size,
+            "window": self.window,
+            "decades_per_layer": _interval_json(self.decades_per_layer),
+            "decades": _interval_json(self.decades),
+            "growth": _plain(self.growth),
+        }
+
+
+@dataclass(frozen=True)
+class Band:
+    """A depth profile over seeds, early in training: log10, the mean and the range of the seeds."""
+
+    network: str
+    size: str
+    layers: tuple[str, ...]
+    mean: np.ndarray  # (layers,)
+    low: np.ndarray
+    high: np.ndarray
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "network": self.network,
+            "size": self.size,
+            "unit": f"log10 of {GRADIENT_SIZES[self.size].unit}",
+            "layers": list(self.layers),
+            "mean": [_plain(value) for value in self.mean],
+            "low": [_plain(value) for value in self.low],
+            "high": [_plain(value) for value in self.high],
+        }
+
+
+def _window(network: TrainedNetwork, window: str) -> np.ndarray:
+    n = len(network.trace)
+    if window == "early":
+        return early(network)
+    return np.arange(n) == 0 if window == "start" else np.ones(n, dtype=bool)
+
+
+def _groups(case: Case) -> list[tuple[TrainedNetwork, ...]]:
+    return [group for group in (case.accused, case.reference) if group]
+
+
+def rates(case: Case) -> list[RateOfGroup]:
+    """Every gradient size of every network at the start, early, and over the whole training."""
+    found: list[RateOfGroup] = []
+    for group in _groups(case):
+        for size in GRADIENT_SIZES:
+            for window in WINDOWS:
+                try:
+                    of_seeds = [
+                        trace_rate(one.trace, size, _window(one, window), one.layers)
+                        for one in group
+                    ]
+                except KeyError:  # not recorded
+                    continue
+                per_layer = t_interval([one.decades_per_layer for one in of_seeds])
+                total = t_interval([one.decades for one in of_seeds])
+                found.append(RateOfGroup(group[0].name, size, window, per_layer, total))
+    return found
+
+
+def bands(case: Case) -> list[Band]:
+    """Every gradient size of every network, early in training."""
+    found: list[Band] = []
+    for group in _groups(case):
+        layers = group[0].layers
+        for size in GRADIENT_SIZES:
+            try:
+                profiles = [
+                    geometric_mean(layer_table(one.trace, size, layers).values[early(one)])
+                    for one in group
+                ]
+            except KeyError:
+                continue
+            with np.errstate(divide="ignore"):
+                logs = np.log10(np.array(profiles))
+            names = tuple(layer.name for layer in layers)
+            found.append(Band(group[0].name, size, names, logs.mean(0), logs.min(0), logs.max(0)))
+    return found
+
+
+def _interval_json(interval: Interval) -> dict[str, Any]:
+    return {
+        "mean": _plain(interval.mean),
+        "low": _plain(interval.low),
+        "high": _plain(interval.high),
+        "n": interval.n,
+    }
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,449 @@
+"""The rival explanations of a gap, H2 to H10, each from what was recorded and examined.
+
+Every rival is one question with evidence per seed: consistent with the data, inconsistent,
+undetermined or not measured. Consistent does not mean causal: see `verdict.py`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gradflow.analysis import thresholds as at
+from gradflow.analysis.case import Case
+from gradflow.analysis.findings import Evidence, Finding, Side, all_of
+from gradflow.analysis.network import TrainedNetwork, early, first_drop, mean_of_layers, third
+from gradflow.analysis.profile import columns
+from gradflow.analysis.thresholds import Threshold
+from gradflow.analysis.vanishing import decades
+
+EXAMINE = "the weights at {steps} (`gradflow diagnose RUN --measure`)"
+# Adam's averages hold less than e⁻¹ of their start after 1 / (1 − β₁) steps.
+WARM_UP = 10
+
+
+def rivals(case: Case) -> list[Finding]:
+    """Every rival explanation, in the order of their numbers."""
+    return [ask(case) for ask in (
+        explosion, shattering, dead_units, frozen_schedule, batchnorm_mismatch, overfitting,
+        gradient_noise, rank_collapse, roughness,
+    )]  # fmt: skip
+
+
+def explosion(case: Case) -> Finding:
+    """H2: the gradients explode towards the input at the start, and early steps overshoot."""
+    layers = case.accused[0].layers
+
+    def share(one: TrainedNetwork) -> float:
+        return _share_of_first_third(one)
+
+    evidence = (
+        _of_accused(
+            case, "start_decades",
+            f"the change of {case.name}'s δ from the last to the first layer at the first recorded "
+            "step",
+            "decades",
+            lambda one: decades(one, "output_gradient", _first_step(one)),
+            at.VANISHING_DECADES, at.VANISHING_DECADES.value, "above",
+        ),
+        _of_accused(
+            case, "early_share",
+            f"the share of the first-order fall of the loss that the first third of {case.name}'s "
+            f"{len(layers)} layers make early in training",
+            "",
+            share, at.EXPLODING_SHARE, at.EXPLODING_SHARE.value, "above",
+        ),
+        _of_accused(
+            case, "early_linearity",
+            f"the part of the promised fall of the loss that an early step of {case.name} brings",
+            "",
+            lambda one: _linearity(one, _is_early_step), at.LINEARITY, at.LINEARITY.value, "below",
+        ),
+    )  # fmt: skip
+    return _finding("H2", "explosion at the start",
+                    "Do the gradients explode towards the input, so that early steps overshoot?",
+                    evidence, "steps 0 and 1")  # fmt: skip
+
+
+def shattering(case: Case) -> Finding:
+    """H3: the input gradient loses its direction over shorter ways than in the reference."""
+
+    def ratio(step: str) -> Callable[[TrainedNetwork, TrainedNetwork], float]:
+        def number(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
+            return _log(_decorrelation(mine, step)) - _log(_decorrelation(theirs, step))
+
+        return number
+
+    evidence = tuple(
+        _of_pairs(
+            case, f"decorrelation_{step}",
+            f"the way over which the input gradient keeps its direction at step {step}, "
+            f"{case.name} over {case.reference_name},",
+            "×", ratio(step),
+            at.SHATTERED_RATIO, math.log10(at.SHATTERED_RATIO.value), "below",
+        )
+        for step in ("0", "90")
+    )  # fmt: skip
+    return _finding("H3", "shattered gradients",
+                    "Does the gradient change its direction from one image to the next?",
+                    evidence, "steps 0 and 90")  # fmt: skip
+
+
+def dead_units(case: Case) -> Finding:
+    """H4: channels whose ReLU never lets anything through."""
+
+    def excess(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
+        dead, others = _dead(mine), _dead(theirs)
+        common = [stage for stage in dead if stage in others]
+        return max((dead[stage] - others[stage] for stage in common), default=math.nan)
+
+    evidence = (
+        _of_pairs(
+            case, "dead_excess",
+            f"the share of dead channels in {case.name} less that in {case.reference_name}, in the "
+            "stage where it is largest, at the end of the first learning rate",
+            "", excess, at.DEAD_EXCESS, at.DEAD_EXCESS.value, "above",
+        ),
+    )  # fmt: skip
+    return _finding("H4", "dead units", "Are more channels dead, for every training image?",
+                    evidence, "step 90")  # fmt: skip
+
+
+def frozen_schedule(case: Case) -> Finding:
+    """H5: the schedule stops the learning before the slower network has learned."""
+
+    def fall_ratio(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
+        of_reference = _fall_until_drop(theirs)  # of the accused it may be below zero
+        return _fall_until_drop(mine) / of_reference if of_reference > 0 else math.nan
+
+    evidence = (
+        _of_accused(
+            case, "changed_fraction",
+            f"the share of {case.name}'s weights whose bits a step changes, in the last tenth of "
+            "the training,",
+            "", _changed_at_the_end, at.FROZEN_FRACTION, at.FROZEN_FRACTION.value, "below",
+        ),
+        _of_accused(
+            case, "slope_at_drop",
+            f"the slope of {case.name}'s training loss before the learning rate first drops",
+            "nats per step", _slope_at_drop,
+            at.STILL_FALLING, at.STILL_FALLING.value, "below",
+        ),
+        _of_pairs(
+            case, "fall_to_reference",
+            f"the fall of the training loss until then, {case.name} over "
+            f"{case.reference_name},",
+            "", fall_ratio, at.SLOWER_RATIO, at.SLOWER_RATIO.value, "below",
+        ),
+    )  # fmt: skip
+    missing = () if all(one.is_measured for one in evidence) else (
+        "the learning rate and the training loss of every step, and a fall of the learning rate",
+    )  # fmt: skip
+    return _finding("H5", "a schedule that freezes learning",
+                    "Did the learning rate fall away before the slower network had learned?",
+                    evidence, missing=missing)  # fmt: skip
+
+
+def batchnorm_mismatch(case: Case) -> Finding:
+    """H6: BatchNorm's running statistics differ from those of the final weights."""
+    gap = _mean(case.pairs(lambda mine, theirs: _test_loss(mine) - _test_loss(theirs)))
+    scale = gap if gap > 0 else math.nan
+    evidence = (
+        _of_accused(
+            case, "mode_share",
+            f"what recalibrated BatchNorm statistics take from {case.name}'s test loss, as a share "
+            "of the gap,",
+            "of the gap", lambda one: _mode_mismatch(one) / scale,
+            at.MODE_SHARE, at.MODE_SHARE.value, "above",
+        ),
+        _of_pairs(
+            case, "mode_excess",
+            f"what they take from {case.name}'s test loss less what they take from "
+            f"{case.reference_name}'s",
+            "nats", lambda mine, theirs: _mode_mismatch(mine) - _mode_mismatch(theirs),
+            at.MODE_EXCESS, at.MODE_EXCESS.value, "above",
+        ),
+    )  # fmt: skip
+    return _finding("H6", "BatchNorm: training against evaluation",
+                    "Does the network only look bad because its BatchNorm statistics lag behind?",
+                    evidence, "the end", gap=gap)  # fmt: skip
+
+
+def overfitting(case: Case) -> Finding:
+    """H7: the gap is there on test images and not on training images."""
+    gap = _mean(case.pairs(lambda mine, theirs: _test_loss(mine) - _test_loss(theirs)))
+    scale = gap if gap > 0 else math.nan
+
+    def share(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
+        at_test = _test_loss(mine) - _test_loss(theirs)
+        at_training = _train_loss(mine) - _train_loss(theirs)
+        return (at_test - at_training) / scale
+
+    evidence = (
+        _of_pairs(
+            case, "generalisation_share",
+            "the part of the gap in test loss that is not there on the training images, under the "
+            "same transform and BatchNorm mode,",
+            "of the gap", share,
+            at.GENERALISATION_SHARE, at.GENERALISATION_SHARE.value, "above",
+        ),
+    )  # fmt: skip
+    return _finding("H7", "overfitting", f"Does {case.name} learn the training images and fail to "
+                    "generalise?", evidence, "the end", gap=gap)  # fmt: skip
+
+
+def gradient_noise(case: Case) -> Finding:
+    """H8: the gradients of single batches disagree so much that steps are a random walk."""
+    evidence = (
+        _of_accused(
+            case, "update_rms",
+            f"Adam's rms step in the first third of {case.name}'s layers (0.229 is pure noise)",
+            "", _update_rms, at.NOISE_UPDATE_RMS, at.NOISE_UPDATE_RMS.value, "below",
+        ),
+        _of_pairs(
+            case, "update_rms_to_reference",
+            f"that of {case.name} less that of {case.reference_name}",
+            "", lambda mine, theirs: _update_rms(mine) - _update_rms(theirs),
+            at.NOISE_EXCESS, at.NOISE_EXCESS.value, "below",
+        ),
+    )  # fmt: skip
+    missing = () if all(one.is_measured for one in evidence) else (
+        "adam_update_rms of both networks (`gradflow train --log-grads` records it under AdamW)",
+    )  # fmt: skip
+    return _finding("H8", "gradient noise",
+                    "Do the gradients of the early layers hold too little signal?",
+                    evidence, missing=missing)  # fmt: skip
+
+
+def rank_collapse(case: Case) -> Finding:
+    """H9: deep features span few directions, and a linear classifier reads less from them."""
+
+    def ratio(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
+        return _log(_deep_rank(mine)) - _log(_deep_rank(theirs))
+
+    evidence = (
+        _of_pairs(
+            case, "rank_to_reference",
+            f"the effective rank of the deepest third of the features at the start, "
+            f"{case.name} over {case.reference_name},",
+            "×", ratio, at.RANK_RATIO, math.log10(at.RANK_RATIO.value), "below",
+        ),
+        _of_accused(
+            case, "probe_drop",
+            f"what a linear classifier loses from {case.name}'s best features to its deepest at "
+            "the start",
+            "accuracy", _probe_drop, at.PROBE_DROP, at.PROBE_DROP.value, "above",
+        ),
+    )  # fmt: skip
+    return _finding("H9", "rank collapse", "Do the features lose information with depth?",
+                    evidence, "steps 0 and 10")  # fmt: skip
+
+
+def roughness(case: Case) -> Finding:
+    """H10: the loss bends away from the gradient sooner than in the reference network."""
+    evidence = (
+        _of_pairs(
+            case, "linearity_to_reference",
+            f"the part of the promised fall of the loss that a step brings after the first ones, "
+            f"{case.name} less {case.reference_name},",
+            "", lambda mine, theirs: _linearity(mine, _is_later_step)
+            - _linearity(theirs, _is_later_step),
+            at.LINEARITY_GAP, -at.LINEARITY_GAP.value, "below",
+        ),
+    )  # fmt: skip
+    return _finding("H10", "roughness", "Does the loss bend away from its gradient sooner?",
+                    evidence, "steps 10, 11, 90 and 91")  # fmt: skip
+
+
+# -- building ------------------------------------------------------------------------------------
+
+
+def _of_accused(
+    case: Case,
+    name: str,
+    meaning: str,
+    unit: str,
+    number: Callable[[TrainedNetwork], float],
+    threshold: Threshold,
+    limit: float,
+    side: Side,
+) -> Evidence:
+    return Evidence(name, meaning, unit, case.each(number), threshold, limit, side)
+
+
+def _of_pairs(
+    case: Case,
+    name: str,
+    meaning: str,
+    unit: str,
+    number: Callable[[TrainedNetwork, TrainedNetwork], float],
+    threshold: Threshold,
+    limit: float,
+    side: Side,
+) -> Evidence:
+    return Evidence(name, meaning, unit, case.pairs(number), threshold, limit, side)
+
+
+def _finding(
+    key: str,
+    title: str,
+    question: str,
+    evidence: tuple[Evidence, ...],
+    steps: str | None = None,
+    *,
+    missing: tuple[str, ...] = (),
+    gap: float = math.nan,
+) -> Finding:
+    """A rival holds only if all of its evidence does."""
+    if gap <= 0:
+        missing = ("a gap: there is none on the test images",)
+    elif steps is not None and not all(one.is_measured for one in evidence):
+        missing = (EXAMINE.format(steps=steps),)
+    p_for, p_against = all_of(evidence)
+    return Finding(key, title, question, evidence, p_for, p_against, missing)
+
+
+# -- numbers of one network ----------------------------------------------------------------------
+
+
+def _first_step(network: TrainedNetwork) -> np.ndarray:
+    return np.asarray(np.arange(len(network.trace)) == 0)
+
+
+def _share_of_first_third(network: TrainedNetwork) -> float:
+    """Of Σ |⟨g, Δw⟩| over the layers, early in training, the part of the first third."""
+    layers = network.layers
+    try:
+        changes = np.abs(columns(network.trace, "grad_dot_update", [one.weight for one in layers]))
+    except KeyError:
+        return math.nan
+    by_layer = np.nansum(changes[early(network)], axis=0)
+    total = float(by_layer.sum())
+    return float(by_layer[third(len(layers), "first")].sum()) / total if total > 0 else math.nan
+
+
+def _is_early_step(step: int) -> bool:
+    return step < WARM_UP
+
+
+def _is_later_step(step: int) -> bool:
+    return step >= WARM_UP
+
+
+def _linearity(network: TrainedNetwork, chosen: Callable[[int], bool]) -> float:
+    """The mean ratio of the actual to the promised change of the loss, over the chosen steps."""
+    by_step: Mapping[str, Any] = network.examined.get("linearity", {})
+    ratios = [found["all"]["ratio"] for step, found in by_step.items() if chosen(int(step))]
+    usable = [ratio for ratio in ratios if ratio is not None]
+    return float(np.mean(usable)) if usable else math.nan
+
+
+def _decorrelation(network: TrainedNetwork, step: str) -> float:
+    """The share of the way after which the input gradient's cosine falls below 1/e.
+
+    One that stays above it all the way counts as 1.
+    """
+    found = network.examined.get("shattering", {}).get(step)
+    if found is None:
+        return math.nan
+    share = found["decorrelation_share"]
+    return 1.0 if share is None else float(share)
+
+
+def _dead(network: TrainedNetwork) -> dict[str, float]:
+    """Stage -> share of dead channels, at step 90 or else the last step before the end."""
+    by_step: Mapping[str, Any] = network.examined.get("dead", {})
+    steps = [step for step in ("90", "10", "0", "end") if step in by_step]
+    if not steps:
+        return {}
+    return {stage: n_dead / n for stage, (n_dead, n) in by_step[steps[0]].items()}
+
+
+def _changed_at_the_end(network: TrainedNetwork) -> float:
+    last_tenth = np.arange(len(network.trace)) >= 0.9 * len(network.trace)
+    if first_drop(network) is None:
+        return math.nan
+    return mean_of_layers(network, "update_changed_fraction", network.layers, last_tenth)
+
+
+def _slope_at_drop(network: TrainedNetwork) -> float:
+    """nats per step: least squares over the second half of the first learning rate's steps."""
+    drop = first_drop(network)
+    if drop is None or network.losses is None or drop < 4:
+        return math.nan
+    half = np.asarray(network.losses[drop // 2 : drop], dtype=np.float64)
+    return float(np.polyfit(np.arange(len(half)), half, 1)[0])
+
+
+def _fall_until_drop(network: TrainedNetwork) -> float:
+    """nats: the first training loss less the mean of a tenth of the steps before the drop."""
+    drop = first_drop(network)
+    if drop is None or network.losses is None or drop < 4:
+        return math.nan
+    n = max(1, drop // 10)
+    return float(np.mean(network.losses[:1]) - np.mean(network.losses[drop - n : drop]))
+
+
+def _at_the_end(network: TrainedNetwork, part: str, mode: str) -> float:
+    tables = network.examined.get("batchnorm", {}).get("end", {})
+    try:
+        return float(tables[part]["plain"][mode]["loss"])
+    except (KeyError, TypeError):
+        return math.nan
+
+
+def _test_loss(network: TrainedNetwork) -> float:
+    return _at_the_end(network, "test", "running")
+
+
+def _train_loss(network: TrainedNetwork) -> float:
+    return _at_the_end(network, "train", "running")
+
+
+def _mode_mismatch(network: TrainedNetwork) -> float:
+    """nats: the test loss with running statistics less that with recalibrated ones."""
+    return _test_loss(network) - _at_the_end(network, "test", "recalibrated")
+
+
+def _update_rms(network: TrainedNetwork) -> float:
+    """Over the early steps, without those in which Adam's averages still hold their start."""
+    steps = early(network) & (network.trace.steps >= WARM_UP)
+    layers = network.layers[third(len(network.layers), "first")]
+    return mean_of_layers(network, "adam_update_rms", layers, steps)
+
+
+def _deep_rank(network: TrainedNetwork) -> float:
+    """The geometric mean of the effective rank over the deepest third, at steps 0 and 10."""
+    by_step: Mapping[str, Any] = network.examined.get("rank", {})
+    ranks = [
+        rank
+        for step in ("0", "10")
+        if step in by_step
+        for rank in _last_third(by_step[step]["effective_rank"])
+        if rank is not None and rank > 0
+    ]
+    return float(np.exp(np.mean(np.log(ranks)))) if ranks else math.nan
+
+
+def _probe_drop(network: TrainedNetwork) -> float:
+    """Accuracy: the best over the depth less the mean of the last three, at step 10 or else 0."""
+    by_step: Mapping[str, Any] = network.examined.get("rank", {})
+    for step in ("10", "0"):
+        accuracies = [a for a in by_step.get(step, {}).get("probe_accuracy", []) if a is not None]
+        if accuracies:
+            return float(max(accuracies) - np.mean(accuracies[-3:]))
+    return math.nan
+
+
+def _last_third(values: list[float | None]) -> list[float | None]:
+    return values[third(len(values), "last")]
+
+
+def _mean(values: tuple[float, ...]) -> float:
+    usable = [value for value in values if math.isfinite(value)]
+    return float(np.mean(usable)) if usable else math.nan
+
+
+def _log(value: float) -> float:
+    return math.log10(value) if value > 0 else math.nan

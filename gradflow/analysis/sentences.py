@@ -1,0 +1,158 @@
+"""What a verdict says to people: the answer, the numbers behind it, and what to do next."""
+
+from typing import TYPE_CHECKING
+
+from gradflow.analysis import thresholds as at
+from gradflow.analysis.findings import enough_seeds
+from gradflow.analysis.profile import GRADIENT_SIZES
+from gradflow.analysis.statistics import p_beyond
+from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades
+
+if TYPE_CHECKING:
+    from gradflow.analysis.verdict import Verdict
+
+
+GAP_WORDS = {"gap_train_loss": "training loss", "gap_test_accuracy": "test accuracy"}
+
+
+def sentences(verdict: "Verdict") -> tuple[str, ...]:
+    """The answer, the numbers behind it, and what it does not say."""
+    return tuple(
+        sentence
+        for sentence in (_answer(verdict), _numbers(verdict), _gap_sentence(verdict))
+        if sentence
+    )
+
+
+def _answer(verdict: "Verdict") -> str:
+    case, outcome = verdict.case, verdict.outcome
+    name = case.name
+    if outcome == "no verdict":
+        return (
+            "No verdict: on this machine the instrument did not recognise enough of the networks "
+            "whose truth is known (`gradflow check --controls` shows which)."
+        )
+    if outcome == "undetermined" and not enough_seeds(len(case.seeds)):
+        n = len(case.seeds)
+        return (
+            f"Undetermined: {n} {'seed' if n == 1 else 'seeds'} of {name} can be described, but "
+            f"nothing can be concluded from fewer than {at.MIN_SEEDS.value:.0f}."
+        )
+    because = {
+        "supported": f"Supported: the gradients of {name} vanish towards the input, and restoring "
+        f"them closes {_how_much(verdict)}.",
+        "present, not shown causal": f"Present, not shown causal: the gradients of {name} vanish "
+        "towards the input; whether that causes anything is open.",
+        "present but not causal": f"Present but not causal: the gradients of {name} vanish towards "
+        f"the input, but {_broken_link(verdict)}.",
+        "refuted": f"Refuted: the gradients of {name} do not vanish towards the input.",
+        "exploding instead": f"Refuted: the gradients of {name} do not vanish towards the input; "
+        "they grow.",
+        "nothing to explain": f"Nothing to explain: {name} does no worse than "
+        f"{case.reference_name}.",
+        "undetermined": f"Undetermined: whether the gradients of {name} vanish cannot be told from "
+        f"{len(case.seeds)} seeds.",
+    }
+    return because[outcome]
+
+
+def _how_much(verdict: "Verdict") -> str:
+    found = verdict.links[3].evidence
+    share = found[0].values if found else ()
+    is_main = p_beyond(share, at.SHARE_MAIN.value, "above") <= 1 - at.CONFIDENCE.value
+    return (
+        "more than half of the gap: they are its main cause"
+        if is_main
+        else "a part of the gap: they contribute to it"
+    )
+
+
+def _broken_link(verdict: "Verdict") -> str:
+    if verdict.links[0].status == "no":
+        return f"those of {verdict.case.reference_name} do, too"
+    for link, words in zip(
+        verdict.links[1:],
+        ("early layers move as far as late ones", "the early layers did learn",
+         "restoring them does not close the gap"),
+        strict=True,
+    ):  # fmt: skip
+        if link.status == "no":
+            return words
+    return "it is not the cause"
+
+
+def _numbers(verdict: "Verdict") -> str:
+    parts = []
+    for size in JUDGED_SIZES:
+        found = early_decades(verdict.case, size)
+        if found.n:
+            factor = 10 ** abs(found.mean)
+            change = "larger" if found.mean > 0 else "smaller"
+            spread = f" (95 % {found.low:+.2f} to {found.high:+.2f})" if found.n > 1 else ""
+            parts.append(
+                f"{GRADIENT_SIZES[size].symbol} is {factor:.3g} times {change} at the first layer "
+                f"than at the last, {found.mean:+.2f} decades{spread}"
+            )
+    if not parts:
+        return ""
+    return f"Early in training, {'; '.join(parts)}. Vanishing would be below −1 decade."
+
+
+def _gap_sentence(verdict: "Verdict") -> str:
+    case = verdict.case
+    if not case.reference:
+        return "There is no reference network, so nothing is said of a gap."
+    if not verdict.gap:
+        return "How well the networks do was not given, so nothing is said of a gap."
+    numbers = []
+    for one in verdict.gap:
+        found, words = one.interval, GAP_WORDS[one.name]
+        spread = f" (95 % {found.low:+.3f} to {found.high:+.3f})" if found.n > 1 else ""
+        numbers.append(f"{found.mean:+.3f} {one.unit}{spread} in {words}".replace("  ", " "))
+    state = {
+        "yes": "There is a gap to explain",
+        "no": "There is no gap",
+        "undetermined": "Whether there is a gap is open",
+        "not measured": "The gap was not measured",
+    }[verdict.gap_status]
+    return f"{state}: {case.name} is worse than {case.reference_name} by {' and '.join(numbers)}."
+
+
+def next_steps(verdict: "Verdict") -> tuple[str, ...]:
+    """What to do now, the most telling first."""
+    steps: list[str] = []
+    case = verdict.case
+    if verdict.outcome == "no verdict":
+        return ("Run `gradflow check --controls` and report what fails.",)
+    if not enough_seeds(len(case.seeds)):
+        steps.append(
+            f"Train {at.EFFECT_SEEDS.value:.0f} seeds (`gradflow train --seeds "
+            f"{at.EFFECT_SEEDS.value:.0f} --log-grads`): one seed proves nothing."
+        )
+    elif verdict.outcome == "undetermined" or verdict.gap_status == "undetermined":
+        steps.append(_more_seeds(verdict))
+    if verdict.links[0].status == "yes" and verdict.links[3].status == "not measured":
+        steps.append("Change the gradients on purpose: only if the gap closes are they the cause.")
+    for rival in verdict.rivals:
+        if rival.status == "yes":
+            steps.append(
+                f"Look into {rival.title} ({rival.key}): the data are consistent with it. Change "
+                "it on purpose to see whether the gap closes."
+            )
+    unmeasured = [rival.key for rival in verdict.rivals if rival.missing]
+    if unmeasured:
+        steps.append(
+            f"Not fully measured: {', '.join(unmeasured)}. `gradflow diagnose RUN --measure` "
+            "measures what the kept weights allow."
+        )
+    return tuple(steps)
+
+
+def _more_seeds(verdict: "Verdict") -> str:
+    needed = verdict.links[0].seeds_needed if verdict.links[0].status == "undetermined" else None
+    if needed is None:
+        return "Train more seeds: what is open cannot be told from these."
+    return (
+        f"Train about {max(needed, len(verdict.case.seeds) + 1)} seeds: with the spread seen so "
+        "far they decide four times in five."
+    )

@@ -1,0 +1,100 @@
+"""Statistics over seeds: one number per seed, Student's t, tests against a threshold, Holm."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from gradflow.analysis.thresholds import CONFIDENCE, MIN_SEEDS
+
+MAX_SEEDS = 1000  # beyond it "how many seeds" has no useful answer
+POWER = 0.8  # of the answer to "how many seeds": the chance that so many decide
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The mean of one number per seed, with its t interval; low and high NaN for a single seed."""
+
+    mean: float
+    low: float
+    high: float
+    sd: float
+    n: int
+
+
+def t_interval(values: Sequence[float] | np.ndarray, confidence: float | None = None) -> Interval:
+    """mean ± t · sd / √n over seeds; values that are not finite are left out.
+
+    >>> t_interval([1.0, 2.0, 3.0])
+    Interval(mean=2.0, low=-0.4841377117195456, high=4.484137711719545, sd=1.0, n=3)
+    """
+    level = CONFIDENCE.value if confidence is None else confidence
+    numbers = _finite(values)
+    n = len(numbers)
+    mean = float(numbers.mean()) if n else math.nan
+    if n < 2:
+        return Interval(mean, math.nan, math.nan, math.nan, n)
+    sd = float(numbers.std(ddof=1))
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, sd, n)
+
+
+def p_beyond(
+    values: Sequence[float] | np.ndarray, threshold: float, side: Literal["below", "above"]
+) -> float:
+    """The one-sided t test that the mean over seeds lies beyond `threshold`; 1 with few seeds.
+
+    Seeds without any spread decide by the side on which they stand.
+    """
+    numbers = _finite(values)
+    if len(numbers) < MIN_SEEDS.value:
+        return 1.0
+    distance = float(numbers.mean()) - threshold
+    distance = -distance if side == "below" else distance
+    error = float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
+    if error <= 1e-12 * max(abs(threshold), abs(distance)):
+        return 0.0 if distance > 0 else 1.0
+    return float(stats.t.sf(distance / error, len(numbers) - 1))
+
+
+def p_equivalent(values: Sequence[float] | np.ndarray, margin: float) -> float:
+    """Two one-sided tests (TOST) that the mean lies within ±margin. Schuirmann 1987."""
+    return max(p_beyond(values, -margin, "above"), p_beyond(values, margin, "below"))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction: adjusted p values, in the order given. Holm 1979.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    n = len(p_values)
+    adjusted, largest = [1.0] * n, 0.0
+    for rank, i in enumerate(sorted(range(n), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (n - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def seeds_needed(values: Sequence[float] | np.ndarray, threshold: float) -> int | None:
+    """How many seeds would tell the mean from `threshold`, if mean and spread stay as they are.
+
+    The smallest n with (t₀.₉₇₅ + t₀.₈) · sd / √n ≤ |mean − threshold|: with a chance of 80 %. None
+    if that takes more than 1000, or if the spread is not known.
+    """
+    found = t_interval(values)
+    distance = abs(found.mean - threshold)
+    if found.n < 2 or not distance > 0:
+        return None
+    n = np.arange(int(MIN_SEEDS.value), MAX_SEEDS + 1)
+    quantiles = stats.t.ppf((1 + CONFIDENCE.value) / 2, n - 1) + stats.t.ppf(POWER, n - 1)
+    enough = np.flatnonzero(quantiles * found.sd / np.sqrt(n) <= distance)
+    return int(n[enough[0]]) if len(enough) else None
+
+
+def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    numbers = np.asarray(values, dtype=np.float64)
+    return np.asarray(numbers[np.isfinite(numbers)])

@@ -1,0 +1,237 @@
+"""The verdict: do the gradients vanish, does it reach and matter, and would it explain the gap?
+
+The seed is the sample: every number is taken once per seed, and what is said of a network holds
+over seeds. With fewer than three seeds the verdict describes, and says that it cannot conclude.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from gradflow.analysis import thresholds as at
+from gradflow.analysis.case import Case
+from gradflow.analysis.findings import Evidence, Finding, Side, Status, decide, enough_seeds
+from gradflow.analysis.overview import Band, RateOfGroup, bands, rates
+from gradflow.analysis.rivals import rivals
+from gradflow.analysis.sentences import next_steps, sentences
+from gradflow.analysis.statistics import p_beyond, p_equivalent
+from gradflow.analysis.vanishing import (
+    JUDGED_SIZES,
+    causes,
+    early_decades,
+    early_values,
+    exists,
+    matters,
+    reaches,
+)
+
+SCHEMA_VERSION = 1
+
+Outcome = Literal[
+    "supported",
+    "present, not shown causal",
+    "present but not causal",
+    "refuted",
+    "exploding instead",
+    "nothing to explain",
+    "undetermined",
+    "no verdict",
+]
+OUTCOMES: dict[Outcome, str] = {
+    "supported": "the gradients vanish, it matters, and restoring them closes the gap",
+    "present, not shown causal": "the gradients vanish, and nobody has yet restored them to see "
+    "whether the gap closes",
+    "present but not causal": "the gradients vanish, and it is not the cause of the gap",
+    "refuted": "the gradients do not vanish",
+    "exploding instead": "the gradients grow towards the input, more than ten-fold",
+    "nothing to explain": "the two networks do equally well",
+    "undetermined": "the data do not decide",
+    "no verdict": "the instrument failed its controls on this machine",
+}
+
+
+class Instrument(Protocol):
+    """How well the rates tell networks whose truth is known: see `gradflow.controls.gate`."""
+
+    @property
+    def hit_rate(self) -> float: ...
+    @property
+    def false_alarm_rate(self) -> float: ...
+    @property
+    def passed(self) -> bool: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer with its evidence. `sentences` are for people, `to_json` for programs."""
+
+    outcome: Outcome
+    case: Case
+    gap: tuple[Evidence, ...]
+    gap_status: Status
+    links: tuple[Finding, ...]
+    rivals: tuple[Finding, ...]  # the consistent ones first
+    rates: tuple[RateOfGroup, ...]
+    bands: tuple[Band, ...]
+    sentences: tuple[str, ...]
+    next_steps: tuple[str, ...]
+    notes: tuple[str, ...]
+    instrument: Instrument | None
+
+    def has(self, label: Literal["vanishing", "exploding"]) -> bool:
+        """Whether the early gradients do: decided over seeds, or as measured with few."""
+        if enough_seeds(len(self.case.seeds)):
+            return vanishes(self.case) if label == "vanishing" else explodes(self.case)
+        sign = -1.0 if label == "vanishing" else 1.0
+        means = [early_decades(self.case, size).mean for size in JUDGED_SIZES]
+        return any(sign * mean > at.VANISHING_DECADES.value for mean in means)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; the schema is verdict.schema.json beside this file."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "outcome": self.outcome,
+            "meaning": OUTCOMES[self.outcome],
+            "accused": self.case.name,
+            "reference": self.case.reference_name or None,
+            "seeds": list(self.case.seeds),
+            "sentences": list(self.sentences),
+            "gap": {
+                "status": self.gap_status,
+                "evidence": [one.to_json() for one in self.gap],
+            },
+            "links": [one.to_json() for one in self.links],
+            "rivals": [one.to_json() for one in self.rivals],
+            "rates": [one.to_json() for one in self.rates],
+            "profiles": [one.to_json() for one in self.bands],
+            "next": list(self.next_steps),
+            "notes": list(self.notes),
+            "instrument": self.instrument.to_json() if self.instrument is not None else None,
+        }
+
+
+def judge_case(
+    case: Case, instrument: Instrument | None = None, gap_shares: Sequence[float] = ()
+) -> Verdict:
+    """Judge "the gradients of the accused network vanish, and that is why it does worse".
+
+    `gap_shares` is what an intervention found: the share of the gap, per seed, that goes away when
+    the gradients are restored. Without it the last link stays open.
+    """
+    gap = _gap(case)
+    gap_status = _gap_status(gap)
+    links = [exists(case), reaches(case), matters(case), causes(case, gap_shares)]
+    others = rivals(case) if case.reference else []
+    # One family: every question that is asked of these runs.
+    decided = decide([*links, *others])
+    links, others = decided[: len(links)], decided[len(links) :]
+    verdict = Verdict(
+        outcome=_outcome(case, instrument, gap_status, links),
+        case=case,
+        gap=gap,
+        gap_status=gap_status,
+        links=tuple(links),
+        rivals=tuple(sorted(others, key=_rank)),
+        rates=tuple(rates(case)),
+        bands=tuple(bands(case)),
+        sentences=(),
+        next_steps=(),
+        notes=case.notes,
+        instrument=instrument,
+    )
+    return replace(verdict, sentences=sentences(verdict), next_steps=next_steps(verdict))
+
+
+def vanishes(case: Case) -> bool:
+    """Whether a judged size shrinks more than ten-fold towards the input, early in training.
+
+    Link 1 asks more where there is a reference: that it shrinks more than there.
+    """
+    return _is_beyond(case, -at.VANISHING_DECADES.value, "below")
+
+
+def explodes(case: Case) -> bool:
+    """Whether a judged size grows more than ten-fold towards the input, early in training."""
+    return _is_beyond(case, at.VANISHING_DECADES.value, "above")
+
+
+def _is_beyond(case: Case, limit: float, side: Side) -> bool:
+    alpha = (1 - at.CONFIDENCE.value) / len(JUDGED_SIZES)
+    return any(p_beyond(early_values(case, size), limit, side) <= alpha for size in JUDGED_SIZES)
+
+
+# -- the outcome ---------------------------------------------------------------------------------
+
+
+def _outcome(
+    case: Case, instrument: Instrument | None, gap: Status, links: Sequence[Finding]
+) -> Outcome:
+    if instrument is not None and not instrument.passed:
+        return "no verdict"
+    if not enough_seeds(len(case.seeds)):
+        return "undetermined"
+    if gap == "no":
+        return "nothing to explain"
+    status = [link.status for link in links]
+    if status[0] == "no":
+        if vanishes(case):  # as much as in the reference network, which does better all the same
+            return "present but not causal"
+        return "exploding instead" if explodes(case) else "refuted"
+    if status[0] != "yes":
+        return "undetermined"
+    if "no" in status[1:]:
+        return "present but not causal"
+    if all(one == "yes" for one in status) and gap == "yes":
+        return "supported"
+    # What was not asked stays open; what was asked and not decided does, too.
+    return "present, not shown causal"
+
+
+def _gap(case: Case) -> tuple[Evidence, ...]:
+    """How much worse the accused network does: on training loss and on test accuracy."""
+    if not case.reference:
+        return ()
+    evidence = (
+        Evidence(
+            "gap_train_loss",
+            f"{case.name}'s training loss less {case.reference_name}'s (no augmentation, "
+            "BatchNorm recalibrated)",
+            "nats",
+            case.pairs(lambda mine, theirs: _minus(mine.train_loss, theirs.train_loss)),
+            at.LOSS_MARGIN, 0.0, "above",
+        ),
+        Evidence(
+            "gap_test_accuracy",
+            f"{case.reference_name}'s balanced test accuracy less {case.name}'s",
+            "",
+            case.pairs(lambda mine, theirs: _minus(theirs.test_accuracy, mine.test_accuracy)),
+            at.ACCURACY_MARGIN, 0.0, "above",
+        ),
+    )  # fmt: skip
+    return tuple(one for one in evidence if one.is_measured)
+
+
+def _gap_status(gap: Sequence[Evidence]) -> Status:
+    """Yes where both outcomes are worse, over five seeds; no where both are equal or better."""
+    if not gap:
+        return "not measured"
+    alpha = 1 - at.CONFIDENCE.value
+    if all(one.p_for <= alpha / 2 and one.interval.n >= at.EFFECT_SEEDS.value for one in gap):
+        return "yes"
+    if all(
+        p_equivalent(one.values, one.threshold.value) <= alpha or one.p_against <= alpha / 2
+        for one in gap
+    ):
+        return "no"
+    return "undetermined"
+
+
+def _minus(one: float | None, other: float | None) -> float:
+    return math.nan if one is None or other is None else one - other
+
+
+def _rank(finding: Finding) -> tuple[int, float]:
+    order: tuple[Status, ...] = ("yes", "undetermined", "no", "not measured")
+    return order.index(finding.status), finding.p_for

@@ -1,0 +1,1 @@
+"""Examination: what standing networks say of themselves, from weights and images, untrained."""

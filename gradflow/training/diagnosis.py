@@ -1,0 +1,170 @@
+"""From runs on disk, or traces in memory, to the case that a verdict is about."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradflow.analysis.case import Case
+from gradflow.analysis.network import TrainedNetwork
+from gradflow.analysis.verdict import Verdict, judge_case
+from gradflow.controls.gate import load_gate
+from gradflow.record import Trace
+from gradflow.training.rundir import NetworkDir, RunDir
+
+Networks = Mapping[str, Sequence[TrainedNetwork]]
+
+# What a verdict reads of a trace; a long one is read faster without the rest.
+NEEDED = (
+    "output_grad_norm",
+    "weight_norm",
+    "grad_norm",
+    "update_norm",
+    "update_changed_fraction",
+    "grad_dot_update",
+    "adam_attenuation",
+    "adam_update_rms",
+)
+
+
+def judge(
+    traces: Trace | Sequence[Trace] | Mapping[str, Trace | Sequence[Trace]],
+    *,
+    gap_shares: Sequence[float] = (),
+) -> Verdict:
+    """Do the gradients vanish towards the input, and would it explain the gap?
+
+    One trace, or one per seed; or by name, the accused network first and then the one to compare
+    with, their traces in the order of the seeds::
+
+        gradflow.judge({"plain": [Trace.load(run) for run in plain_runs],
+                        "residual": [Trace.load(run) for run in residual_runs]})
+
+    `gap_shares` is what an intervention found, one per seed: the share of the gap that went away
+    when the gradients were restored. The first call on a machine checks the instrument on networks
+    whose truth is known, which takes some seconds.
+    """
+    by_name = traces if isinstance(traces, Mapping) else {"the network": traces}
+    if not 1 <= len(by_name) <= 2:
+        raise ValueError(
+            f"Expected one or two networks, but got {len(by_name)}: {', '.join(by_name)}. "
+            "Judge them in pairs."
+        )
+    groups = [
+        [TrainedNetwork(name, seed, trace) for seed, trace in enumerate(_as_list(given))]
+        for name, given in by_name.items()
+    ]
+    return judge_case(Case.of(*groups), load_gate(), gap_shares)
+
+
+def _as_list(traces: Trace | Sequence[Trace]) -> Sequence[Trace]:
+    return [traces] if isinstance(traces, Trace) else traces
+
+
+def open_case(
+    runs: Sequence[Path], *, accused: str | None = None, reference: str | None = None
+) -> Case:
+    """The case that these runs make: the accused network first, the one to compare with second.
+
+    A run is the folder of a `gradflow train`, or one that a Recorder wrote, whose name may end in
+    the seed (`plain-s3`). By default the first network is the accused, and the second, if there is
+    one, the reference. Raises FileNotFoundError, ValueError.
+    """
+    networks, notes = load_networks(runs)
+    names = list(networks)
+    if not names:
+        raise ValueError(
+            "Expected a network that is trained to the end with records, but found none: "
+            f"{' '.join(notes) or 'the runs are empty.'}"
+        )
+    for name in (accused, reference):
+        if name is not None and name not in names:
+            raise ValueError(f"Expected a network of {', '.join(names)}, but got {name!r}.")
+    if len(names) > 2 and (accused is None or reference is None):
+        raise ValueError(
+            f"Expected one or two networks, but the runs hold {', '.join(names)}. Say which two "
+            "with --accused and --reference."
+        )
+    first = accused or next(name for name in names if name != reference)
+    others = [name for name in names if name != first]
+    second = reference or (others[0] if others else None)
+    case = Case.of(networks[first], networks[second] if second else ())
+    return Case(case.accused, case.reference, (*case.notes, *notes))
+
+
+def load_networks(runs: Sequence[Path]) -> tuple[dict[str, list[TrainedNetwork]], list[str]]:
+    """The finished networks of these runs by name, and a note for each that was left out."""
+    networks: dict[str, list[TrainedNetwork]] = {}
+    notes = []
+    for path in runs:
+        if not path.is_dir():
+            raise FileNotFoundError(
+                f"Expected the folder of a run, but there is no folder {path}. Give the one that "
+                "`gradflow train` printed."
+            )
+        for folder in _network_dirs(path):
+            if isinstance(folder, NetworkDir):
+                if not folder.is_finished or not folder.has_trace():
+                    why = "has no records" if folder.is_finished else "is not trained to the end"
+                    notes.append(f"{folder.name} in {path.name} {why} and was left out.")
+                    continue
+                found = from_training(folder)
+            else:
+                found = from_records(folder)
+            networks.setdefault(found.name, []).append(found)
+    return networks, notes
+
+
+def _network_dirs(path: Path) -> Sequence[NetworkDir | Path]:
+    """The networks of a run; a network's own folder; or a folder of records."""
+    if (path / "config.yaml").exists():
+        return RunDir.open(path).networks()
+    if (path.parent / "config.yaml").exists():
+        return [one for one in RunDir.open(path.parent).networks() if one.path == path]
+    return [path]
+
+
+def from_training(network: NetworkDir) -> TrainedNetwork:
+    """What `gradflow train` left of one network."""
+    history = network.history()
+    last = network.evaluation()["last"]
+    examined = network.examination() or {}
+    recalibrated = _recalibrated(examined)
+    test = last["test"]
+    balanced = test["balanced_accuracy"]
+    return TrainedNetwork(
+        network.arch,
+        network.seed,
+        Trace.load(network.path, measures=NEEDED),
+        losses=np.concatenate([epoch["step_losses"] for epoch in history]),
+        learning_rates=np.concatenate(
+            [np.full(len(epoch["step_losses"]), epoch["lr"]) for epoch in history]
+        ),
+        train_loss=last["train"]["loss"] if recalibrated is None else recalibrated,
+        test_loss=test["loss"],
+        test_accuracy=test["accuracy"] if balanced is None else balanced,
+        examined=examined,
+    )
+
+
+def from_records(folder: Path) -> TrainedNetwork:
+    """What a Recorder wrote in a loop of the user's own."""
+    named = re.fullmatch(r"(.+?)-s(\d+)", folder.name)
+    name, seed = (named[1], int(named[2])) if named else (folder.name, 0)
+    return TrainedNetwork(name, seed, Trace.load(folder, measures=NEEDED))
+
+
+def _recalibrated(examined: Mapping[str, Any]) -> float | None:
+    try:
+        return float(examined["batchnorm"]["end"]["train"]["plain"]["recalibrated"]["loss"])
+    except (KeyError, TypeError):
+        return None
+
+
+def diagnose(
+    runs: Sequence[Path], *, accused: str | None = None, reference: str | None = None
+) -> Verdict:
+    """The verdict over these runs; see `open_case` and `judge_case`."""
+    return judge_case(open_case(runs, accused=accused, reference=reference), load_gate())

@@ -1,0 +1,308 @@
+"""What the kept weights of one network say of the rival explanations."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from gradflow.data import Batch, Batches, normalise
+from gradflow.examine.batchnorm import bn_mode, divergence, recalibrated
+from gradflow.examine.dead import by_stage, dead_channels
+from gradflow.examine.linearity import linearity
+from gradflow.examine.noise import MIN_BATCHES, gradient_noise
+from gradflow.examine.path import path_layers, path_weights, thirds
+from gradflow.examine.rank import effective_rank, features, probe_accuracy, stable_rank
+from gradflow.examine.reset import reset_layers
+from gradflow.examine.shattering import gradient_path
+from gradflow.training.config import TrainConfig
+from gradflow.training.evaluate import Predictions, evaluate
+from gradflow.training.rundir import NetworkDir, load_tensors
+
+if TYPE_CHECKING:
+    from gradflow.training.train import Data
+
+MAX_IMAGES = 1000  # of each part, so that a large data set takes no longer
+MAX_NOISE_BATCHES = 8  # each costs two gradients; the jackknife's interval says what they are worth
+SUBSET_SEED = 0  # the same images for every network, so that networks can be compared
+
+Which = int | Literal["last"]
+Step = dict[str, Any]
+
+# At which weights each is measured, if they were kept.
+STEPS: dict[str, tuple[Which, ...]] = {
+    "dead": (0, 90, "last"),
+    "batchnorm": ("last",),
+    "rank": (0, 10, "last"),
+    "reset": ("last",),
+    "noise": (90, "last"),
+    "shattering": (0, 90),
+}
+QUALITY = ("loss", "cross_entropy", "accuracy", "balanced_accuracy")
+
+
+def examine_network(
+    network: NetworkDir,
+    config: TrainConfig,
+    data: "Data",
+    *,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure the weights that `network` kept, on at most 1000 images of each part.
+
+    `config` is a resolved one. Returns plain JSON types, by measurement and then by optimizer step
+    ("0", "10", …, "end"); docs/run-files.md lists them. What needs weights that were not kept, or
+    more images than there are, is left out; None stands for what is not finite. Deterministic, in
+    float32 or what `device` makes of it; the weights on disk and the global random numbers stay.
+    `progress` is told how many measurements are done, of how many.
+    """
+    device = torch.device(device)
+    plan = _plan(network.weight_steps())
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        material = _Material(network, config, data, device)
+        result: dict[str, Any] = {
+            "n_images": len(material.labels),
+            "batch_size": config.batch_size,
+            "path": path_weights(_Examined(material, "last").model),
+            **{name: {} for name in MEASUREMENTS},
+        }
+        n_done, n_all = 0, sum(map(len, plan.values()))
+        for which, names in plan.items():
+            examined = _Examined(material, which)
+            for name in names:
+                found = MEASUREMENTS[name](examined)
+                if found is not None:
+                    result[name]["end" if which == "last" else str(which)] = _plain(found)
+                n_done += 1
+                if progress is not None:
+                    progress(n_done, n_all)
+    return result
+
+
+def _plan(kept: list[int]) -> dict[Which, list[str]]:
+    """What to measure at each kept step and at the end: step by step, so that each loads once."""
+    wanted = STEPS | {"linearity": tuple(step for step in kept if step + 1 in kept)}
+    points: list[Which] = [*kept, "last"]
+    plan = {which: [name for name in wanted if which in wanted[name]] for which in points}
+    return {which: names for which, names in plan.items() if names}
+
+
+@dataclass(frozen=True)
+class _View:
+    """Images of one part with one transform, in shuffled batches of the training's size.
+
+    Like an epoch of training it leaves out a last batch of one image.
+    """
+
+    batches: Batches
+    device: torch.device
+    channels_last: bool
+
+    def epoch(self, index: int = 0) -> Iterator[Batch]:
+        return self.batches.epoch(index, device=self.device, channels_last=self.channels_last)
+
+    def images(self) -> Iterator[Tensor]:
+        return (batch.images for batch in self.epoch())
+
+
+@dataclass(frozen=True)
+class _Material:
+    """One network's files, and the images to look at; the same for all its weights."""
+
+    network: NetworkDir
+    config: TrainConfig
+    data: "Data"
+    device: torch.device
+
+    @property
+    def loss(self) -> Callable[..., Tensor]:
+        return partial(cross_entropy, label_smoothing=self.config.label_smoothing)
+
+    @property
+    def training(self) -> _View:
+        """All training images, in the very batches that training had."""
+        batches = self.data.training(self.config, self.network.seed)
+        return _View(batches, self.device, self.config.channels_last)
+
+    def view(self, part: str, transform: str) -> _View:
+        """At most MAX_IMAGES of "train" or "test", "augmented" or "plain", in one order."""
+        batches = self.training.batches
+        indices = getattr(self.data.split, part)
+        chosen = np.random.default_rng(SUBSET_SEED).permutation(indices)[:MAX_IMAGES]
+        augmentation = batches.augmentation if transform == "augmented" else None
+        subset = replace(batches, indices=chosen, augmentation=augmentation)
+        return replace(self.training, batches=subset)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Of the training images, in the order of a view."""
+        return np.concatenate([b.labels.cpu().numpy() for b in self.view("train", "plain").epoch()])
+
+    def recalibrated(self, model: nn.Module) -> nn.Module:
+        """With the population statistics of augmented training images.
+
+        Those are what the running statistics estimate, also where other images are evaluated: so
+        the two differ by the estimate alone, and by no transform.
+        """
+        return recalibrated(model, self.view("train", "augmented").images())
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """The network at one step."""
+
+    on: _Material
+    which: Which
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """As training left it, in eval mode."""
+        network, config = self.on.network, self.on.config
+        model = network.load_model(config, len(self.on.data.class_names), self.which)
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        moved: nn.Module = model.to(self.on.device, memory_format=layout)  # type: ignore[call-overload]
+        return moved
+
+    @cached_property
+    def recalibrated(self) -> nn.Module:
+        return self.on.recalibrated(self.model)
+
+
+def _dead(examined: _Examined) -> Step:
+    images = examined.on.view("train", "plain").images()
+    return by_stage(dead_channels(examined.recalibrated, images))
+
+
+def _batchnorm(examined: _Examined) -> Step:
+    models = {
+        "running": examined.model,
+        "recalibrated": examined.recalibrated,
+        "batch": bn_mode(examined.model, "batch"),
+    }
+    table = {
+        part: {
+            transform: _quality(models, examined.on, part, transform)
+            for transform in ("augmented", "plain")
+        }
+        for part in ("train", "test")
+        if len(getattr(examined.on.data.split, part)) > 1  # one image alone is no batch
+    }
+    return table | {"divergence": divergence(examined.model, examined.recalibrated)}
+
+
+def _rank(examined: _Examined) -> Step:
+    images = examined.on.view("train", "plain").images()
+    found = features(examined.recalibrated, images)
+    return {
+        "sites": list(found),
+        "effective_rank": [effective_rank(table) for table in found.values()],
+        "stable_rank": [stable_rank(table) for table in found.values()],
+        "probe_accuracy": [probe_accuracy(table, examined.on.labels) for table in found.values()],
+    }
+
+
+def _reset(examined: _Examined) -> Step | None:
+    """The first third of the layers, the classifier not counted, as they were before training."""
+    on = examined.on
+    if 0 not in on.network.weight_steps():
+        return None
+    layers = thirds(path_layers(examined.model)[:-1])["first third"]
+    without = reset_layers(examined.model, load_tensors(on.network.weights(0)), layers)
+    models = {"": examined.recalibrated, "_reset": on.recalibrated(without)}
+    quality = _quality(models, on, "train", "plain")
+    found: Step = {"layers": layers}
+    for name in ("loss", "accuracy"):
+        found |= {name + ending: quality[ending][name] for ending in models}
+    return found
+
+
+def _noise(examined: _Examined) -> Step | None:
+    on = examined.on
+    epoch = on.view("train", "augmented").epoch()
+    pairs = ((batch.images, batch.labels) for batch in epoch)
+    whole = (pair for pair in pairs if len(pair[1]) == on.config.batch_size)
+    batches = list(islice(whole, MAX_NOISE_BATCHES))
+    if len(batches) < MIN_BATCHES:
+        return None
+    noise = gradient_noise(examined.model, batches, on.loss)
+    return {name: noise[name].to_json() for name in (*path_weights(examined.model), "all")}
+
+
+def _linearity(examined: _Examined) -> Step:
+    """Of the step that training took from here, on the batch that it took it on."""
+    on, step = examined.on, examined.which
+    assert step != "last"
+    epoch, index = divmod(step, len(on.training.batches))
+    batch = next(islice(on.training.epoch(epoch), index, None))
+    found = linearity(
+        examined.model,
+        load_tensors(on.network.weights(step + 1)),
+        (batch.images, batch.labels),
+        on.loss,
+        thirds(path_weights(examined.model)[:-1]),
+    )
+    return {group: values.to_json() for group, values in found.items()}
+
+
+def _shattering(examined: _Examined) -> Step | None:
+    """Between two training images of different classes, others for every seed."""
+    on, store = examined.on, examined.on.data.store
+    images = on.view("train", "plain").batches.indices
+    labels = store.labels.numpy()
+    random = np.random.default_rng(on.network.seed)
+    first = random.choice(images)
+    others = images[labels[images] != labels[first]]
+    if not len(others):
+        return None
+    pair = normalise(store.pixels[[first, random.choice(others)]].to(on.device))
+    return gradient_path(examined.recalibrated, pair[0], pair[1], int(labels[first])).to_json()
+
+
+MEASUREMENTS: dict[str, Callable[[_Examined], Step | None]] = {
+    "dead": _dead,
+    "batchnorm": _batchnorm,
+    "rank": _rank,
+    "reset": _reset,
+    "noise": _noise,
+    "linearity": _linearity,
+    "shattering": _shattering,
+}
+
+
+@torch.no_grad()
+def _quality(
+    models: Mapping[str, nn.Module], on: _Material, part: str, transform: str
+) -> dict[str, dict[str, float | None]]:
+    """How well each model, as it stands, does on one part: one pass, since batches cost as well."""
+    logits: dict[str, list[Tensor]] = {name: [] for name in models}
+    labels = []
+    for batch in on.view(part, transform).epoch():
+        labels.append(batch.labels.cpu())
+        for name, model in models.items():
+            logits[name].append(model(batch.images).float().cpu())
+    truth = torch.cat(labels).numpy()
+    return {name: _scores(torch.cat(rows).numpy(), truth, on) for name, rows in logits.items()}
+
+
+def _scores(logits: np.ndarray, labels: np.ndarray, on: _Material) -> dict[str, float | None]:
+    if not np.isfinite(logits).all():
+        return dict.fromkeys(QUALITY)
+    classes, smoothing = on.data.class_names, on.config.label_smoothing
+    report = evaluate(Predictions(logits, labels), classes, smoothing)
+    return {name: report[name] for name in QUALITY}
+
+
+def _plain(value: Any) -> Any:
+    """`value` with None for numbers that are not finite, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,201 @@
+"""Examination: complete, reproducible, and no danger to the training that it follows."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import gradflow.training.train
+from gradflow.examine.path import path_layers
+from gradflow.training.config import TrainConfig
+from gradflow.training.examination import MAX_IMAGES, STEPS, examine_network
+from gradflow.training.fit import make_accelerator
+from gradflow.training.rundir import NetworkDir, RunDir, load_tensors
+from gradflow.training.train import Data, load_data, train_network
+
+Run = tuple[NetworkDir, TrainConfig, Data]
+MODES = {"running", "recalibrated", "batch"}
+QUALITY = {"loss", "cross_entropy", "accuracy", "balanced_accuracy"}
+
+
+def prepare(folder: Path, **settings: Any) -> Run:
+    """Three classes of 13 noisy pictures, each class of one colour, and a run that is to come."""
+    random = np.random.default_rng(0)
+    for index, name in enumerate(("blue", "green", "red")):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for number in range(13):
+            pixels = random.integers(0, 90, (8, 8, 3), dtype=np.uint8)
+            pixels[..., 2 - index] += 120
+            Image.fromarray(pixels).save(folder / "pictures" / name / f"{number:02d}.png")
+    config, data = load_data(
+        TrainConfig(
+            data=str(folder / "pictures"), image_size=8, arch="plain_18", batch_size=8,
+            log_grads=True, every=100, device="cpu", wandb="off", out=folder, **settings,
+        )
+    )  # fmt: skip
+    run = RunDir.create(config)
+    run.save_config(config)
+    return run.network("plain_18", 0), config, data
+
+
+def train(network: NetworkDir, config: TrainConfig, data: Data) -> None:
+    list(train_network(network, config, data, make_accelerator(config)))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Trained for 12 steps: of the weights that are looked at, those of step 90 are missing."""
+    made = prepare(tmp_path_factory.mktemp("run"), epochs=3)
+    train(*made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def examination(run: Run) -> dict[str, Any]:
+    found = run[0].examination()
+    assert found is not None, "train_network measures and saves"
+    return found
+
+
+def test_every_measurement_is_there_at_its_steps(run: Run, examination: dict[str, Any]) -> None:
+    network, _, data = run
+    assert network.weight_steps() == [0, 1, 2, 5, 10, 11]
+    steps = {name: list(examination[name]) for name in (*STEPS, "linearity")}
+    assert steps == {
+        "dead": ["0", "end"],
+        "batchnorm": ["end"],
+        "rank": ["0", "10", "end"],
+        "reset": ["end"],
+        "noise": ["end"],
+        "shattering": ["0"],
+        "linearity": ["0", "1", "10"],
+    }
+    assert examination["n_images"] == len(data.split.train) <= MAX_IMAGES
+    assert examination["batch_size"] == 8
+
+
+def test_content_of_the_measurements(run: Run, examination: dict[str, Any]) -> None:
+    network, config, _ = run
+    path = examination["path"]
+    assert (path[0], path[-1], len(path)) == ("conv1.weight", "fc.weight", 18)
+    stages = {"relu": 64, "layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}
+    assert {stage: n for stage, (_, n) in examination["dead"]["0"].items()} == stages
+    table = examination["batchnorm"]["end"]
+    for part in ("train", "test"):
+        for transform in ("augmented", "plain"):
+            assert table[part][transform].keys() == MODES
+            assert all(scores.keys() == QUALITY for scores in table[part][transform].values())
+    assert len(table["divergence"]) == 17
+    assert all(nats >= 0 for nats in table["divergence"].values())
+    rank = examination["rank"]["end"]
+    assert rank["sites"][0] == "relu"
+    assert all(len(rank[name]) == 17 for name in rank)
+    assert examination["noise"]["end"].keys() == {*path, "all"}
+    assert examination["linearity"]["0"].keys() == {
+        "all", "first third", "middle third", "last third"
+    }  # fmt: skip
+    assert examination["shattering"]["0"]["n_points"] == 256
+    layers = path_layers(network.load_model(config, 3, "last"))
+    assert examination["reset"]["end"]["layers"] == layers[:5]
+
+
+def test_values_agree_with_what_training_found(run: Run, examination: dict[str, Any]) -> None:
+    """Running statistics are what evaluation has, batch statistics what training has."""
+    network, config, data = run
+    evaluated = network.evaluation()["last"]
+    table = examination["batchnorm"]["end"]
+    for part in ("train", "test"):
+        expected = {name: evaluated[part][name] for name in QUALITY}
+        assert len(getattr(data.split, part)) % 8 != 1, "else batches leave out an image"
+        assert table[part]["plain"]["running"] == pytest.approx(expected, rel=1e-4)
+    reset, plain = examination["reset"]["end"], table["train"]["plain"]["recalibrated"]
+    assert (reset["loss"], reset["accuracy"]) == (plain["loss"], plain["accuracy"])
+    assert reset["loss_reset"] != reset["loss"]
+    # At step 0 the linearity's L(W) is the loss of the first training step, and at W + ΔW it is
+    # what that same batch gives with the weights of step 1.
+    batch = next(data.training(config, network.seed).epoch(0))
+    losses = []
+    for step in (0, 1):
+        model = network.load_model(config, 3, step).train()
+        loss = torch.nn.functional.cross_entropy(
+            model(batch.images), batch.labels, label_smoothing=config.label_smoothing
+        )
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(network.history()[0]["step_losses"][0], rel=1e-5)
+    actual = examination["linearity"]["0"]["all"]["actual"]
+    assert actual == pytest.approx(losses[1] - losses[0], abs=1e-5)
+
+
+def test_the_same_again_and_nothing_is_changed(run: Run, examination: dict[str, Any]) -> None:
+    network, config, data = run
+    files = {path: path.read_bytes() for path in network.path.glob("*.pt")}
+    random = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    told: list[tuple[int, int]] = []
+    found = examine_network(network, config, data, progress=lambda *done: told.append(done))
+    assert found == examination
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert torch.equal(torch.get_rng_state(), random[0])
+    assert np.random.get_state()[1].tolist() == random[1]  # type: ignore[index]
+    assert {path: path.read_bytes() for path in network.path.glob("*.pt")} == files
+    n_measured = sum(len(examination[name]) for name in (*STEPS, "linearity"))
+    assert told == [(done, n_measured) for done in range(1, n_measured + 1)]
+
+
+def test_without_kept_weights_the_end_alone_is_measured(
+    run: Run, examination: dict[str, Any], tmp_path: Path
+) -> None:
+    """And with NaN in the weights nothing fails: None stands for what came out."""
+    whole, config, data = run
+    network = NetworkDir(tmp_path, whole.arch, whole.seed)
+    weights = load_tensors(whole.weights("last"))
+    weights["layer4.1.conv2.weight"].fill_(math.nan)
+    torch.save(weights, network.weights("last"))
+    found = examine_network(network, config, data)
+    assert [name for name in STEPS if found[name]] == ["dead", "batchnorm", "rank", "noise"]
+    assert found["reset"] == found["linearity"] == found["shattering"] == {}
+    assert found["dead"]["end"]["layer1"] == examination["dead"]["end"]["layer1"]
+    table = found["batchnorm"]["end"]
+    assert table["train"]["plain"]["running"] == dict.fromkeys(QUALITY)
+    assert [name for name, nats in table["divergence"].items() if nats is None] == ["layer4.1.bn2"]
+    assert found["rank"]["end"]["effective_rank"][-1] is None
+    assert found["rank"]["end"]["probe_accuracy"][-1] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_large_set_is_bounded(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole, config, data = run
+    monkeypatch.setattr("gradflow.training.examination.MAX_IMAGES", 10)
+    monkeypatch.setattr("gradflow.training.examination.STEPS", {"rank": ("last",)})
+    network = NetworkDir(tmp_path, whole.arch, whole.seed)
+    torch.save(load_tensors(whole.weights("last")), network.weights("last"))
+    assert examine_network(network, config, data)["n_images"] == 10
+
+
+def test_a_defect_does_not_cost_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(gradflow.training.train, "examine_network", fail)
+    network, config, data = prepare(tmp_path, epochs=1)
+    with pytest.raises(ZeroDivisionError):
+        train(network, config, data)
+    assert network.is_finished
+    assert network.evaluation()["last"]["epoch"] == 0
+    assert network.examination() is None
+
+
+@pytest.mark.parametrize("off", ["rivals", "log_grads"])
+def test_it_can_be_left_out(tmp_path: Path, off: str) -> None:
+    network, config, data = prepare(tmp_path, epochs=1)
+    settings: dict[str, Any] = {off: False}
+    train(network, dataclasses.replace(config, **settings), data)
+    assert network.is_finished
+    assert network.examination() is None
