@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gradflow.training.rundir import NetworkDir, RunDir
     from gradflow.training.train import Data
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE, JUDGED, INTERRUPTED = 0, 1, 2, 3, 130
 
 app = App(
     name="gradflow",
@@ -58,7 +58,7 @@ app.config = (_read_config_file,)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0, 1 (it failed), 2 (usage) or 130 (Ctrl-C)."""
+    """Run one command; returns 0, 1 (it failed), 2 (usage), 3 (judged so) or 130 (Ctrl-C)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     errors = Console(stderr=True)
     try:
@@ -185,6 +185,8 @@ def _train_all(
     run: "RunDir", config: TrainConfig, data: "Data", accelerator: "Accelerator", log: Console
 ) -> None:
     """Every network of every seed that is not finished yet."""
+    from gradflow.training.train import measure_rivals
+
     cells = [(arch, seed) for seed in config.seed_list for arch in config.networks]
     n_steps = data.training(config, 0).n_batches(accelerator.num_processes) * config.epochs
     with (
@@ -200,6 +202,8 @@ def _train_all(
             network = run.network(arch, seed)
             if not network.is_finished:
                 _train_one(run, network, config, data, accelerator, log, on_step)
+            elif accelerator.is_main_process:
+                measure_rivals(network, config, data, accelerator)  # killed before it came to it
             bar.update(task, completed=number * n_steps)
             accelerator.wait_for_everyone()
 
@@ -426,6 +430,228 @@ def saliency(
         _print(terminal.probabilities_view(probabilities), f"run      {chosen.path}")
         _print(f"picture  {path}")
     return OK
+
+
+# -- check -------------------------------------------------------------------------------------
+
+
+@app.command
+def check(
+    model: str | None = None,
+    *,
+    input: str | None = None,
+    draws: int = 5,
+    batch_size: int = 8,
+    seed: int = 0,
+    fail_on: Literal["vanishing", "exploding"] | None = None,
+    controls: Annotated[bool, Parameter(negative=())] = False,
+    json: Json = False,
+) -> int:
+    """See without any training whether gradients vanish or explode at the initialisation.
+
+    With --controls: measure networks whose truth is known, to see whether gradflow finds it.
+
+    Parameters
+    ----------
+    model
+        MODULE:FACTORY, a function or class that makes the network without arguments; or the name
+        of a network of torchvision (resnet50) or of gradflow (plain_34).
+    input
+        Shape of one input: 3,224,224 for images, 128 for vectors.
+    draws
+        Fresh initialisations.
+    batch_size
+        Inputs per draw.
+    seed
+        Of weights, inputs and labels.
+    fail_on
+        Exit with 3 if the gradient does this, or where anything is NaN or inf.
+    controls
+        Check gradflow itself, without a model. Exits with 1 if it fails.
+    json
+        Print the result as one JSON object on stdout.
+    """
+    if controls:
+        if model is not None or input is not None:
+            raise ValueError("Expected no model beside --controls, which checks gradflow itself.")
+        return _check_controls(as_json=json)
+    if model is None:
+        raise ValueError(
+            "Expected a model, or --controls, but got neither. Try: "
+            "gradflow check resnet50 --input 3,224,224"
+        )
+    from gradflow.examine.factories import load_factory
+    from gradflow.examine.initial import check as check_initial
+    from gradflow.present import terminal
+
+    shape = _shape(input)
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    factory = load_factory(model)
+    with _progress(_stderr(), "draws", total=draws) as (bar, task):
+        found = check_initial(
+            factory,
+            shape,
+            draws=draws,
+            batch_size=batch_size,
+            seed=seed,
+            progress=lambda n_done: bar.update(task, completed=n_done),
+        )
+    if json:
+        print(json_.dumps({"model": model, **found.to_json()}, ensure_ascii=False))
+    else:
+        _print(terminal.check_view(found, model))
+    is_judged = fail_on is not None and (found.label == fail_on or bool(found.nonfinite))
+    return JUDGED if is_judged else OK
+
+
+def _shape(text: str | None) -> tuple[int, ...]:
+    """3,224,224 or 3x224x224."""
+    parts = (text or "").replace("x", ",").split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(
+            f"Expected --input to be the shape of one input, such as 3,224,224 (C,H,W), but got "
+            f"{'none' if text is None else repr(text)}. Models that read token ids are checked "
+            "from Python: gradflow.check(model, ids), with a tensor of them."
+        )
+    return tuple(int(part) for part in parts)
+
+
+def _check_controls(*, as_json: bool) -> int:
+    """Measure networks of known truth; 1 if one is not found, so that no verdict can be trusted."""
+    from gradflow.controls import run_all
+    from gradflow.present import terminal
+
+    with _progress(_stderr(), "controls") as (bar, task):
+        results, gate = run_all(
+            lambda n_done, n: bar.update(task, completed=n_done, total=n),
+        )
+    if as_json:
+        content = {"controls": [one.to_json() for one in results], "gate": gate.to_json()}
+        print(json_.dumps(content, ensure_ascii=False))
+    else:
+        _print(terminal.controls_view(results, gate))
+    return OK if gate.passed and all(one.passed for one in results) else FAILED
+
+
+# -- diagnose, compare ---------------------------------------------------------------------------
+
+
+@app.command
+def diagnose(
+    *runs: Path,
+    accused: str | None = None,
+    reference: str | None = None,
+    measure: Annotated[bool, Parameter(negative=())] = False,
+    fail_on: Literal["vanishing", "exploding"] | None = None,
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
+    json: Json = False,
+) -> int:
+    """Answer whether the gradients vanish, and whether it would explain the gap.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs, or of what a Recorder wrote, whose names may end in the seed (plain-s3).
+        By default the newest run in runs/.
+    accused
+        The network that is said to suffer; by default the first.
+    reference
+        The network to compare it with; by default the other one.
+    measure
+        First measure the rival explanations where that was not done, from the kept weights.
+    fail_on
+        Exit with 3 if the gradients do that early in training.
+    output
+        Where to save the figure; by default in the first run's folder of figures.
+    json
+        Print the verdict as one JSON object on stdout.
+    """
+    from gradflow.training.diagnosis import diagnose as run_diagnosis
+
+    runs = runs or (_newest_run(),)
+    if measure:
+        _measure_rivals(runs)
+    verdict = run_diagnosis(runs, accused=accused, reference=reference)
+    if json:
+        print(json_.dumps(verdict.to_json(), ensure_ascii=False))
+    else:
+        from gradflow.present.figures import save_verdict_figure
+        from gradflow.present.letter import verdict_view
+
+        picture = save_verdict_figure(verdict, output or runs[0] / "figures" / "verdict.png")
+        _print(verdict_view(verdict), f"\npicture  {picture}")
+    return JUDGED if fail_on is not None and verdict.has(fail_on) else OK
+
+
+def _newest_run() -> Path:
+    from gradflow.training.rundir import RunDir
+
+    return RunDir.newest(Path("runs")).path
+
+
+def _measure_rivals(runs: Sequence[Path]) -> None:
+    """Examine the kept weights of every finished network that was not examined yet."""
+    from gradflow.training.examination import examine_network
+    from gradflow.training.rundir import RunDir
+    from gradflow.training.train import check_same_data, load_data
+
+    for path in runs:
+        run = RunDir.open(path)
+        todo = [one for one in run.networks() if one.is_finished and one.examination() is None]
+        if not todo:
+            continue
+        config, data = load_data(run.config())
+        check_same_data(run, data.to_json())
+        with _progress(_stderr(), "networks", total=len(todo)) as (bar, task):
+            for network in todo:
+                network.save_examination(examine_network(network, config, data))
+                bar.advance(task)
+
+
+@app.command
+def compare(
+    *runs: Path,
+    first: str | None = None,
+    second: str | None = None,
+    size: Literal["output_gradient", "scale_invariant", "gradient_rms"] = "output_gradient",
+    fail_on: Literal["difference"] | None = None,
+    json: Json = False,
+) -> int:
+    """Compare two networks layer by layer: which receive a different gradient, by how much.
+
+    Parameters
+    ----------
+    runs
+        One run that holds both networks, or several; folders as for `diagnose`.
+    first
+        The network whose gradients stand above the line of the ratio; by default the first.
+    second
+        The network to divide by; by default the other one.
+    size
+        Which size of a gradient the table shows: ∂L/∂z (δ), scale-invariant (ŝ) or raw (g).
+    fail_on
+        Exit with 3 if some layer differs at equal step.
+    json
+        Print every size as one JSON array on stdout.
+    """
+    from gradflow.analysis.compare import compare as run_comparison
+    from gradflow.present.letter import comparison_view
+    from gradflow.training.diagnosis import open_case
+
+    runs = runs or (_newest_run(),)
+    comparisons = run_comparison(open_case(runs, accused=first, reference=second))
+    chosen = [one for one in comparisons if one.size == size]
+    if not chosen:
+        raise ValueError(
+            f"Expected {size} in the records of both networks, but it was not recorded. Choose "
+            "another --size, or record with all measures."
+        )
+    if json:
+        print(json_.dumps([one.to_json() for one in comparisons], ensure_ascii=False))
+    else:
+        _print(comparison_view(comparisons, size))
+    differs = any(one.differs for one in chosen if one.at == "equal step")
+    return JUDGED if fail_on is not None and differs else OK
 
 
 # -- bench -------------------------------------------------------------------------------------

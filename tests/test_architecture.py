@@ -12,15 +12,32 @@ import gradflow
 PACKAGE = Path(gradflow.__file__).parent
 
 # A part may import the parts to its left.
-ORDER = ["nets", "record", "bridges", "data", "analysis", "training", "present", "cli"]
+ORDER = [
+    "nets",
+    "record",
+    "bridges",
+    "data",
+    "analysis",
+    "examine",
+    "controls",
+    "training",
+    "present",
+    "cli",
+]
 
 OWNERS = {
     "captum": {"present/saliency.py"},
     "matplotlib": {"present/plots.py", "present/wandb_panels.py"},  # the latter: a type
     "wandb": {"present/wandb_panels.py"},
-    "sklearn": {"training/evaluate.py", "data/split.py", "data/sources.py"},
+    "sklearn": {
+        "training/evaluate.py",
+        "data/split.py",
+        "data/sources.py",
+        "examine/rank.py",
+    },
     "imagehash": {"data/twins.py"},
-    "torchvision": {"data/zoo.py", "data/sources.py"},
+    "torchvision": {"data/zoo.py", "data/sources.py", "examine/factories.py"},
+    "triton": {"record/triton_kernel.py"},
     "cyclopts": {"cli.py"},
     "lightning": {"bridges/lightning.py"},
     "pytorch_lightning": {"bridges/lightning.py"},

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 import gradflow
+from gradflow.analysis.thresholds import THRESHOLDS
+from gradflow.analysis.verdict import OUTCOMES
 from gradflow.cli import app
 from gradflow.record import DEFAULT_MEASURES, DERIVED, MEASURES, Recorder, Trace
 from gradflow.training.config import TrainConfig
@@ -53,6 +55,19 @@ def test_columns_of_the_records_equal_the_code(trace_of_tiny_convolutions: Trace
     documented = [name for name, *_ in rows(table)]
     assert documented == list(trace_of_tiny_convolutions.frame().columns[: len(documented)])
     assert len(documented) == 4, "beside the measures"
+
+
+def test_table_of_thresholds_equals_the_code() -> None:
+    section = page("verdict").split("## Thresholds\n")[1].split("\n## ")[0]
+    assert rows(section) == [
+        [t.name, f"{t.value:.3g}", t.unit, t.reason, t.source] for t in THRESHOLDS.values()
+    ]
+
+
+def test_every_outcome_of_a_verdict_is_explained() -> None:
+    section = page("verdict").split("## The outcome\n")[1].split("\n## ")[0]
+    explained = re.findall(r"^\| ([a-z ,]+) \|", section, re.MULTILINE)
+    assert explained == list(OUTCOMES)
 
 
 def shown(default: Any) -> str:

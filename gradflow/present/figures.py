@@ -1,8 +1,13 @@
-"""The figures of a finished run, from its records."""
+"""The figures of a finished run, from its records, and of a verdict."""
+
+from pathlib import Path
 
 import numpy as np
 
 from gradflow.analysis import DepthProfile, depth_profile, weight_table
+from gradflow.analysis.profile import GRADIENT_SIZES
+from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades
+from gradflow.analysis.verdict import Verdict
 from gradflow.present import plots
 from gradflow.training.rundir import RunDir
 
@@ -32,6 +37,34 @@ def save_figures(run: RunDir) -> dict[str, DepthProfile]:
         ax.set_title(f"{name}: every layer at every recorded step")
         plots.save(plots.figure_of(ax), run.figures / f"heatmap-{name}.png")
     return profiles
+
+
+def save_verdict_figure(verdict: Verdict, path: Path) -> Path:
+    """Draw the depth profiles of δ and ŝ of both networks, early in training, side by side."""
+    sizes = [size for size in JUDGED_SIZES if any(band.size == size for band in verdict.bands)]
+    fig = plots.new_figure(7.0 * len(sizes), 3.8)
+    for ax, size in zip(fig.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
+        bands = {
+            band.network: (band.layers, band.mean, band.low, band.high)
+            for band in verdict.bands
+            if band.size == size
+        }
+        meaning = GRADIENT_SIZES[size]
+        plots.profile_bands_plot(
+            bands,
+            f"{meaning.symbol} = {meaning.formula.split(' of ')[0]} ({meaning.unit})",
+            _title(verdict, size),
+            ax,
+        )
+    return plots.save(fig, path)
+
+
+def _title(verdict: Verdict, size: str) -> str:
+    """The finding: by how much it changes in the accused network."""
+    change = early_decades(verdict.case, size).mean
+    grows = "grows" if change > 0 else "shrinks"
+    name = "output gradient" if size == "output_gradient" else "scale-invariant gradient"
+    return f"Towards the input the {name} of {verdict.case.name} {grows} {10 ** abs(change):.3g}×"
 
 
 def _save_losses(run: RunDir) -> None:

@@ -83,6 +83,33 @@ def depth_profile_plot(
     return ax
 
 
+def profile_bands_plot(
+    bands: Mapping[str, tuple[Sequence[str], np.ndarray, np.ndarray, np.ndarray]],
+    ylabel: str,
+    title: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Depth profiles over seeds: the mean as a line, the range of the seeds as a band.
+
+    `bands` maps a network to its layer names and log10 of the mean, lowest and highest value of
+    each layer; NaN leaves a gap. The axis shows the values, not their logarithms.
+    """
+    ax = _new_axes(7.0, 3.8) if ax is None else ax
+    for (label, (_, mean, low, high)), style in zip(
+        bands.items(), _styles(len(bands)), strict=True
+    ):
+        x = np.arange(len(mean))
+        ax.plot(x, 10.0**mean, label=label, markersize=3.5, lw=1.4, **style)
+        ax.fill_between(x, 10.0**low, 10.0**high, color=style["color"], alpha=0.2, lw=0)
+    ax.set_yscale("log", nonpositive="mask")
+    _layers_on_x(ax, [tuple(layers) for layers, *_ in bands.values()])
+    ax.set_ylabel(ylabel, parse_math=False)
+    ax.set_title(title)
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend(frameon=False)
+    return ax
+
+
 def layer_step_heatmap(
     values: np.ndarray,
     steps: np.ndarray,
@@ -182,7 +209,7 @@ def saliency_grid(
     n_columns = 1 + min(most, MAPS_PER_ROW)
     n_rows = [-(-len(network.map_classes) // MAPS_PER_ROW) for network in networks.values()]
     if fig is None:
-        fig = _new_figure(1.75 * n_columns + 0.7, 2.1 * sum(n_rows) + 0.5)
+        fig = new_figure(1.75 * n_columns + 0.7, 2.1 * sum(n_rows) + 0.5)
     # A column of its own keeps the colour bar clear of the maps.
     grid = fig.add_gridspec(sum(n_rows), n_columns + 1, width_ratios=[1] * n_columns + [0.06])
     axes: list[list[Axes]] = []
@@ -228,13 +255,13 @@ def figure_of(ax: Axes) -> Figure:
     return fig if isinstance(fig, Figure) else fig.figure
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Inches. Outside pyplot's list, so that it is gone with its last reference."""
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def _new_axes(width: float, height: float) -> Axes:
-    return _new_figure(width, height).add_subplot()
+    return new_figure(width, height).add_subplot()
 
 
 def _styles(n: int) -> list[dict[str, Any]]:

@@ -9,11 +9,17 @@ from rich.table import Table
 from rich.text import Text
 
 from gradflow.analysis import DepthProfile
+from gradflow.analysis.rates import Label
+from gradflow.analysis.statistics import Interval
+from gradflow.controls.gate import Gate
+from gradflow.controls.truths import Control, ControlResult
+from gradflow.examine.initial import InitialCheck, Profile
 from gradflow.training.bench import Floor, Timing
 from gradflow.training.fit import Epoch
 
 BARS = "▁▂▃▄▅▆▇█"
 NO_VALUE = "·"
+MAX_BARS = 54  # in a picture of a deeper network each bar stands for several layers
 
 
 def bar_picture(values: np.ndarray, low: float, high: float) -> str:
@@ -148,6 +154,114 @@ def floor_line(floor: Floor, bare: Timing) -> Text:
         f"{floor.bytes_per_second / 1e9:.0f} GB/s, {floor.seconds * 1e3:.1f} ms, "
         f"{share:.1%} of the bare step"
     )
+
+
+def check_view(check: InitialCheck, name: str) -> Group:
+    """What `gradflow check` found: the answer, the sizes by depth, what it means, what to do."""
+    answer, *rest = check.sentences()
+    shape = "×".join(map(str, check.input_shape))
+    lines = [
+        f"{name}: {check.n_draws} draw{'s' * (check.n_draws > 1)}, input {shape}\n",
+        f"{answer}\n",
+        f"By depth, {len(check.layers)} layers, input → output (log scale, · is unknown):",
+        *(line for key in _CHECK_ROWS for line in _check_lines(key, check.profiles[key])),
+        "",
+        *(f"- {sentence}" for sentence in rest),
+        f"\nnext  {_NEXT[check.label]}",
+    ]
+    return Group(*map(Text, lines))
+
+
+_CHECK_ROWS = {
+    "forward": "signal",
+    "output_gradient": "gradient passed on",
+    "scale_invariant": "effect of a weight",
+}
+
+_NEXT: dict[Label, str] = {
+    "vanishing": "Try an initialisation that suits the activation (kaiming_normal_ for ReLU), "
+    "normalisation or skip connections, and check again.",
+    "exploding": "Record the first steps of training, gradflow.Recorder(model, optimizer), to see "
+    "whether it lasts. With BatchNorm and ReLU about 1.2 times per layer is the rule at the start.",
+    "healthy": "The start is not the problem. Record the training: "
+    "gradflow.Recorder(model, optimizer).",
+    "unknown": "Look for the first layer whose output or gradient is 0, NaN or inf.",
+}
+
+
+def _check_lines(key: str, profile: Profile) -> list[str]:
+    """The picture of a size, and its numbers below: they fit 80 columns."""
+    values = profile.median
+    usable = values[np.isfinite(values) & (values > 0)]
+    title = f"{profile.symbol}  {_CHECK_ROWS[key]}"
+    if not len(usable):
+        return [f"  {title:<23}none"]
+    low, high = float(usable.min()), float(usable.max())
+    # A flat profile would show its noise: the picture spans a factor of two at least.
+    picture = bar_picture(_few(values), low, max(high, 2 * low))
+    towards, label = ("output", "") if key == "forward" else ("input", f": {profile.label}")
+    return [
+        f"  {title:<23}{picture}",
+        f"     {low:.2g} to {high:.2g}; {_factor(profile.rate)} per layer towards the "
+        f"{towards}{label}",
+    ]
+
+
+def _few(values: np.ndarray) -> np.ndarray:
+    """At most `MAX_BARS` values: the medians of neighbours."""
+    if len(values) <= MAX_BARS:
+        return values
+    return np.array([np.median(part) for part in np.array_split(values, MAX_BARS)])
+
+
+def _factor(rate: Interval) -> str:
+    """Decades per layer as a factor, which is easier to picture."""
+    if not np.isfinite(rate.mean):
+        return "unknown"
+    text = f"× {10**rate.mean:.4g}"
+    return text if np.isnan(rate.low) else f"{text} ({10**rate.low:.4g} to {10**rate.high:.4g})"
+
+
+def controls_view(results: Sequence[ControlResult], gate: Gate) -> Group:
+    """What `gradflow check --controls` found: each known truth, and the labels."""
+    table = Table(title="λ: factor of the squared gradient per layer", title_justify="left")
+    for name in ("control", "truth", "measured", "allowed", "labels", ""):
+        table.add_column(name, justify="right" if name in ("truth", "measured") else "left")
+    for result in results:
+        table.add_row(
+            Text(result.control.name),
+            f"{result.control.expected:.4g}",
+            f"{result.mean:.4g} ± {result.standard_error:.1g}",
+            _tolerance(result.control),
+            f"{result.n_labels_right} of {result.n_seeds} {result.control.label}",
+            _passed(result.passed),
+        )
+    n_passed = sum(result.passed for result in results)
+    cases = [f"{case.name}: {case.n_right} of {case.n} {case.label}" for case in gate.cases]
+    return Group(
+        table,
+        Text(f"{n_passed} of {len(results)} controls passed; ± is one standard error over seeds"),
+        Text(f"\nlabels of the output gradient ({gate.seconds:.1f} s)"),
+        *(Text(f"  {case}") for case in cases),
+        Text(f"hit rate          {_share(gate.hit_rate, gate.hit_rate_interval)}"),
+        Text(f"false alarm rate  {_share(gate.false_alarm_rate, gate.false_alarm_interval)}"),
+        Text(f"gate              {_passed(gate.passed)}"),
+    )
+
+
+def _tolerance(control: Control) -> str:
+    if control.rtol > 0:
+        return f"{control.rtol:.0%}" if control.rtol >= 0.01 else f"{control.rtol:g} of it"
+    return f"{control.n_errors:g} standard errors"
+
+
+def _passed(passed: bool) -> str:
+    return "passed" if passed else "FAILED"
+
+
+def _share(share: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{share:.1%} (95 % interval {low:.1%} to {high:.1%})"
 
 
 def _accuracy_table(summary: Mapping[str, Any]) -> Table:

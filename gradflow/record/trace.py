@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradflow.record.measures import DERIVED, MEASURES
+from gradflow.record.measures import DERIVED, MEASURES, STANDARD_ERRORS
 
 if TYPE_CHECKING:
     import pandas
@@ -18,6 +18,7 @@ FOLDER = "records"
 PART = "part-{step:09d}.parquet"
 PARTS = "part-*.parquet"
 SKIPPED = "_skipped-steps.json"  # readers of a folder of Parquet files leave such names out
+KEYS = ("step", "site", "kind", "size")  # the columns that are not measures
 
 
 # In the order in which a step meets them.
@@ -100,7 +101,7 @@ class Trace:
 
     def _saw_nonfinite(self, measure: str) -> np.ndarray:
         """(sites,): whether a NaN or inf was counted where `measure` is taken."""
-        meaning = MEASURES.get(measure) or DERIVED.get(measure)
+        meaning = (MEASURES | STANDARD_ERRORS).get(measure) or DERIVED.get(measure)
         of = meaning.of if meaning is not None else None
         counts = [
             np.nan_to_num(table).any(axis=0)
@@ -175,18 +176,19 @@ class Trace:
         }
 
     @staticmethod
-    def load(run: str | os.PathLike[str]) -> "Trace":
+    def load(run: str | os.PathLike[str], measures: Sequence[str] | None = None) -> "Trace":
         """Read the trace of one trained network: its folder, or the `records` folder inside it.
 
+        With `measures`, only these, as far as they were recorded: faster where the trace is long.
         Raises FileNotFoundError where nothing was recorded, ValueError for a run of several
         networks (it names them).
         """
         folder = Path(run)
         if _parts(folder):
-            return load_parts(folder)
+            return load_parts(folder, measures=measures)
         networks = sorted({path.parent.parent for path in folder.glob(f"*/{FOLDER}/{PARTS}")})
         if len(networks) == 1:
-            return load_parts(networks[0])
+            return load_parts(networks[0], measures=measures)
         if networks:
             names = ", ".join(path.name for path in networks)
             raise ValueError(
@@ -252,7 +254,7 @@ class Table:
     values: np.ndarray  # (steps, sites)
 
 
-def load_parts(run: Path, *, from_step: int = 0) -> Trace:
+def load_parts(run: Path, *, from_step: int = 0, measures: Sequence[str] | None = None) -> Trace:
     """The record files of a network that begin at `from_step` or later; an empty trace if none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -262,9 +264,18 @@ def load_parts(run: Path, *, from_step: int = 0) -> Trace:
     if not parts:
         return Trace.concat([]).with_skipped(skipped)
     # By name, part after part: the first appearance of a site gives its depth.
-    tables = [pq.read_table(part) for part in parts]
+    tables = [_read(pq.ParquetFile(part), measures) for part in parts]
     whole = pa.concat_tables(tables, promote_options="default")
     return _from_table(whole).with_skipped(skipped)
+
+
+def _read(part: Any, measures: Sequence[str] | None) -> Any:
+    """A record file as a table: all of it, or those of `measures` that it has."""
+    with part:
+        if measures is None:
+            return part.read()
+        wanted = {*KEYS, *measures}
+        return part.read([name for name in part.schema_arrow.names if name in wanted])
 
 
 def load_skipped_steps(run: Path) -> list[int]:
@@ -311,19 +322,23 @@ def _first_step(part: Path) -> int:
 
 def _from_table(table: Any) -> Trace:
     """The wide form of the long Parquet columns."""
-    steps, step_index = np.unique(table["step"].to_numpy(), return_inverse=True)
+    row_steps = table["step"].to_numpy()
+    # Rows stand step by step, so that nothing needs sorting.
+    is_new = np.diff(row_steps, prepend=row_steps[0] - 1) != 0
+    steps, step_index = row_steps[is_new], np.cumsum(is_new) - 1
     encoded = table["site"].unify_dictionaries().combine_chunks()
     codes = encoded.indices.to_numpy()
     names = encoded.dictionary.to_pylist()
-    order, first = np.unique(codes, return_index=True)
-    by_depth = np.argsort(first)  # the first row of a site tells its depth
-    order, first = order[by_depth], first[by_depth]
+    first = np.full(len(names), len(codes))
+    first[codes[::-1]] = np.arange(len(codes))[::-1]  # the last to be written is the first row
+    order = np.argsort(first)[: np.count_nonzero(first < len(codes))]  # by depth; no unused name
+    first = first[order]
     column = np.zeros(len(names), dtype=np.int64)
     column[order] = np.arange(len(order))
     site_index = column[codes]
     values = {}
     for name in table.column_names:
-        if name in ("step", "site", "kind", "size"):
+        if name in KEYS:
             continue
         wide = np.full((len(steps), len(order)), np.nan)
         wide[step_index, site_index] = table[name].to_numpy()

@@ -1,0 +1,185 @@
+"""The verdict and the comparison of two networks in the terminal, as text for rich."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from gradflow.analysis.compare import MEANINGS, Comparison
+from gradflow.analysis.findings import Finding
+from gradflow.analysis.profile import GRADIENT_SIZES
+from gradflow.analysis.statistics import Interval
+from gradflow.analysis.verdict import OUTCOMES, Verdict
+from gradflow.present.terminal import bar_picture
+
+# What "yes" and "no" mean of a rival: the data cannot show that it is the cause.
+RIVAL_STATUS = {
+    "yes": "consistent",
+    "no": "inconsistent",
+    "undetermined": "undetermined",
+    "not measured": "not measured",
+}
+STYLES = {"yes": "bold", "no": "dim", "undetermined": "", "not measured": "dim"}
+
+
+def verdict_view(verdict: Verdict) -> RenderableType:
+    """Verdict, Why, Next: like a doctor's letter."""
+    return Group(
+        Text(_question(verdict), style="italic"),
+        Text(f"\nVerdict  {verdict.outcome}: {OUTCOMES[verdict.outcome]}", style="bold"),
+        *(_indented(sentence) for sentence in verdict.sentences),
+        Text("\nWhy", style="bold"),
+        *_profile_lines(verdict),
+        _rate_table(verdict),
+        *(line for link in verdict.links for line in _finding_lines(link, link.status)),
+        *_rival_lines(verdict),
+        Text("\nNext", style="bold"),
+        *(_indented(f"{i}. {step}") for i, step in enumerate(verdict.next_steps, start=1)),
+        *(_indented(f"Note: {note}") for note in verdict.notes),
+        *_instrument_lines(verdict),
+    )
+
+
+def _question(verdict: Verdict) -> str:
+    case = verdict.case
+    seeds = f"{len(case.seeds)} seed{'s' if len(case.seeds) > 1 else ''}"
+    if not case.reference:
+        return f"Do the gradients of {case.name} vanish towards the input? ({seeds})"
+    return (
+        f"Do the gradients of {case.name} vanish towards the input, and is that why it does worse "
+        f"than {case.reference_name}? ({seeds} of each)"
+    )
+
+
+def _indented(text: str, by: int = 2) -> Padding:
+    return Padding(Text(text), (0, 0, 0, by))
+
+
+def _profile_lines(verdict: Verdict) -> list[Text]:
+    """Every gradient size by depth, both networks on one scale."""
+    lines = ["  by depth, input → output, early in training (log scale, mean over seeds)"]
+    width = max(len(band.network) for band in verdict.bands) if verdict.bands else 0
+    for size, meaning in GRADIENT_SIZES.items():
+        bands = [band for band in verdict.bands if band.size == size]
+        values = np.concatenate([band.mean[np.isfinite(band.mean)] for band in bands] or [[]])
+        if not len(values):
+            continue
+        low, high = 10 ** float(values.min()), 10 ** float(values.max())
+        for band in bands:
+            picture = bar_picture(10**band.mean, low, high)
+            lines.append(f"  {meaning.symbol}  {band.network:<{width}}  {picture}")
+        lines.append(f"     ▁ {low:.2g} to █ {high:.2g} {meaning.unit}")
+    return [Text(line) for line in lines]
+
+
+def _rate_table(verdict: Verdict) -> Padding:
+    table = Table(
+        title="change from the last to the first layer, in decades (95 % over seeds)",
+        title_justify="left",
+    )
+    for name in ("size", "network", "start", "early", "whole training", "λ at the start"):
+        table.add_column(name, justify="left" if name in ("size", "network") else "right")
+    found = {(rate.size, rate.network, rate.window): rate for rate in verdict.rates}
+    for size, meaning in GRADIENT_SIZES.items():
+        for network in dict.fromkeys(rate.network for rate in verdict.rates):
+            windows = [found.get((size, network, w)) for w in ("start", "early", "whole")]
+            if windows[0] is None:
+                continue
+            cells = ["" if one is None else _interval(one.decades) for one in windows]
+            row = (f"{meaning.symbol} {size.replace('_', ' ')}", network, *cells)
+            table.add_row(*row, f"{windows[0].growth:.3f}")
+    return Padding(table, (1, 0, 0, 2))
+
+
+def _interval(found: Interval, digits: int = 2) -> str:
+    mean = f"{found.mean:+.{digits}f}"
+    return mean if found.n < 2 else f"{mean} ({found.low:+.{digits}f} to {found.high:+.{digits}f})"
+
+
+def _finding_lines(finding: Finding, status: str) -> list[RenderableType]:
+    p = f", p = {finding.p_for if finding.status == 'yes' else finding.p_against:.2g}"
+    decided = finding.status in ("yes", "no")
+    if not finding.is_measured:
+        return [
+            _indented(f"{finding.key}, {finding.title}: not measured"),
+            *(_indented(f"· needs {what}", 4) for what in finding.missing),
+        ]
+    head = f"  {finding.key}, {finding.title}: {status}{p if decided else ''}"
+    lines: list[RenderableType] = [Text(head, style=STYLES[finding.status])]
+    lines += [_indented(finding.question, 4)]
+    lines += [_indented(f"· {one.sentence}", 4) for one in finding.evidence if one.is_measured]
+    lines += [_indented(f"· not measured: needs {what}", 4) for what in finding.missing]
+    return lines
+
+
+def _rival_lines(verdict: Verdict) -> list[RenderableType]:
+    if not verdict.rivals:
+        return []
+    lines: list[RenderableType] = [
+        Text("\nRivals: other explanations of the gap, the consistent ones first", style="bold")
+    ]
+    for rival in verdict.rivals:
+        lines += _finding_lines(rival, RIVAL_STATUS[rival.status])
+    return lines
+
+
+def _instrument_lines(verdict: Verdict) -> list[RenderableType]:
+    gate = verdict.instrument
+    if gate is None:
+        return []
+    return [
+        Text("\nInstrument", style="bold"),
+        _indented(
+            f"On networks whose truth is known, on this machine: {gate.hit_rate:.0%} of the "
+            f"vanishing and exploding ones recognised, {gate.false_alarm_rate:.0%} false alarms "
+            "(`gradflow check --controls`)."
+        ),
+    ]
+
+
+def comparison_view(comparisons: Sequence[Comparison], size: str) -> RenderableType:
+    """Layer by layer: the ratio of one gradient size at the start, at equal step, at equal loss."""
+    chosen = [one for one in comparisons if one.size == size]
+    first = chosen[0]
+    table = Table(
+        title=f"{GRADIENT_SIZES[size].symbol} ({size.replace('_', ' ')}): {first.first} over "
+        f"{first.second}, {len(first.seeds)} seed{'s' if len(first.seeds) > 1 else ''} "
+        "(95 % interval; * differs)",
+        title_justify="left",
+    )
+    table.add_column("layer")
+    for one in chosen:
+        table.add_column(one.at, justify="right")
+    for rows in zip(*(one.layers for one in chosen), strict=True):
+        cells = [
+            f"{10**row.ratio.mean:.3g}×" + _factors(row.ratio) + (" *" if row.differs else "")
+            for row in rows
+        ]
+        table.add_row(rows[0].layer, *cells)
+    legend = "; ".join(f"{one.at}: {MEANINGS[one.at]}" for one in chosen)
+    return Group(table, Text(f"({legend})"), *map(Text, _comparison_sentences(chosen)))
+
+
+def _factors(ratio: Interval) -> str:
+    return "" if ratio.n < 2 else f" ({10**ratio.low:.2g} to {10**ratio.high:.2g})"
+
+
+def _comparison_sentences(comparisons: Sequence[Comparison]) -> list[str]:
+    lines = []
+    for one in comparisons:
+        n = sum(layer.differs for layer in one.layers)
+        if len(one.seeds) < 3:
+            lines.append(
+                f"{one.at}: described only, since nothing can be told from {len(one.seeds)} "
+                f"seed{'s' if len(one.seeds) > 1 else ''}."
+            )
+            continue
+        largest = max(one.layers, key=lambda layer: abs(layer.ratio.mean))
+        lines.append(
+            f"{one.at}: {n} of {len(one.layers)} layers differ (t test over seeds, Holm over "
+            f"layers); the largest ratio is {largest.factor:.3g}× at {largest.layer}."
+        )
+    return lines

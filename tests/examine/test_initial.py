@@ -1,0 +1,225 @@
+"""The state at the start: closed forms, a model that stays as it was, errors that help."""
+
+import copy
+import json
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gradflow
+from gradflow.examine.initial import CROSS_ENTROPY, FUNCTIONAL, OWN_LABELS, InitialCheck, check
+from gradflow.examine.trainability import Trainability, has_joins
+
+
+def orthogonal(gain: float, depth: int = 12, width: int = 16) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        layers = [nn.Linear(width, width, bias=False).double() for _ in range(depth)]
+        for layer in layers:
+            nn.init.orthogonal_(layer.weight, gain)
+        return nn.Sequential(*layers)
+
+    return make
+
+
+def mlp(*between: type[nn.Module], depth: int, width: int, xavier: bool = False) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        linear = nn.Linear(width, width)
+        if xavier:
+            nn.init.xavier_normal_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        layers += [linear, *(one(width) if one is nn.BatchNorm1d else one() for one in between)]
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+@pytest.mark.parametrize(
+    ("gain", "label"), [(0.5, "vanishing"), (1.0, "healthy"), (1.5, "exploding")]
+)
+def test_an_orthogonal_linear_network_changes_by_its_gain(gain: float, label: str) -> None:
+    found = check(orthogonal(gain), (16,), draws=3)
+    rate = found.rates["output_gradient"]
+    assert [rate.low, rate.mean, rate.high] == pytest.approx([math.log10(gain)] * 3, abs=1e-9)
+    assert found.forward_rate.mean == pytest.approx(math.log10(gain), abs=1e-9)
+    assert found.label == label
+    assert found.profiles["output_gradient"].is_certain
+    assert found.loss == CROSS_ENTROPY
+
+
+@pytest.mark.parametrize(("xavier", "factor"), [(True, 0.236), (False, 0.141)])
+def test_a_sigmoid_mlp_loses_what_theory_says(xavier: bool, factor: float) -> None:
+    """E[σ'²] σ_w² n: 0.0557 and 0.0200 in the square."""
+    found = check(
+        lambda: mlp(nn.Sigmoid, depth=10, width=512, xavier=xavier), (512,), draws=3, batch_size=16
+    )
+    assert 10 ** found.rates["output_gradient"].mean == pytest.approx(factor, rel=0.05)
+    assert found.label == "vanishing"
+    assert found.trainability.is_trainable is False
+    assert "too deep to train" in str(found)
+
+
+def test_batchnorm_and_relu_explode() -> None:
+    """λ = π / (π − 1) for large batches, Yang et al. 2019: 1.501 at 50."""
+    found = check(
+        lambda: mlp(nn.BatchNorm1d, nn.ReLU, depth=20, width=256), (256,), draws=3, batch_size=50
+    )
+    assert found.label == "exploding"
+    assert found.trainability.growth == pytest.approx(1.501, rel=0.05)
+    assert found.trainability.n_scales == 16
+    assert found.trainability.is_trainable
+    assert found.profiles["forward"].median == pytest.approx(1, rel=0.01), "the norm sets it"
+
+
+def test_the_depth_scale() -> None:
+    """Yang et al. 2019: 16 / ln 1.467 = 41.8 layers."""
+    known = Trainability(growth=math.pi / (math.pi - 1), depth=34, n_scales=16)
+    assert known.max_depth == pytest.approx(41.7, abs=0.1)
+    assert known.is_trainable
+    assert Trainability(1.0, 34, 6).to_json()["depth_scale_layers"] is None, "infinite"
+    assert Trainability(1.0, 34, 6).is_trainable
+    assert Trainability(math.nan, 34, 6).is_trainable is None
+
+
+def test_skip_connections_have_no_rule() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    assert has_joins(gradflow.resnet_18(10)(images))
+    assert not has_joins(gradflow.plain_18(10)(images))
+    found = check(lambda: gradflow.resnet_18(10, stem="small"), (3, 8, 8), draws=1)
+    assert found.trainability.max_depth is None
+    assert "skip connections" in found.trainability.sentence()
+
+
+def test_a_given_model_stays_as_it_was() -> None:
+    model = gradflow.plain_18(10, stem="small")
+    model.bn1.eval()
+    model.conv1.weight.requires_grad_(False)
+    model.fc.weight.grad = torch.ones_like(model.fc.weight)
+    state = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    random = torch.random.get_rng_state()
+    found = check(model, (3, 8, 8), draws=2)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert modes == [module.training for module in model.modules()]
+    assert flags == [parameter.requires_grad for parameter in model.parameters()]
+    assert torch.equal(random, torch.random.get_rng_state())
+    assert (model.fc.weight.grad == 1).all()
+    assert model.conv1.weight.grad is None
+    assert not any(module._forward_hooks for module in model.modules())
+    assert found.drawn == "inputs and loss"
+    assert "The weights are one draw" in str(found)
+    assert found.layers[0] == "conv1", "frozen layers are measured too"
+
+
+def test_draws_follow_the_seed() -> None:
+    def rate(seed: int, draws: int = 2) -> list[list[float]]:
+        values = check(lambda: mlp(nn.ReLU, depth=4, width=16), (16,), seed=seed, draws=draws)
+        drawn: list[list[float]] = values.profiles["output_gradient"].per_draw.tolist()
+        return drawn
+
+    first = rate(0)
+    assert first == rate(0)
+    assert first[0] != first[1]
+    assert first[1] != rate(1)[0]
+    assert first == rate(0, draws=3)[:2]
+
+
+def test_a_single_draw_has_no_interval() -> None:
+    found = check(orthogonal(1.0), (16,), draws=1)
+    assert math.isnan(found.rates["output_gradient"].low)
+    assert found.to_json()["rates"]["output_gradient"]["low"] is None
+    assert "no interval" in str(found)
+
+
+def test_token_models_are_checked_with_a_tensor() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(50, 8)
+            self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+        def forward(self, ids: Tensor) -> dict[str, Tensor]:
+            return {"ids": ids, "features": self.body(self.embedding(ids))}
+
+    found = gradflow.check(Reader, torch.randint(50, (4, 6)), draws=2)
+    assert found.loss == FUNCTIONAL
+    assert found.input_shape == (4, 6)
+    assert found.drawn == "weights and loss"
+    with pytest.raises(ValueError, match=r"nn.Embedding.*`gradflow.check\(model, ids\)`"):
+        check(Reader, (6,))
+
+
+def test_own_labels() -> None:
+    model = mlp(nn.ReLU, depth=2, width=16)
+    images, labels = torch.randn(4, 16), torch.zeros(4, dtype=torch.long)
+    found = check(model, images, draws=2, labels=labels)
+    assert found.loss == OWN_LABELS
+    by_draw = found.profiles["output_gradient"].per_draw
+    assert (by_draw[0] == by_draw[1]).all(), "nothing was drawn"
+    loss = nn.functional.cross_entropy(model(images), labels)
+    output = model[0](images)
+    loss = nn.functional.cross_entropy(model[1:](output), labels)
+    (gradient,) = torch.autograd.grad(loss, output)
+    assert by_draw[0, 0] == pytest.approx(gradient.norm().item(), rel=1e-5)
+
+
+def test_what_is_not_finite_and_what_is_dead_is_named() -> None:
+    model = mlp(nn.ReLU, depth=4, width=16)
+    nn.init.constant_(model.get_parameter("2.bias"), -1e6)
+    dead = check(model, (16,), draws=1)
+    assert dead.dead["3"] == 1
+    assert dead.without_gradient == ("0", "2")
+    assert "No gradient at all at 2 of 4 layers" in str(dead)
+    nn.init.constant_(model.get_parameter("4.weight"), math.inf)
+    broken = check(model, (16,), draws=1)
+    assert broken.label == "unknown"
+    assert broken.nonfinite[0].site == "4"
+    assert "first at 4" in str(broken)
+
+
+def test_a_last_layer_of_zeros_is_drawn() -> None:
+    """ViT and others begin so; without a look behind it every gradient would be 0."""
+    model = mlp(nn.ReLU, depth=3, width=16)
+    head = model.get_parameter("6.weight")
+    nn.init.zeros_(head)
+    found = check(model, (16,), draws=2)
+    assert found.has_zero_head
+    assert "last layer starts at zero" in str(found)
+    assert found.label != "unknown"
+    assert not head.any()
+
+
+@pytest.mark.parametrize(
+    ("model", "input", "options", "message"),
+    [
+        (lambda: nn.Linear(4, 2), (4,), {}, "at least two layers with weights"),
+        (lambda: mlp(nn.ReLU, depth=2, width=4), (5,), {}, "does not accept input of shape 5 in"),
+        (lambda: mlp(nn.ReLU, depth=2, width=4), (4,), {"draws": 0}, "`draws` to be at least 1"),
+        (lambda: mlp(nn.ReLU, depth=2, width=4), (), {}, "the shape of one input"),
+        (lambda: None, (4,), {}, "returned NoneType"),
+        ("resnet18", (4,), {}, "a function that makes one, but got str"),
+        (lambda: nn.Embedding(3, 3), torch.ones(2, 1), {}, "does not accept"),
+        (lambda: nn.Flatten(), (4,), {}, "depends on its weights"),
+        (orthogonal(1.0), (2, 16), {"labels": torch.zeros(8).long()}, r"shape \(B, K\)"),
+    ],
+)
+def test_errors_say_what_to_do(model: object, input: object, options: dict, message: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ValueError, match=message):
+        check(model, input, **options)  # type: ignore[arg-type]
+
+
+def test_json_is_plain_and_has_units() -> None:
+    found: InitialCheck = check(lambda: mlp(nn.ReLU, depth=3, width=16), (16,), draws=2)
+    content = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert content == found.to_json()
+    assert set(content) == {
+        "label", "is_certain", "n_draws", "drawn", "input_shape", "loss", "has_zero_head", "layers",
+        "profiles", "rates", "trainability", "dead", "without_gradient", "nonfinite", "sentences",
+    }  # fmt: skip
+    assert content["profiles"]["output_gradient"]["unit"] == "loss / activation"
+    assert content["rates"]["forward"]["towards"] == "output"
+    assert content["rates"]["scale_invariant"]["unit"] == "decades per layer"
+    assert len(content["profiles"]["forward"]["per_draw"]) == 2
+    assert len(content["profiles"]["forward"]["median"]) == len(content["layers"]) == 3
