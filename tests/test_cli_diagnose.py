@@ -32,9 +32,7 @@ def instrument(monkeypatch: pytest.MonkeyPatch) -> None:
 def record(folder: Path, activation: type[nn.Module], seed: int, depth: int = 8) -> Path:
     """A small loop of a user's own, recorded into `folder`."""
     torch.manual_seed(seed)
-    layers = [
-        part for _ in range(depth) for part in (nn.Linear(16, 16, bias=False), activation())
-    ]
+    layers = [part for _ in range(depth) for part in (nn.Linear(16, 16, bias=False), activation())]
     model = nn.Sequential(*layers, nn.Linear(16, 2))
     if activation is nn.ReLU:
         for layer in layers[::2]:

@@ -94,9 +94,13 @@ def dead_units(case: Case) -> Finding:
     """H4: channels whose ReLU never lets anything through."""
 
     def excess(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
-        dead, others = _dead(mine), _dead(theirs)
-        common = [stage for stage in dead if stage in others]
-        return max((dead[stage] - others[stage] for stage in common), default=math.nan)
+        # Step 90 or, in a shorter training, the end: the same step of both.
+        for step in ("90", "end"):
+            dead, others = _dead(mine, step), _dead(theirs, step)
+            common = [stage for stage in dead if stage in others]
+            if common:
+                return max(dead[stage] - others[stage] for stage in common)
+        return math.nan
 
     evidence = (
         _of_pairs(
@@ -332,11 +336,14 @@ def _is_later_step(step: int) -> bool:
 
 
 def _linearity(network: TrainedNetwork, chosen: Callable[[int], bool]) -> float:
-    """The mean ratio of the actual to the promised change of the loss, over the chosen steps."""
+    """The median ratio of the actual to the promised change of the loss, over the chosen steps.
+
+    The median, because a step that promises next to nothing has a ratio without meaning.
+    """
     by_step: Mapping[str, Any] = network.examined.get("linearity", {})
     ratios = [found["all"]["ratio"] for step, found in by_step.items() if chosen(int(step))]
     usable = [ratio for ratio in ratios if ratio is not None]
-    return float(np.mean(usable)) if usable else math.nan
+    return float(np.median(usable)) if usable else math.nan
 
 
 def _decorrelation(network: TrainedNetwork, step: str) -> float:
@@ -351,13 +358,10 @@ def _decorrelation(network: TrainedNetwork, step: str) -> float:
     return 1.0 if share is None else float(share)
 
 
-def _dead(network: TrainedNetwork) -> dict[str, float]:
-    """Stage -> share of dead channels, at step 90 or else the last step before the end."""
-    by_step: Mapping[str, Any] = network.examined.get("dead", {})
-    steps = [step for step in ("90", "10", "0", "end") if step in by_step]
-    if not steps:
-        return {}
-    return {stage: n_dead / n for stage, (n_dead, n) in by_step[steps[0]].items()}
+def _dead(network: TrainedNetwork, step: str) -> dict[str, float]:
+    """Stage -> share of dead channels at one step."""
+    found: Mapping[str, Any] = network.examined.get("dead", {}).get(step, {})
+    return {stage: n_dead / n for stage, (n_dead, n) in found.items()}
 
 
 def _changed_at_the_end(network: TrainedNetwork) -> float:

@@ -139,7 +139,9 @@ def next_steps(verdict: "Verdict") -> tuple[str, ...]:
                 f"Look into {rival.title} ({rival.key}): the data are consistent with it. Change "
                 "it on purpose to see whether the gap closes."
             )
-    unmeasured = [rival.key for rival in verdict.rivals if rival.missing]
+    unmeasured = [
+        rival.key for rival in verdict.rivals if any("--measure" in need for need in rival.missing)
+    ]
     if unmeasured:
         steps.append(
             f"Not fully measured: {', '.join(unmeasured)}. `gradflow diagnose RUN --measure` "

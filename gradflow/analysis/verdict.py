@@ -39,13 +39,13 @@ Outcome = Literal[
     "no verdict",
 ]
 OUTCOMES: dict[Outcome, str] = {
-    "supported": "the gradients vanish, it matters, and restoring them closes the gap",
+    "supported": "the gradients vanish, it matters, and restoring them takes away part of the gap",
     "present, not shown causal": "the gradients vanish, and nobody has yet restored them to see "
     "whether the gap closes",
     "present but not causal": "the gradients vanish, and it is not the cause of the gap",
     "refuted": "the gradients do not vanish",
     "exploding instead": "the gradients grow towards the input, more than ten-fold",
-    "nothing to explain": "the two networks do equally well",
+    "nothing to explain": "the accused network does no worse than the other one",
     "undetermined": "the data do not decide",
     "no verdict": "the instrument failed its controls on this machine",
 }
@@ -118,8 +118,14 @@ def judge_case(
     """Judge "the gradients of the accused network vanish, and that is why it does worse".
 
     `gap_shares` is what an intervention found: the share of the gap, per seed, that goes away when
-    the gradients are restored. Without it the last link stays open.
+    the gradients are restored. Without it the last link stays open. Raises ValueError where their
+    number is not that of the seeds.
     """
+    if len(gap_shares) not in (0, len(case.seeds)):
+        raise ValueError(
+            f"Expected one share of the gap for each of {len(case.seeds)} seeds, "
+            f"but got {len(gap_shares)}."
+        )
     gap = _gap(case)
     gap_status = _gap_status(gap)
     links = [exists(case), reaches(case), matters(case), causes(case, gap_shares)]

@@ -5,12 +5,16 @@ import pytest
 
 from gradflow import Trace
 from gradflow.analysis import depth_profile, first_to_last, weight_table
+from gradflow.analysis.layers import Layer
+from gradflow.analysis.profile import GRADIENT_SIZES, layer_table
 
 SITES = ("conv1.weight", "bn1.weight", "a.downsample.0.weight", "conv2.weight", "fc.weight")
 KINDS = ("conv.weight", "norm.weight", "conv.weight", "conv.weight", "linear.weight")
 
 
-def trace(rows: list[list[float]], sites=SITES, kinds=KINDS) -> Trace:
+def trace(
+    rows: list[list[float]], sites: tuple[str, ...] = SITES, kinds: tuple[str, ...] = KINDS
+) -> Trace:
     values = np.array(rows)
     steps = np.arange(len(rows))
     return Trace(steps, sites, kinds, np.ones(len(sites), int), {"grad_norm": values})
@@ -43,3 +47,32 @@ def test_ratio_of_a_network_without_convolutions() -> None:
 def test_weight_table_keeps_the_steps() -> None:
     table = weight_table(trace([[1, 1, 1, 2, 3], [4, 1, 1, 5, 6]]))
     np.testing.assert_array_equal(table.values, [[1, 2, 3], [4, 5, 6]])
+
+
+def test_the_three_sizes_of_a_gradient() -> None:
+    """δ of the norm behind the layer; ŝ = ‖g‖ ‖w‖ / √n and g = ‖g‖ / √n of its weight."""
+    sites = ("conv1", "conv1.weight", "bn1", "conv2", "conv2.weight", "fc.weight")
+    kinds = ("conv", "conv.weight", "norm", "conv", "conv.weight", "linear.weight")
+    nan = float("nan")
+    values = {
+        "output_grad_norm": np.array([[9.0, nan, 3.0, 5.0, nan, nan]]),
+        "grad_norm": np.array([[nan, 2.0, nan, nan, 6.0, 7.0]]),
+        "weight_norm": np.array([[nan, 10.0, nan, nan, 20.0, 7.0]]),
+    }
+    sizes = np.array([1, 4, 1, 1, 9, 1])
+    of = Trace(np.arange(1), sites, kinds, sizes, values)
+    tables = {size: layer_table(of, size) for size in GRADIENT_SIZES}
+    assert all(table.sites == ("conv1", "conv2") for table in tables.values())
+    assert tables["output_gradient"].values.tolist() == [[3.0, 5.0]]
+    assert tables["scale_invariant"].values.tolist() == [[10.0, 40.0]]
+    assert tables["gradient_rms"].values.tolist() == [[1.0, 2.0]]
+
+
+def test_a_layer_that_the_trace_lacks_is_nan() -> None:
+    table = layer_table(
+        trace([[1, 1, 1, 1, 1]]), "gradient_rms", [Layer("conv2.weight", None, ""),
+                                                  Layer("gone.weight", None, "")]
+    )  # fmt: skip
+    np.testing.assert_array_equal(table.values, [[1, np.nan]])
+    with pytest.raises(KeyError):
+        layer_table(trace([[1, 1, 1, 1, 1]]), "output_gradient")

@@ -1,0 +1,63 @@
+"""A case pairs networks by seed, and says what it leaves out."""
+
+import pytest
+from traces import STACK, group, make_network
+
+from gradflow.analysis.case import Case
+
+
+def test_networks_are_paired_by_seed_whatever_their_order() -> None:
+    mine = [make_network("plain", seed) for seed in (7, 3, 5)]
+    theirs = [make_network("residual", seed) for seed in (5, 7, 3)]
+    case = Case.of(mine, theirs)
+    assert case.seeds == (3, 5, 7)
+    assert [one.seed for one in case.reference] == [3, 5, 7]
+    assert case.pairs(lambda one, other: one.seed - other.seed) == (0, 0, 0)
+    assert (case.name, case.reference_name, case.notes) == ("plain", "residual", ())
+
+
+def test_what_has_no_partner_is_left_out_and_noted() -> None:
+    case = Case.of(group(3, name="plain"), [make_network("residual", seed) for seed in (1, 2, 9)])
+    assert case.seeds == (1, 2)
+    assert case.notes == (
+        "plain, seed 0, was left out: it has no partner.",
+        "residual, seed 9, was left out: it has no partner.",
+    )
+
+
+def test_a_network_alone() -> None:
+    case = Case.of([make_network(seed=2), make_network(seed=1)])
+    assert case.seeds == (1, 2)
+    assert case.reference_name == ""
+    assert case.pairs(lambda one, other: 1.0) == ()
+    assert case.each(lambda one: float(one.seed)) == (1.0, 2.0)
+    assert case.common_layers == case.accused[0].layers
+
+
+def test_common_layers_of_networks_of_different_depth() -> None:
+    deep, shallow = STACK, STACK[:4]
+    case = Case.of(group(2, names=deep), group(2, name="shallow", names=shallow))
+    assert [layer.name for layer in case.common_layers] == list(STACK[:3])
+
+
+def test_no_network() -> None:
+    with pytest.raises(ValueError, match="at least one trained network to judge, but got none"):
+        Case.of([])
+
+
+def test_one_seed_twice() -> None:
+    twice = [make_network(seed=1), make_network(seed=0), make_network(seed=1)]
+    with pytest.raises(ValueError, match=r"every seed of plain once, but got \[0, 1, 1\]"):
+        Case.of(twice)
+    with pytest.raises(ValueError, match="every seed of plain once"):
+        Case.of(group(2), twice)
+
+
+def test_no_seed_in_common() -> None:
+    with pytest.raises(ValueError, match=r"with a seed in common, but got \[0, 1\] and \[5\]"):
+        Case.of(group(2), [make_network("residual", 5)])
+
+
+def test_networks_that_share_no_layers() -> None:
+    with pytest.raises(ValueError, match="at least two layers of the same name"):
+        Case.of(group(2), group(2, name="stack", names=STACK))

@@ -1,0 +1,204 @@
+"""Windows of a training, and two trainings brought to equal loss."""
+
+import numpy as np
+import pytest
+from traces import RESIDUAL, make_network, make_trace
+
+from gradflow.analysis.layers import Layer
+from gradflow.analysis.network import (
+    LOSS_LEVELS,
+    TrainedNetwork,
+    distance_travelled,
+    early,
+    equal_loss_steps,
+    first_drop,
+    log_ratio,
+    mean_of_layers,
+    third,
+)
+
+
+def test_an_empty_trace_and_one_layer_are_refused() -> None:
+    with pytest.raises(ValueError, match="records of plain, seed 3, but its trace is empty"):
+        TrainedNetwork("plain", 3, make_trace({}, n_steps=0))
+    with pytest.raises(ValueError, match="at least two layers"):
+        TrainedNetwork("plain", 3, make_trace({}, ("fc",)))
+
+
+# -- early -----------------------------------------------------------------------------------------
+
+
+def test_early_is_before_the_learning_rate_first_falls() -> None:
+    rates = np.repeat([0.1, 0.01, 0.001], 10)
+    network = make_network(n_steps=30, learning_rates=rates)
+    assert first_drop(network) == 10
+    np.testing.assert_array_equal(np.flatnonzero(early(network)), np.arange(10))
+
+
+def test_early_counts_optimizer_steps_and_not_records() -> None:
+    trace = make_trace({}, n_steps=10, every=4)  # steps 0, 4, …, 36
+    network = TrainedNetwork("plain", 0, trace, learning_rates=np.repeat([1.0, 0.1], 20))
+    np.testing.assert_array_equal(trace.steps[early(network)], [0, 4, 8, 12, 16])
+
+
+def test_early_is_the_first_tenth_without_a_known_learning_rate() -> None:
+    for rates in (None, np.ones(30)):
+        network = make_network(n_steps=30, learning_rates=rates)
+        assert first_drop(network) is None
+        np.testing.assert_array_equal(np.flatnonzero(early(network)), [0, 1, 2])
+
+
+def test_early_is_at_least_the_first_tenth_and_at_least_one_step() -> None:
+    falling = make_network(n_steps=40, learning_rates=np.linspace(1, 0, 40))
+    assert first_drop(falling) == 1
+    assert early(falling).sum() == 4
+    assert early(make_network(n_steps=2)).tolist() == [True, False]
+
+
+def test_a_warm_up_is_early() -> None:
+    rates = np.array([0.1, 0.2, 0.3, 0.3, 0.3, 0.3, 0.1, 0.1])
+    assert first_drop(make_network(n_steps=8, learning_rates=rates)) == 6
+
+
+# -- thirds and means ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "first", "last"), [(9, 3, 3), (11, 3, 3), (3, 1, 1), (2, 1, 1), (1, 1, 1)]
+)
+def test_thirds(n: int, first: int, last: int) -> None:
+    layers = list(range(n))
+    assert layers[third(n, "first")] == layers[:first]
+    assert layers[third(n, "last")] == layers[-last:]
+
+
+def test_mean_of_layers_leaves_out_what_was_not_taken() -> None:
+    table = np.array([[1.0, np.nan, 9], [3, np.nan, 9], [100, 100, 9]])
+    trace = make_trace({"adam_attenuation": table}, ("0", "2", "4"), n_steps=3)
+    network = TrainedNetwork("plain", 0, trace)
+    layers = network.layers[:2]
+    steps = np.array([True, True, False])
+    assert mean_of_layers(network, "adam_attenuation", layers, steps) == 2
+    assert np.isnan(mean_of_layers(network, "adam_update_rms", layers, steps))
+
+
+def moving(every: int, n_steps: int, lost: bool = False) -> TrainedNetwork:
+    update = np.full((n_steps, 3), 0.5)
+    update[:, 2] = np.nan
+    if lost:
+        update[1, 0] = np.nan
+    tables = {"update_norm": update, "weight_norm": np.full(3, 2.0)}
+    return TrainedNetwork(
+        "plain", 0, make_trace(tables, ("0", "2", "4"), n_steps=n_steps, every=every)
+    )
+
+
+def all_layers(network: TrainedNetwork) -> list[Layer]:
+    return [*network.layers, Layer("4.weight", "4", "")]
+
+
+def test_distance_travelled_adds_the_relative_updates() -> None:
+    network = moving(1, 8)
+    np.testing.assert_allclose(distance_travelled(network, all_layers(network)), [2, 2, np.nan])
+    lost = moving(1, 8, lost=True)
+    np.testing.assert_allclose(distance_travelled(lost, lost.layers), [1.75, 2])
+
+
+def test_distance_travelled_does_not_depend_on_how_often_it_was_recorded() -> None:
+    often, seldom = moving(1, 801), moving(16, 51)  # both up to step 800
+    np.testing.assert_allclose(
+        distance_travelled(often, often.layers), distance_travelled(seldom, seldom.layers)
+    )
+
+
+def test_distance_travelled_is_unknown_where_it_was_not_recorded() -> None:
+    network = TrainedNetwork("plain", 0, make_trace({"grad_norm": 1.0}))
+    assert np.isnan(distance_travelled(network, network.layers)).all()
+
+
+# -- equal loss ------------------------------------------------------------------------------------
+
+FALL = np.linspace(2, 1, 101)  # of the slow network, one hundredth at each step
+
+
+def learning(losses: np.ndarray, level: np.ndarray | float = 1.0, every: int = 1) -> TrainedNetwork:
+    n = -(-len(losses) // every)
+    table = np.broadcast_to(np.asarray(level, np.float64), (n,))[:, np.newaxis]
+    trace = make_trace({"output_grad_norm": np.tile(table, 10)}, n_steps=n, every=every)
+    return TrainedNetwork("plain", 0, trace, losses=losses)
+
+
+def test_a_network_twice_as_fast_reaches_every_level_in_half_the_steps() -> None:
+    slow, fast = learning(FALL), learning(np.linspace(2, 0, 101))
+    pairs = equal_loss_steps(slow, fast)
+    assert len(pairs) == LOSS_LEVELS
+    for mine, theirs in pairs:
+        assert mine.sum() == theirs.sum() == 1
+        assert np.argmax(mine) == pytest.approx(2 * np.argmax(theirs), abs=2)
+    assert np.argmax(pairs[-1][0]) > 90
+
+
+def test_at_equal_loss_only_the_loss_counts() -> None:
+    """Gradients that depend on nothing but the loss are equal there, and not at equal step."""
+    fast_losses = np.linspace(2, 0, 101)
+    slow, fast = learning(FALL, 10**FALL), learning(fast_losses, 10**fast_losses)
+    layers = slow.layers
+    np.testing.assert_allclose(log_ratio(slow, fast, "output_gradient", layers), 0, atol=0.03)
+    at_equal_step = np.mean(np.log10(10**FALL / 10**fast_losses))
+    assert at_equal_step == pytest.approx(0.5)
+
+
+def test_the_nearest_recorded_step_stands_for_a_level() -> None:
+    slow, fast = learning(FALL, every=10), learning(np.linspace(2, 0, 101), every=5)
+    for mine, theirs in equal_loss_steps(slow, fast):
+        step, their_step = slow.trace.steps[mine][0], fast.trace.steps[theirs][0]
+        assert abs(FALL[step] - np.linspace(2, 0, 101)[their_step]) < 0.12
+
+
+def test_no_common_range_or_no_losses_give_no_pairs() -> None:
+    slow = learning(FALL)
+    assert equal_loss_steps(slow, learning(FALL - 5)) == []
+    assert equal_loss_steps(slow, make_network()) == []
+    assert equal_loss_steps(make_network(), slow) == []
+    assert equal_loss_steps(slow, learning(np.full(101, np.nan))) == []
+
+
+def test_a_network_that_diverges_is_compared_until_then() -> None:
+    diverging = FALL.copy()
+    diverging[50:] = np.nan
+    pairs = equal_loss_steps(learning(diverging), learning(FALL))
+    assert len(pairs) == LOSS_LEVELS
+    assert max(np.argmax(mine) for mine, _ in pairs) < 50
+
+
+def test_noise_of_single_batches_does_not_pass_for_learning() -> None:
+    spikes = FALL.copy()
+    spikes[10] = 0.0  # one lucky batch
+    pairs = equal_loss_steps(learning(spikes), learning(FALL))
+    assert np.argmax(pairs[-1][0]) > 90
+
+
+def test_one_lost_step_does_not_lose_the_layer() -> None:
+    level = np.ones(101)
+    whole = learning(FALL, level)
+    level[0] = 0  # as after a skipped step: nothing was measured at the first level
+    ratio = log_ratio(learning(FALL, level), whole, "output_gradient", whole.layers)
+    np.testing.assert_allclose(ratio, 0, atol=1e-12)
+
+
+def test_without_losses_the_ratio_is_of_the_early_steps() -> None:
+    early_only = np.ones((20, 10))
+    early_only[:2] = 10
+    mine = make_network(tables={"output_grad_norm": early_only})
+    theirs = make_network(tables={"output_grad_norm": 1.0})
+    np.testing.assert_allclose(log_ratio(mine, theirs, "output_gradient", mine.layers), 1)
+
+
+def test_networks_with_and_without_norm_compare_where_each_has_its_output() -> None:
+    tables = {"output_grad_norm": 10.0}
+    normed, bare = (
+        TrainedNetwork("plain", 0, make_trace(tables, RESIDUAL, norm=norm))
+        for norm in (True, False)
+    )
+    ratio = log_ratio(normed, bare, "output_gradient", normed.layers)
+    np.testing.assert_allclose(ratio, 0, atol=1e-12)

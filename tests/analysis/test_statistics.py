@@ -1,0 +1,121 @@
+"""Intervals and tests over seeds against scipy, by hand, and against a simulation."""
+
+import math
+from typing import Literal
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gradflow.analysis.statistics import (
+    MAX_SEEDS,
+    holm,
+    p_beyond,
+    p_equivalent,
+    seeds_needed,
+    t_interval,
+)
+
+SEEDS = np.array([0.3, -0.2, 0.8, 0.5, 0.1])
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("confidence", [None, 0.9])
+def test_the_interval_is_that_of_scipy(n: int, confidence: float | None) -> None:
+    found = t_interval(SEEDS[:n], confidence)
+    expected = stats.ttest_1samp(SEEDS[:n], 0).confidence_interval(confidence or 0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.mean == pytest.approx(SEEDS[:n].mean())
+    assert found.n == n
+
+
+def test_what_is_not_finite_is_left_out_and_one_seed_has_no_interval() -> None:
+    bad = [float("nan"), float("inf")]
+    assert t_interval([*SEEDS, *bad]) == t_interval(SEEDS)
+    one = t_interval([2.0, *bad])
+    assert (one.mean, one.n) == (2.0, 1)
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+    assert t_interval(bad).n == 0
+    assert math.isnan(t_interval(bad).mean)
+
+
+@pytest.mark.parametrize("threshold", [-0.4, 0.0, 0.25, 2.0])
+@pytest.mark.parametrize(("side", "alternative"), [("above", "greater"), ("below", "less")])
+def test_p_beyond_is_the_one_sided_t_test(
+    threshold: float, side: Literal["above", "below"], alternative: str
+) -> None:
+    expected = stats.ttest_1samp(SEEDS, threshold, alternative=alternative).pvalue
+    assert p_beyond(SEEDS, threshold, side) == pytest.approx(expected)
+    assert p_beyond([*SEEDS, float("nan")], threshold, side) == pytest.approx(expected)
+
+
+def test_fewer_than_three_seeds_test_nothing() -> None:
+    assert p_beyond([5.0, 5.1], 0, "above") == 1
+    assert p_beyond([5.0, 5.1, float("nan")], 0, "above") == 1
+    assert p_beyond([5.0, 5.1, 5.2], 0, "above") < 0.001
+
+
+def test_seeds_without_spread_stand_on_their_side() -> None:
+    assert p_beyond([1.0] * 3, 0, "above") == 0
+    assert p_beyond([1.0] * 3, 0, "below") == 1
+    for value in (0.0, 1.0):  # on the very line
+        assert p_beyond([value] * 3, value, "above") == 1
+        assert p_beyond([value] * 3, value, "below") == 1
+
+
+def test_equivalence_is_two_one_sided_tests() -> None:
+    values = np.array([0.01, -0.02, 0.03, 0.00, 0.02])
+    error = values.std(ddof=1) / math.sqrt(5)
+    lower = stats.t.sf((values.mean() + 0.05) / error, 4)
+    upper = stats.t.cdf((values.mean() - 0.05) / error, 4)
+    assert p_equivalent(values, 0.05) == pytest.approx(max(lower, upper))
+    assert p_equivalent(values, 0.05) < 0.05
+    assert p_equivalent(values, 0.015) > 0.05
+    assert p_equivalent(values + 0.2, 0.05) > 0.99
+    assert p_equivalent(values - 0.2, 0.05) > 0.99
+
+
+def test_holm_against_a_worked_example() -> None:
+    # https://en.wikipedia.org/wiki/Holm–Bonferroni_method, its example of four hypotheses
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_holm_keeps_the_order_and_ends_at_one() -> None:
+    assert holm([]) == []
+    assert holm([0.02]) == [0.02]
+    assert holm([0.9, 0.8, 0.001]) == pytest.approx([1, 1, 0.003])
+
+
+def condition(values: np.ndarray, n: int, threshold: float) -> bool:
+    """(t₀.₉₇₅ + t₀.₈) · sd / √n ≤ |mean − threshold|."""
+    quantiles = stats.t.ppf(0.975, n - 1) + stats.t.ppf(0.8, n - 1)
+    return bool(quantiles * values.std(ddof=1) / math.sqrt(n) <= abs(values.mean() - threshold))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 1.0])
+def test_seeds_needed_is_the_smallest_number_that_is_enough(threshold: float) -> None:
+    n = seeds_needed(SEEDS, threshold)
+    assert n is not None
+    assert condition(SEEDS, n, threshold)
+    assert n == 3 or not condition(SEEDS, n - 1, threshold)
+
+
+@pytest.mark.parametrize("effect", [0.4, 0.8, 1.2])
+def test_so_many_seeds_decide_four_times_in_five(effect: float) -> None:
+    """At a one-sided level of 2.5 %, if mean and spread are what the pilot said."""
+    pilot = np.array([-1.0, 0, 1]) + effect  # mean `effect`, standard deviation 1
+    n = seeds_needed(pilot, 0)
+    assert n is not None
+    draws = np.random.default_rng(0).normal(effect, 1, (2000, n))
+    power = np.mean(stats.ttest_1samp(draws, 0, axis=1, alternative="greater").pvalue <= 0.025)
+    assert power == pytest.approx(0.8, abs=0.05)
+
+
+def test_no_number_of_seeds_where_the_spread_or_the_distance_is_unknown() -> None:
+    assert seeds_needed([1.0], 0) is None
+    assert seeds_needed([], 0) is None
+    assert seeds_needed([-1.0, 1.0], 0) is None
+    assert seeds_needed([-1.0, 1.001], 0) is None  # more than any one trains
+    assert MAX_SEEDS == 1000
+    assert seeds_needed([1.0, 1.0], 0) == 3
