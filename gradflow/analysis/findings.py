@@ -100,6 +100,7 @@ class Finding:
     p_for: float
     p_against: float
     missing: tuple[str, ...] = ()  # what was not measured, and how to have it
+    details: tuple[str, ...] = ()  # further numbers, which decide nothing
     status: Status = "undetermined"
 
     @property
@@ -125,6 +126,7 @@ class Finding:
             "p_for": self.p_for,
             "p_against": self.p_against,
             "missing": list(self.missing),
+            "details": list(self.details),
             "evidence": [one.to_json() for one in self.evidence],
         }
 

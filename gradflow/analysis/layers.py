@@ -103,7 +103,11 @@ def _named(layers: Sequence[Layer]) -> str:
 
 
 def _outputs(trace: Trace) -> dict[str, str]:
-    """Layer -> where the gradient of its output is read, of those that a weight layer ran at."""
+    """Layer -> where the gradient of its output is read, of those that a weight layer ran at.
+
+    A norm right behind counts only where it stands in the same module: between two blocks lies the
+    addition of a skip connection, and the norm that begins the next block sees its branch alone.
+    """
     sites = [
         (site, kind)
         for site, kind in zip(trace.sites, trace.kinds, strict=True)
@@ -111,7 +115,11 @@ def _outputs(trace: Trace) -> dict[str, str]:
     ]
     behind = [*sites, ("", "")][1:]
     return {
-        site: after if kind_after == "norm" else site
+        site: after if kind_after == "norm" and _parent(after) == _parent(site) else site
         for (site, kind), (after, kind_after) in zip(sites, behind, strict=True)
         if kind in ("conv", "linear")
     }
+
+
+def _parent(site: str) -> str:
+    return site.rpartition(".")[0]

@@ -44,13 +44,16 @@ class TrainedNetwork:
         return body(main_path(self.trace))
 
 
+def drops(network: TrainedNetwork) -> list[int]:
+    """The steps at a lower learning rate than the one before; none if it never falls."""
+    if network.learning_rates is None:
+        return []
+    return [int(step) + 1 for step in np.flatnonzero(np.diff(network.learning_rates) < 0)]
+
+
 def first_drop(network: TrainedNetwork) -> int | None:
-    """The first step at a lower learning rate than the steps before; None if it never falls."""
-    rates = network.learning_rates
-    if rates is None:
-        return None
-    drops = np.flatnonzero(np.diff(rates) < 0)
-    return int(drops[0]) + 1 if len(drops) else None
+    """The first of them; None if the learning rate never falls."""
+    return next(iter(drops(network)), None)
 
 
 def early(network: TrainedNetwork) -> np.ndarray:

@@ -1,26 +1,22 @@
 """The rival explanations of a gap, H2 to H10, each from what was recorded and examined.
 
 Every rival is one question with evidence per seed: consistent with the data, inconsistent,
-undetermined or not measured. Consistent does not mean causal: see `verdict.py`.
+undetermined or not measured. Consistent does not read.mean causal: see `verdict.py`.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-import numpy as np
-
+from gradflow.analysis import details
+from gradflow.analysis import mediators as read
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Case
 from gradflow.analysis.findings import Evidence, Finding, Side, all_of
-from gradflow.analysis.network import TrainedNetwork, early, first_drop, mean_of_layers, third
-from gradflow.analysis.profile import columns
+from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.thresholds import Threshold
 from gradflow.analysis.vanishing import decades
 
 EXAMINE = "the weights at {steps} (`gradflow diagnose RUN --measure`)"
-# Adam's averages hold less than e⁻¹ of their start after 1 / (1 − β₁) steps.
-WARM_UP = 10
 
 
 def rivals(case: Case) -> list[Finding]:
@@ -36,7 +32,7 @@ def explosion(case: Case) -> Finding:
     layers = case.accused[0].layers
 
     def share(one: TrainedNetwork) -> float:
-        return _share_of_first_third(one)
+        return read.share_of_first_third(one)
 
     evidence = (
         _of_accused(
@@ -44,7 +40,7 @@ def explosion(case: Case) -> Finding:
             f"the change of {case.name}'s δ from the last to the first layer at the first recorded "
             "step",
             "decades",
-            lambda one: decades(one, "output_gradient", _first_step(one)),
+            lambda one: decades(one, "output_gradient", read.first_step(one)),
             at.VANISHING_DECADES, at.VANISHING_DECADES.value, "above",
         ),
         _of_accused(
@@ -58,7 +54,8 @@ def explosion(case: Case) -> Finding:
             case, "early_linearity",
             f"the part of the promised fall of the loss that an early step of {case.name} brings",
             "",
-            lambda one: _linearity(one, _is_early_step), at.LINEARITY, at.LINEARITY.value, "below",
+            lambda one: read.linearity(one, read.is_early_step),
+            at.LINEARITY, at.LINEARITY.value, "below",
         ),
     )  # fmt: skip
     return _finding("H2", "explosion at the start",
@@ -71,7 +68,9 @@ def shattering(case: Case) -> Finding:
 
     def ratio(step: str) -> Callable[[TrainedNetwork, TrainedNetwork], float]:
         def number(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
-            return _log(_decorrelation(mine, step)) - _log(_decorrelation(theirs, step))
+            return read.log(read.decorrelation(mine, step)) - read.log(
+                read.decorrelation(theirs, step)
+            )
 
         return number
 
@@ -96,10 +95,10 @@ def dead_units(case: Case) -> Finding:
     def excess(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
         # Step 90 or, in a shorter training, the end: the same step of both.
         for step in ("90", "end"):
-            dead, others = _dead(mine, step), _dead(theirs, step)
-            common = [stage for stage in dead if stage in others]
+            mine_dead, others = read.dead(mine, step), read.dead(theirs, step)
+            common = [stage for stage in mine_dead if stage in others]
             if common:
-                return max(dead[stage] - others[stage] for stage in common)
+                return max(mine_dead[stage] - others[stage] for stage in common)
         return math.nan
 
     evidence = (
@@ -118,20 +117,20 @@ def frozen_schedule(case: Case) -> Finding:
     """H5: the schedule stops the learning before the slower network has learned."""
 
     def fall_ratio(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
-        of_reference = _fall_until_drop(theirs)  # of the accused it may be below zero
-        return _fall_until_drop(mine) / of_reference if of_reference > 0 else math.nan
+        of_reference = read.fall_until_drop(theirs)  # of the accused it may be below zero
+        return read.fall_until_drop(mine) / of_reference if of_reference > 0 else math.nan
 
     evidence = (
         _of_accused(
             case, "changed_fraction",
             f"the share of {case.name}'s weights whose bits a step changes, in the last tenth of "
             "the training,",
-            "", _changed_at_the_end, at.FROZEN_FRACTION, at.FROZEN_FRACTION.value, "below",
+            "", read.changed_at_the_end, at.FROZEN_FRACTION, at.FROZEN_FRACTION.value, "below",
         ),
         _of_accused(
             case, "slope_at_drop",
             f"the slope of {case.name}'s training loss before the learning rate first drops",
-            "nats per step", _slope_at_drop,
+            "nats per step", read.slope_at_drop,
             at.STILL_FALLING, at.STILL_FALLING.value, "below",
         ),
         _of_pairs(
@@ -146,42 +145,42 @@ def frozen_schedule(case: Case) -> Finding:
     )  # fmt: skip
     return _finding("H5", "a schedule that freezes learning",
                     "Did the learning rate fall away before the slower network had learned?",
-                    evidence, missing=missing)  # fmt: skip
+                    evidence, missing=missing, more=details.slopes_at_drops(case))  # fmt: skip
 
 
 def batchnorm_mismatch(case: Case) -> Finding:
     """H6: BatchNorm's running statistics differ from those of the final weights."""
-    gap = _mean(case.pairs(lambda mine, theirs: _test_loss(mine) - _test_loss(theirs)))
+    gap = read.mean(case.pairs(lambda mine, theirs: read.test_loss(mine) - read.test_loss(theirs)))
     scale = gap if gap > 0 else math.nan
     evidence = (
         _of_accused(
             case, "mode_share",
             f"what recalibrated BatchNorm statistics take from {case.name}'s test loss, as a share "
             "of the gap,",
-            "of the gap", lambda one: _mode_mismatch(one) / scale,
+            "of the gap", lambda one: read.mode_mismatch(one) / scale,
             at.MODE_SHARE, at.MODE_SHARE.value, "above",
         ),
         _of_pairs(
             case, "mode_excess",
             f"what they take from {case.name}'s test loss less what they take from "
             f"{case.reference_name}'s",
-            "nats", lambda mine, theirs: _mode_mismatch(mine) - _mode_mismatch(theirs),
+            "nats", lambda mine, theirs: read.mode_mismatch(mine) - read.mode_mismatch(theirs),
             at.MODE_EXCESS, at.MODE_EXCESS.value, "above",
         ),
     )  # fmt: skip
     return _finding("H6", "BatchNorm: training against evaluation",
                     "Does the network only look bad because its BatchNorm statistics lag behind?",
-                    evidence, "the end", gap=gap)  # fmt: skip
+                    evidence, "the end", more=details.batchnorm_modes(case), gap=gap)  # fmt: skip
 
 
 def overfitting(case: Case) -> Finding:
     """H7: the gap is there on test images and not on training images."""
-    gap = _mean(case.pairs(lambda mine, theirs: _test_loss(mine) - _test_loss(theirs)))
+    gap = read.mean(case.pairs(lambda mine, theirs: read.test_loss(mine) - read.test_loss(theirs)))
     scale = gap if gap > 0 else math.nan
 
     def share(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
-        at_test = _test_loss(mine) - _test_loss(theirs)
-        at_training = _train_loss(mine) - _train_loss(theirs)
+        at_test = read.test_loss(mine) - read.test_loss(theirs)
+        at_training = read.train_loss(mine) - read.train_loss(theirs)
         return (at_test - at_training) / scale
 
     evidence = (
@@ -193,8 +192,9 @@ def overfitting(case: Case) -> Finding:
             at.GENERALISATION_SHARE, at.GENERALISATION_SHARE.value, "above",
         ),
     )  # fmt: skip
-    return _finding("H7", "overfitting", f"Does {case.name} learn the training images and fail to "
-                    "generalise?", evidence, "the end", gap=gap)  # fmt: skip
+    return _finding("H7", "overfitting",
+                    f"Does {case.name} learn the training images and fail to generalise?",
+                    evidence, "the end", more=details.decomposition(case), gap=gap)  # fmt: skip
 
 
 def gradient_noise(case: Case) -> Finding:
@@ -203,12 +203,12 @@ def gradient_noise(case: Case) -> Finding:
         _of_accused(
             case, "update_rms",
             f"Adam's rms step in the first third of {case.name}'s layers (0.229 is pure noise)",
-            "", _update_rms, at.NOISE_UPDATE_RMS, at.NOISE_UPDATE_RMS.value, "below",
+            "", read.update_rms, at.NOISE_UPDATE_RMS, at.NOISE_UPDATE_RMS.value, "below",
         ),
         _of_pairs(
             case, "update_rms_to_reference",
             f"that of {case.name} less that of {case.reference_name}",
-            "", lambda mine, theirs: _update_rms(mine) - _update_rms(theirs),
+            "", lambda mine, theirs: read.update_rms(mine) - read.update_rms(theirs),
             at.NOISE_EXCESS, at.NOISE_EXCESS.value, "below",
         ),
     )  # fmt: skip
@@ -217,14 +217,14 @@ def gradient_noise(case: Case) -> Finding:
     )  # fmt: skip
     return _finding("H8", "gradient noise",
                     "Do the gradients of the early layers hold too little signal?",
-                    evidence, missing=missing)  # fmt: skip
+                    evidence, missing=missing, more=details.noise_scales(case))  # fmt: skip
 
 
 def rank_collapse(case: Case) -> Finding:
     """H9: deep features span few directions, and a linear classifier reads less from them."""
 
     def ratio(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
-        return _log(_deep_rank(mine)) - _log(_deep_rank(theirs))
+        return read.log(read.deep_rank(mine)) - read.log(read.deep_rank(theirs))
 
     evidence = (
         _of_pairs(
@@ -237,7 +237,7 @@ def rank_collapse(case: Case) -> Finding:
             case, "probe_drop",
             f"what a linear classifier loses from {case.name}'s best features to its deepest at "
             "the start",
-            "accuracy", _probe_drop, at.PROBE_DROP, at.PROBE_DROP.value, "above",
+            "accuracy", read.probe_drop, at.PROBE_DROP, at.PROBE_DROP.value, "above",
         ),
     )  # fmt: skip
     return _finding("H9", "rank collapse", "Do the features lose information with depth?",
@@ -251,8 +251,8 @@ def roughness(case: Case) -> Finding:
             case, "linearity_to_reference",
             f"the part of the promised fall of the loss that a step brings after the first ones, "
             f"{case.name} less {case.reference_name},",
-            "", lambda mine, theirs: _linearity(mine, _is_later_step)
-            - _linearity(theirs, _is_later_step),
+            "", lambda mine, theirs: read.linearity(mine, read.is_later_step)
+            - read.linearity(theirs, read.is_later_step),
             at.LINEARITY_GAP, -at.LINEARITY_GAP.value, "below",
         ),
     )  # fmt: skip
@@ -297,6 +297,7 @@ def _finding(
     steps: str | None = None,
     *,
     missing: tuple[str, ...] = (),
+    more: tuple[str, ...] = (),
     gap: float = math.nan,
 ) -> Finding:
     """A rival holds only if all of its evidence does."""
@@ -305,149 +306,4 @@ def _finding(
     elif steps is not None and not all(one.is_measured for one in evidence):
         missing = (EXAMINE.format(steps=steps),)
     p_for, p_against = all_of(evidence)
-    return Finding(key, title, question, evidence, p_for, p_against, missing)
-
-
-# -- numbers of one network ----------------------------------------------------------------------
-
-
-def _first_step(network: TrainedNetwork) -> np.ndarray:
-    return np.asarray(np.arange(len(network.trace)) == 0)
-
-
-def _share_of_first_third(network: TrainedNetwork) -> float:
-    """Of Σ |⟨g, Δw⟩| over the layers, early in training, the part of the first third."""
-    layers = network.layers
-    try:
-        changes = np.abs(columns(network.trace, "grad_dot_update", [one.weight for one in layers]))
-    except KeyError:
-        return math.nan
-    by_layer = np.nansum(changes[early(network)], axis=0)
-    total = float(by_layer.sum())
-    return float(by_layer[third(len(layers), "first")].sum()) / total if total > 0 else math.nan
-
-
-def _is_early_step(step: int) -> bool:
-    return step < WARM_UP
-
-
-def _is_later_step(step: int) -> bool:
-    return step >= WARM_UP
-
-
-def _linearity(network: TrainedNetwork, chosen: Callable[[int], bool]) -> float:
-    """The median ratio of the actual to the promised change of the loss, over the chosen steps.
-
-    The median, because a step that promises next to nothing has a ratio without meaning.
-    """
-    by_step: Mapping[str, Any] = network.examined.get("linearity", {})
-    ratios = [found["all"]["ratio"] for step, found in by_step.items() if chosen(int(step))]
-    usable = [ratio for ratio in ratios if ratio is not None]
-    return float(np.median(usable)) if usable else math.nan
-
-
-def _decorrelation(network: TrainedNetwork, step: str) -> float:
-    """The share of the way after which the input gradient's cosine falls below 1/e.
-
-    One that stays above it all the way counts as 1.
-    """
-    found = network.examined.get("shattering", {}).get(step)
-    if found is None:
-        return math.nan
-    share = found["decorrelation_share"]
-    return 1.0 if share is None else float(share)
-
-
-def _dead(network: TrainedNetwork, step: str) -> dict[str, float]:
-    """Stage -> share of dead channels at one step."""
-    found: Mapping[str, Any] = network.examined.get("dead", {}).get(step, {})
-    return {stage: n_dead / n for stage, (n_dead, n) in found.items()}
-
-
-def _changed_at_the_end(network: TrainedNetwork) -> float:
-    last_tenth = np.arange(len(network.trace)) >= 0.9 * len(network.trace)
-    if first_drop(network) is None:
-        return math.nan
-    return mean_of_layers(network, "update_changed_fraction", network.layers, last_tenth)
-
-
-def _slope_at_drop(network: TrainedNetwork) -> float:
-    """nats per step: least squares over the second half of the first learning rate's steps."""
-    drop = first_drop(network)
-    if drop is None or network.losses is None or drop < 4:
-        return math.nan
-    half = np.asarray(network.losses[drop // 2 : drop], dtype=np.float64)
-    return float(np.polyfit(np.arange(len(half)), half, 1)[0])
-
-
-def _fall_until_drop(network: TrainedNetwork) -> float:
-    """nats: the first training loss less the mean of a tenth of the steps before the drop."""
-    drop = first_drop(network)
-    if drop is None or network.losses is None or drop < 4:
-        return math.nan
-    n = max(1, drop // 10)
-    return float(np.mean(network.losses[:1]) - np.mean(network.losses[drop - n : drop]))
-
-
-def _at_the_end(network: TrainedNetwork, part: str, mode: str) -> float:
-    tables = network.examined.get("batchnorm", {}).get("end", {})
-    try:
-        return float(tables[part]["plain"][mode]["loss"])
-    except (KeyError, TypeError):
-        return math.nan
-
-
-def _test_loss(network: TrainedNetwork) -> float:
-    return _at_the_end(network, "test", "running")
-
-
-def _train_loss(network: TrainedNetwork) -> float:
-    return _at_the_end(network, "train", "running")
-
-
-def _mode_mismatch(network: TrainedNetwork) -> float:
-    """nats: the test loss with running statistics less that with recalibrated ones."""
-    return _test_loss(network) - _at_the_end(network, "test", "recalibrated")
-
-
-def _update_rms(network: TrainedNetwork) -> float:
-    """Over the early steps, without those in which Adam's averages still hold their start."""
-    steps = early(network) & (network.trace.steps >= WARM_UP)
-    layers = network.layers[third(len(network.layers), "first")]
-    return mean_of_layers(network, "adam_update_rms", layers, steps)
-
-
-def _deep_rank(network: TrainedNetwork) -> float:
-    """The geometric mean of the effective rank over the deepest third, at steps 0 and 10."""
-    by_step: Mapping[str, Any] = network.examined.get("rank", {})
-    ranks = [
-        rank
-        for step in ("0", "10")
-        if step in by_step
-        for rank in _last_third(by_step[step]["effective_rank"])
-        if rank is not None and rank > 0
-    ]
-    return float(np.exp(np.mean(np.log(ranks)))) if ranks else math.nan
-
-
-def _probe_drop(network: TrainedNetwork) -> float:
-    """Accuracy: the best over the depth less the mean of the last three, at step 10 or else 0."""
-    by_step: Mapping[str, Any] = network.examined.get("rank", {})
-    for step in ("10", "0"):
-        accuracies = [a for a in by_step.get(step, {}).get("probe_accuracy", []) if a is not None]
-        if accuracies:
-            return float(max(accuracies) - np.mean(accuracies[-3:]))
-    return math.nan
-
-
-def _last_third(values: list[float | None]) -> list[float | None]:
-    return values[third(len(values), "last")]
-
-
-def _mean(values: tuple[float, ...]) -> float:
-    usable = [value for value in values if math.isfinite(value)]
-    return float(np.mean(usable)) if usable else math.nan
-
-
-def _log(value: float) -> float:
-    return math.log10(value) if value > 0 else math.nan
+    return Finding(key, title, question, evidence, p_for, p_against, missing, more)

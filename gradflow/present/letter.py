@@ -111,6 +111,7 @@ def _finding_lines(finding: Finding, status: str) -> list[RenderableType]:
     lines: list[RenderableType] = [Text(head, style=STYLES[finding.status])]
     lines += [_indented(finding.question, 4)]
     lines += [_indented(f"· {one.sentence}", 4) for one in finding.evidence if one.is_measured]
+    lines += [_indented(f"· {line}", 4) for line in finding.details]
     lines += [_indented(f"· not measured: needs {what}", 4) for what in finding.missing]
     return lines
 

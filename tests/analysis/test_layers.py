@@ -55,6 +55,20 @@ def test_projections_biases_and_repeated_calls_are_not_on_the_path() -> None:
     ]
 
 
+def test_the_norm_that_begins_the_next_block_is_not_that_of_the_layer_before() -> None:
+    """Between them lies the addition of the skip connection: it sees the gradient of its branch."""
+    path = main_path(
+        trace_of(
+            ("block1.norm1", "norm"), ("block1.fc1", "linear"),
+            ("block1.fc1.weight", "linear.weight"), ("block1.norm2", "norm"),
+            ("block1.fc2", "linear"), ("block1.fc2.weight", "linear.weight"),
+            ("block2.norm1", "norm"), ("block2.fc1", "linear"),
+            ("block2.fc1.weight", "linear.weight"),
+        )
+    )  # fmt: skip
+    assert [layer.output for layer in path] == ["block1.norm2", "block1.fc2", "block2.fc1"]
+
+
 def test_a_weight_whose_output_was_not_recorded_has_none() -> None:
     path = main_path(trace_of(("a.weight", "linear.weight"), ("b.weight", "linear.weight")))
     assert [layer.output for layer in path] == [None, None]

@@ -1,0 +1,39 @@
+"""Controls: networks whose truth is known, and whether gradflow finds it.
+
+An instrument that has not been shown a vanishing gradient proves nothing by not seeing one.
+"""
+
+from gradflow.controls.cases import Case
+from gradflow.controls.closed_forms import (
+    expected_growth_bn_linear,
+    expected_growth_bn_relu,
+    expected_growth_linear,
+    expected_growth_relu,
+    shattering_cosine,
+    sigmoid_rate,
+)
+from gradflow.controls.gate import CaseResult, Gate, load_gate, run_all
+from gradflow.controls.plain_34 import growth_with_norm, growth_without_norm
+from gradflow.controls.truths import CONTROLS, Control, ControlResult, Measured, measure, run
+
+__all__ = [
+    "CONTROLS",
+    "Case",
+    "CaseResult",
+    "Control",
+    "ControlResult",
+    "Gate",
+    "Measured",
+    "expected_growth_bn_linear",
+    "expected_growth_bn_relu",
+    "expected_growth_linear",
+    "expected_growth_relu",
+    "growth_with_norm",
+    "growth_without_norm",
+    "load_gate",
+    "measure",
+    "run",
+    "run_all",
+    "shattering_cosine",
+    "sigmoid_rate",
+]

@@ -1,0 +1,225 @@
+"""The gate: does the instrument tell vanishing, healthy and exploding networks apart, today, here?
+
+No verdict should be given on a machine where it does not.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import binomtest
+
+import gradflow
+from gradflow.analysis.rates import Label
+from gradflow.analysis.thresholds import CONFIDENCE, FALSE_ALARM_RATE, HIT_RATE
+from gradflow.controls import networks
+from gradflow.controls.cases import Case, label_of
+from gradflow.controls.truths import ControlResult, Progress, run
+
+N_SEEDS = 20
+
+# In float32, so that the sums are taken as in training: by the kernel compiled on this machine.
+# Small where the truth is exact; elsewhere wide enough that no seed comes near the threshold: the
+# total of 20 Gaussian layers of 64 units has a standard deviation of √(2·20/64) / ln 100 = 0.17
+# decades.
+CASES: tuple[Case, ...] = (
+    Case("C1 linear, orthogonal, gain 0.5",
+         partial(networks.orthogonal_linear, 20, 16, 0.5), (4, 16), "vanishing"),
+    Case("C4 sigmoid, Xavier",
+         partial(networks.sigmoid_mlp, 12, 64, "xavier"), (4, 64), "vanishing"),
+    Case("C1 linear, orthogonal, gain 1",
+         partial(networks.orthogonal_linear, 20, 16, 1.0), (4, 16), "healthy"),
+    Case("C2 linear, Gaussian",
+         partial(networks.gaussian_linear, 20, 64), (4, 64), "healthy"),
+    Case("C7 residual, last γ = 0",
+         partial(networks.identity_residual, 6, 16), (16, 16), "healthy"),
+    Case("C1 linear, orthogonal, gain 1.5",
+         partial(networks.orthogonal_linear, 20, 16, 1.5), (4, 16), "exploding"),
+    Case("C5 BatchNorm and ReLU, batch 16",
+         partial(networks.batchnorm_mlp, 20, 64), (16, 64), "exploding"),
+)  # fmt: skip
+
+# What decides how a case is labelled: a change in any of it makes the gate anew.
+JUDGED = ("record", "analysis", "controls")
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """How often a case got its label."""
+
+    name: str
+    label: Label
+    n_right: int
+    n: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.n_right <= self.n or self.n == 0:
+            raise ValueError(
+                f"Expected a count of right labels among at least one, but {self.name!r} has "
+                f"{self.n_right} of {self.n}."
+            )
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How often each case got its label, and whether that is often enough for a verdict."""
+
+    cases: tuple[CaseResult, ...]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        is_healthy = {case.label == "healthy" for case in self.cases}
+        if is_healthy != {True, False}:
+            raise ValueError(
+                "Expected cases that are healthy and cases that are not, but got "
+                f"{[case.name for case in self.cases]}. A gate needs both."
+            )
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of vanishing and exploding networks that are called so."""
+        n_right, n = self._counts(healthy=False)
+        return n_right / n
+
+    @property
+    def hit_rate_interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the hit rate."""
+        return _wilson(*self._counts(healthy=False))
+
+    @property
+    def false_alarm_rate(self) -> float:
+        """The share of healthy networks that are called anything else."""
+        n_right, n = self._counts(healthy=True)
+        return (n - n_right) / n
+
+    @property
+    def false_alarm_interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the false alarm rate."""
+        n_right, n = self._counts(healthy=True)
+        return _wilson(n - n_right, n)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every single case has its label often enough: a mean could hide one."""
+        return all(
+            (case.n - case.n_right) / case.n <= FALSE_ALARM_RATE.value
+            if case.label == "healthy"
+            else case.n_right / case.n >= HIT_RATE.value
+            for case in self.cases
+        )
+
+    def _counts(self, *, healthy: bool) -> tuple[int, int]:
+        """Right ones and all."""
+        chosen = [case for case in self.cases if (case.label == "healthy") == healthy]
+        return sum(case.n_right for case in chosen), sum(case.n for case in chosen)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types: the counts, and what follows from them."""
+        return {
+            "cases": [asdict(case) for case in self.cases],
+            "seconds": self.seconds,
+            "hit_rate": self.hit_rate,
+            "hit_rate_interval": list(self.hit_rate_interval),
+            "false_alarm_rate": self.false_alarm_rate,
+            "false_alarm_interval": list(self.false_alarm_interval),
+            "passed": self.passed,
+        }
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "Gate":
+        """From what `to_json` gave; only the counts are read.
+
+        Raises KeyError, TypeError or ValueError where it is something else.
+        """
+        cases = tuple(CaseResult(**case) for case in content["cases"])
+        return Gate(cases, float(content["seconds"]))
+
+
+def _wilson(n_hits: int, n: int) -> tuple[float, float]:
+    interval = binomtest(n_hits, n).proportion_ci(CONFIDENCE.value, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def gate(n_seeds: int = N_SEEDS) -> Gate:
+    """Label every case on `n_seeds` networks. Takes a few seconds."""
+    start = time.perf_counter()
+    cases = tuple(
+        CaseResult(
+            case.name,
+            case.label,
+            sum(label_of(case, seed) == case.label for seed in range(n_seeds)),
+            n_seeds,
+        )
+        for case in CASES
+    )
+    return Gate(cases, time.perf_counter() - start)
+
+
+def run_all(progress: Progress | None = None) -> tuple[list[ControlResult], Gate]:
+    """Every control with all its seeds, and the gate, made anew. Takes a minute or two."""
+    return run(progress=progress), gate()
+
+
+# -- the cache ---------------------------------------------------------------------------------
+
+
+def load_gate() -> Gate:
+    """The gate of this code and this PyTorch, from the user's cache if it was made before.
+
+    It lies in `$XDG_CACHE_HOME/gradflow`, else in `~/.cache/gradflow`. Where nothing can be written
+    there, it is made every time.
+    """
+    path = _cache_path()
+    found = None if path is None else _read(path)
+    if found is not None:
+        return found
+    made = gate()
+    if path is not None:
+        _write(path, made)
+    return made
+
+
+def _read(path: Path) -> Gate | None:
+    """None where there is no such file, or one that is not whole."""
+    try:
+        return Gate.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(path: Path, made: Gate) -> None:
+    """Whole or not at all, also when two processes write; a cache that is full is no error."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(made.to_json()), encoding="utf-8")
+        unfinished.replace(path)
+    except OSError:
+        return
+
+
+def _cache_path() -> Path | None:
+    """Under a name that tells the versions and the source; None where there is no home."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return base / "gradflow" / f"gate-{_fingerprint()}.json"
+
+
+def _fingerprint() -> str:
+    """Of gradflow's version, PyTorch's, and the source that decides how a case is labelled."""
+    digest = hashlib.sha256(f"{gradflow.__version__}/{torch.__version__}".encode())
+    package = Path(gradflow.__file__).parent
+    for folder in JUDGED:
+        for path in sorted((package / folder).glob("*.*")):
+            if path.suffix in (".py", ".cpp"):
+                digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,161 @@
+"""Every control passes, used as the command uses it; and a broken instrument does not."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from math import isnan
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gradflow.analysis import rates
+from gradflow.analysis.layers import body, main_path
+from gradflow.analysis.rates import trace_rate
+from gradflow.controls import CONTROLS, Control, ControlResult, measure, networks, run
+from gradflow.controls.cases import INPUT_STREAM, record
+from gradflow.controls.truths import IMAGES
+
+# Where the truth is an average, all seeds; elsewhere few, since one network comes close already.
+FEW = {"C5": 2, "C6": 2}
+
+
+@pytest.mark.parametrize("control", CONTROLS.values(), ids=CONTROLS.keys())
+def test_the_instrument_finds_the_truth(control: Control) -> None:
+    (result,) = run([control], FEW.get(control.name[:2]))
+    assert result.mean == pytest.approx(control.expected, abs=result.allowed)
+    assert result.n_labels_right == result.n_seeds
+    assert result.passed
+
+
+def test_every_family_has_a_control() -> None:
+    assert {name[:2] for name in CONTROLS} == {f"C{number}" for number in range(1, 8)}
+    assert {control.label for control in CONTROLS.values()} == {"vanishing", "healthy", "exploding"}
+
+
+def test_plain_34_by_plain_autograd() -> None:
+    """The same λ without Recorder, Trace and rates: gradients retained on the norms' outputs."""
+    control = CONTROLS["C6 Plain-34 with BatchNorm"]
+    model = networks.plain_34_with_norm("kaiming", 0)
+    outputs = []
+
+    def keep(_: nn.Module, __: object, output: torch.Tensor) -> None:
+        output.retain_grad()
+        outputs.append(output)
+
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(keep)
+    random = torch.Generator().manual_seed(INPUT_STREAM)
+    logits = model(torch.empty(IMAGES).normal_(generator=random))
+    (torch.empty(logits.shape).normal_(generator=random) * logits).sum().backward()
+    norms = [float(one.grad.double().norm()) for one in outputs if one.grad is not None]
+    table = record(control, 0)
+    path = body(main_path(table))
+    sites = [layer.output for layer in path]
+    recorded = table.select("output_grad_norm")
+    mine = [recorded.values[0, recorded.sites.index(str(site))] for site in sites]
+    assert mine == pytest.approx(norms, rel=1e-4)
+    # The slope within each stage, weighted by its spread of depths.
+    by_hand = spread = 0.0
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        logs = np.log(
+            [norm for norm, layer in zip(norms, path, strict=True) if layer.stage == stage]
+        )
+        depth = np.arange(len(logs), 0, -1.0)
+        depth -= depth.mean()
+        by_hand += float(depth @ logs)
+        spread += float(depth @ depth)
+    assert measure(control, 0).growth == pytest.approx(np.exp(2 * by_hand / spread), rel=1e-4)
+
+
+# -- passing and failing -------------------------------------------------------------------------
+
+GAIN_2 = Control(
+    "gain 2", partial(networks.orthogonal_linear, 12, 4, 2.0), (2, 4), "exploding",
+    networks.PRECISE, truth="λ = 4", source="", expected=4.0, why="", rtol=1e-6,
+)  # fmt: skip
+
+
+def result(
+    control: Control, mean: float = 4.0, error: float = 0.1, n_right: int = 20
+) -> ControlResult:
+    return ControlResult(control, mean, error, 20, n_right, 1.0)
+
+
+def test_relative_tolerance_does_not_grow_with_the_scatter() -> None:
+    assert result(replace(GAIN_2, rtol=0.05), 4.19, 1.0).passed
+    assert not result(replace(GAIN_2, rtol=0.05), 4.21, 1.0).passed
+    assert not result(replace(GAIN_2, rtol=0.05), 3.79, 1.0).passed
+
+
+def test_tolerance_in_standard_errors() -> None:
+    sampled = replace(GAIN_2, rtol=0.0, n_errors=3.0)
+    assert result(sampled, 4.29).passed
+    assert not result(sampled, 4.31).passed
+    assert not result(sampled, error=float("nan")).passed, "one seed has no standard error"
+    assert not result(GAIN_2, mean=float("nan")).passed
+
+
+def test_a_label_that_is_wrong_more_than_once_in_twenty_fails() -> None:
+    assert result(GAIN_2, n_right=19).passed
+    assert not result(GAIN_2, n_right=18).passed
+
+
+@pytest.mark.parametrize(("rtol", "n_errors"), [(0.0, 0.0), (0.1, 3.0)])
+def test_a_control_has_one_tolerance(rtol: float, n_errors: float) -> None:
+    with pytest.raises(ValueError, match="Expected either `rtol` or `n_errors` above 0"):
+        replace(GAIN_2, rtol=rtol, n_errors=n_errors)
+
+
+def test_progress_counts_networks_and_results_are_plain() -> None:
+    calls: list[tuple[int, int]] = []
+    (first, _) = run([GAIN_2, GAIN_2], 1, lambda n_done, n: calls.append((n_done, n)))
+    assert calls == [(1, 2), (2, 2)]
+    assert isnan(first.standard_error)
+    content = json.loads(json.dumps(first.to_json(), allow_nan=False))
+    assert (content["standard_error"], content["passed"]) == (None, True)
+    assert content["mean"] == pytest.approx(content["expected"])
+
+
+# -- a broken instrument -------------------------------------------------------------------------
+
+
+def test_depth_read_from_the_wrong_end_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    slopes = rates.slopes
+    monkeypatch.setattr(rates, "slopes", lambda values, stages: -slopes(values, stages))
+    (found,) = run([GAIN_2], 2)
+    assert found.mean == pytest.approx(1 / 4)
+    assert not found.passed
+    assert found.n_labels_right == 0
+
+
+def test_the_size_of_another_layer_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second layer's place taken by the one after it: the slope alone might hide that."""
+    slopes = rates.slopes
+
+    def shifted(values: np.ndarray, stages: list[str]) -> np.ndarray:
+        wrong = values.copy()
+        wrong[:, :-1:2] = values[:, 1::2][:, : wrong[:, :-1:2].shape[1]]
+        return slopes(wrong, stages)
+
+    monkeypatch.setattr(rates, "slopes", shifted)
+    assert not run([GAIN_2], 1)[0].passed
+
+
+def test_the_wrong_size_is_seen() -> None:
+    """ŝ of a linear network is flat: activations shrink forward as gradients do backward."""
+    (found,) = run([replace(GAIN_2, size="scale_invariant")], 1)
+    assert found.mean == pytest.approx(1)
+    assert not found.passed
+
+
+def test_ends_are_left_out_of_the_rate_and_not_of_the_label() -> None:
+    control = replace(GAIN_2, n_skipped=5)
+    assert trace_rate(record(control, 0), "output_gradient").n_layers == 11
+    assert np.isnan(measure(control, 0).growth), "one layer is left"
+    assert measure(control, 0).label == "exploding"
+    found = measure(replace(control, n_skipped=4), 0)
+    assert found.growth == pytest.approx(4)
+    assert found.label == "exploding"
