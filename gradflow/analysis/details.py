@@ -21,7 +21,7 @@ def slopes_at_drops(case: Case) -> tuple[str, ...]:
         n = min(map(len, slopes), default=0)
         if n:
             means = np.mean([one[:n] for one in slopes], axis=0)
-            numbers = ", ".join(f"{mean:+.3g}" for mean in means)
+            numbers = ", ".join(f"{mean:+.2g}" for mean in means)
             lines.append(
                 f"slope of {group[0].name}'s training loss before each fall of the learning rate, "
                 f"in nats per unit of learning rate: {numbers}"

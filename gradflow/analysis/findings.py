@@ -62,7 +62,8 @@ class Evidence:
         """A ratio as a factor; a difference with its sign; a share as it is."""
         if self.unit == "×":
             return f"{10**value:.3g}×"
-        return f"{value:+.3g}" if self.unit.startswith(("decades", "nats")) else f"{value:.3g}"
+        signed = self.unit.startswith(("decades", "nats")) and value != 0
+        return f"{value:+.3g}" if signed else f"{value:.3g}"
 
     def to_json(self) -> dict[str, Any]:
         found = self.interval

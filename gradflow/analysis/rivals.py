@@ -13,6 +13,7 @@ from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Case
 from gradflow.analysis.findings import Evidence, Finding, Side, all_of
 from gradflow.analysis.network import TrainedNetwork
+from gradflow.analysis.statistics import p_beyond
 from gradflow.analysis.thresholds import Threshold
 from gradflow.analysis.vanishing import decades
 
@@ -150,14 +151,13 @@ def frozen_schedule(case: Case) -> Finding:
 
 def batchnorm_mismatch(case: Case) -> Finding:
     """H6: BatchNorm's running statistics differ from those of the final weights."""
-    gap = read.mean(case.pairs(lambda mine, theirs: read.test_loss(mine) - read.test_loss(theirs)))
-    scale = gap if gap > 0 else math.nan
+    gap = _sure_test_gap(case)
     evidence = (
         _of_accused(
             case, "mode_share",
             f"what recalibrated BatchNorm statistics take from {case.name}'s test loss, as a share "
             "of the gap,",
-            "of the gap", lambda one: read.mode_mismatch(one) / scale,
+            "of the gap", lambda one: read.mode_mismatch(one) / gap,
             at.MODE_SHARE, at.MODE_SHARE.value, "above",
         ),
         _of_pairs(
@@ -170,18 +170,18 @@ def batchnorm_mismatch(case: Case) -> Finding:
     )  # fmt: skip
     return _finding("H6", "BatchNorm: training against evaluation",
                     "Does the network only look bad because its BatchNorm statistics lag behind?",
-                    evidence, "the end", more=details.batchnorm_modes(case), gap=gap)  # fmt: skip
+                    evidence, "the end", more=details.batchnorm_modes(case),
+                    without=_without_gap(case, gap))  # fmt: skip
 
 
 def overfitting(case: Case) -> Finding:
     """H7: the gap is there on test images and not on training images."""
-    gap = read.mean(case.pairs(lambda mine, theirs: read.test_loss(mine) - read.test_loss(theirs)))
-    scale = gap if gap > 0 else math.nan
+    gap = _sure_test_gap(case)
 
     def share(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
         at_test = read.test_loss(mine) - read.test_loss(theirs)
         at_training = read.train_loss(mine) - read.train_loss(theirs)
-        return (at_test - at_training) / scale
+        return (at_test - at_training) / gap
 
     evidence = (
         _of_pairs(
@@ -194,7 +194,8 @@ def overfitting(case: Case) -> Finding:
     )  # fmt: skip
     return _finding("H7", "overfitting",
                     f"Does {case.name} learn the training images and fail to generalise?",
-                    evidence, "the end", more=details.decomposition(case), gap=gap)  # fmt: skip
+                    evidence, "the end", more=details.decomposition(case),
+                    without=_without_gap(case, gap))  # fmt: skip
 
 
 def gradient_noise(case: Case) -> Finding:
@@ -298,12 +299,30 @@ def _finding(
     *,
     missing: tuple[str, ...] = (),
     more: tuple[str, ...] = (),
-    gap: float = math.nan,
+    without: tuple[str, ...] = (),
 ) -> Finding:
     """A rival holds only if all of its evidence does."""
-    if gap <= 0:
-        missing = ("a gap: there is none on the test images",)
+    if without:
+        missing = without
     elif steps is not None and not all(one.is_measured for one in evidence):
         missing = (EXAMINE.format(steps=steps),)
     p_for, p_against = all_of(evidence)
     return Finding(key, title, question, evidence, p_for, p_against, missing, more)
+
+
+def _sure_test_gap(case: Case) -> float:
+    """nats: the mean gap in test loss if it is surely above zero, else NaN.
+
+    A share of a gap that may be zero has no meaning.
+    """
+    gaps = case.pairs(lambda mine, theirs: read.test_loss(mine) - read.test_loss(theirs))
+    is_sure = p_beyond(gaps, 0.0, "above") <= 1 - at.CONFIDENCE.value
+    return read.mean(gaps) if is_sure else math.nan
+
+
+def _without_gap(case: Case, gap: float) -> tuple[str, ...]:
+    """What is missing where both test losses were measured and their gap is not sure."""
+    measured = case.pairs(lambda mine, theirs: read.test_loss(mine) - read.test_loss(theirs))
+    if math.isfinite(gap) or not math.isfinite(read.mean(measured)):
+        return ()
+    return ("a gap in test loss that is surely above zero: a share of none has no meaning",)

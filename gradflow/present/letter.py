@@ -107,7 +107,7 @@ def _finding_lines(finding: Finding, status: str) -> list[RenderableType]:
             _indented(f"{finding.key}, {finding.title}: not measured"),
             *(_indented(f"· needs {what}", 4) for what in finding.missing),
         ]
-    head = f"  {finding.key}, {finding.title}: {status}{p if decided else ''}"
+    head = f"\n  {finding.key}, {finding.title}: {status}{p if decided else ''}"
     lines: list[RenderableType] = [Text(head, style=STYLES[finding.status])]
     lines += [_indented(finding.question, 4)]
     lines += [_indented(f"· {one.sentence}", 4) for one in finding.evidence if one.is_measured]

@@ -137,7 +137,9 @@ def test_not_measured(key: str) -> None:
 @pytest.mark.parametrize("key", KEYS)
 def test_one_seed_decides_nothing(key: str) -> None:
     for given in CASES[key]:
-        assert judged(make_case(*given, n_seeds=1))[key].status == "undetermined"
+        # A share of a gap is not formed before the gap is sure, so H7 has no number yet.
+        expected = "not measured" if key == "H7" else "undetermined"
+        assert judged(make_case(*given, n_seeds=1))[key].status == expected
 
 
 def part(found: Finding, name: str) -> tuple[float, ...]:
@@ -174,7 +176,7 @@ def test_shares_of_a_gap_that_is_not_there_are_not_formed() -> None:
     assert found["H6"].status == "undetermined"
     assert found["H7"].status == "not measured"
     for key in ("H6", "H7"):
-        assert found[key].missing == ("a gap: there is none on the test images",)
+        assert "a share of none has no meaning" in found[key].missing[0]
 
 
 def test_a_mismatch_that_the_reference_shares_explains_no_gap() -> None:
