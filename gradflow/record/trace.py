@@ -335,14 +335,14 @@ def _from_table(table: Any) -> Trace:
     first = first[order]
     column = np.zeros(len(names), dtype=np.int64)
     column[order] = np.arange(len(order))
-    site_index = column[codes]
+    cell = step_index * len(order) + column[codes]
     values = {}
     for name in table.column_names:
         if name in KEYS:
             continue
-        wide = np.full((len(steps), len(order)), np.nan)
-        wide[step_index, site_index] = table[name].to_numpy()
-        values[name] = wide
+        wide = np.full(len(steps) * len(order), np.nan)
+        wide[cell] = table[name].to_numpy()
+        values[name] = wide.reshape(len(steps), len(order))
     return Trace(
         steps.astype(np.int64),
         tuple(names[code] for code in order),
