@@ -591,15 +591,17 @@ def _newest_run() -> Path:
 
 def _measure_rivals(runs: Sequence[Path]) -> None:
     """Examine the kept weights of every finished network that was not examined yet."""
+    from gradflow.training.diagnosis import network_dirs
     from gradflow.training.examination import examine_network
     from gradflow.training.rundir import RunDir
     from gradflow.training.train import check_same_data, load_data
 
     for path in runs:
-        run = RunDir.open(path)
-        todo = [one for one in run.networks() if one.is_finished and one.examination() is None]
+        networks = network_dirs(path.resolve())
+        todo = [one for one in networks if one.is_finished and one.examination() is None]
         if not todo:
             continue
+        run = RunDir.open(todo[0].path.parent)
         config, data = load_data(run.config())
         check_same_data(run, data.to_json())
         with _progress(_stderr(), "networks", total=len(todo)) as (bar, task):

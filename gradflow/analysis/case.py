@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 from gradflow.analysis.layers import Layer, align
 from gradflow.analysis.network import TrainedNetwork
+
+Number = TypeVar("Number", bool, float)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ class Case:
         """One number per seed of the accused network."""
         return tuple(number(network) for network in self.accused)
 
-    def pairs(self, number: Callable[[TrainedNetwork, TrainedNetwork], float]) -> tuple[float, ...]:
+    def pairs(
+        self, number: Callable[[TrainedNetwork, TrainedNetwork], Number]
+    ) -> tuple[Number, ...]:
         """One number per seed from both networks; none without a reference."""
         if not self.reference:
             return ()

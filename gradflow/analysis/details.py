@@ -2,29 +2,30 @@
 
 import math
 
-import numpy as np
-
 from gradflow.analysis import mediators as read
 from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork, drops
+from gradflow.analysis.statistics import t_interval
+
+MAX_DROPS = 3  # later, an ordinary schedule leaves a slope of noise over next to nothing
 
 
 def slopes_at_drops(case: Case) -> tuple[str, ...]:
-    """How fast the training loss still fell before each drop, per unit of the learning rate.
+    """How fast the training loss still fell before the first drops, per unit of learning rate.
 
     The slope per step over the second half of the stage before the drop, over its learning rate,
-    as the mean over seeds.
+    with its interval over seeds.
     """
     lines = []
     for group in (case.accused, case.reference):
         slopes = [_slopes(network) for network in group]
-        n = min(map(len, slopes), default=0)
-        if n:
-            means = np.mean([one[:n] for one in slopes], axis=0)
-            numbers = ", ".join(f"{mean:+.2g}" for mean in means)
+        n = min([MAX_DROPS, *map(len, slopes)]) if group else 0
+        for drop in range(n):
+            found = t_interval([one[drop] for one in slopes])
+            spread = f" (95 % {found.low:+.3g} to {found.high:+.3g})" if found.n > 1 else ""
             lines.append(
-                f"slope of {group[0].name}'s training loss before each fall of the learning rate, "
-                f"in nats per unit of learning rate: {numbers}"
+                f"slope of {group[0].name}'s training loss before fall {drop + 1} of the learning "
+                f"rate: {found.mean:+.3g} nats per unit of learning rate{spread}"
             )
     return tuple(lines)
 

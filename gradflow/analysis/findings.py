@@ -103,6 +103,7 @@ class Finding:
     missing: tuple[str, ...] = ()  # what was not measured, and how to have it
     details: tuple[str, ...] = ()  # further numbers, which decide nothing
     status: Status = "undetermined"
+    alpha: float = 1 - CONFIDENCE.value  # that each part must pass, among all that was asked
 
     @property
     def is_measured(self) -> bool:
@@ -112,9 +113,9 @@ class Finding:
     def seeds_needed(self) -> int | None:
         """The seeds that would decide the evidence that is furthest from a decision."""
         counts = [
-            seeds_needed(one.values, one.limit)
+            seeds_needed(one.values, one.limit, self.alpha)
             for one in self.evidence
-            if one.is_measured and min(one.p_for, one.p_against) > 1 - CONFIDENCE.value
+            if one.is_measured and min(one.p_for, one.p_against) > self.alpha
         ]
         return None if not counts or None in counts else max(n for n in counts if n is not None)
 
@@ -157,7 +158,8 @@ def decide(findings: Sequence[Finding]) -> list[Finding]:
     p_for = holm([one.p_for for one in family])
     p_against = holm([one.p_against for one in family])
     adjusted = {one.key: (a, b) for one, a, b in zip(family, p_for, p_against, strict=True)}
-    return [_with_status(one, adjusted.get(one.key)) for one in findings]
+    alpha = (1 - CONFIDENCE.value) / max(1, len(family))
+    return [replace(_with_status(one, adjusted.get(one.key)), alpha=alpha) for one in findings]
 
 
 def _with_status(finding: Finding, adjusted: tuple[float, float] | None) -> Finding:

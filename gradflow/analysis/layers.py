@@ -66,7 +66,10 @@ def stages_of(names: Sequence[str]) -> list[str]:
     >>> stages_of(["0", "2", "4"])
     ['', '', '']
     """
-    firsts = [name.split(".")[0] for name in names]
+    parts = [name.split(".") for name in names]
+    while all(len(part) > 1 for part in parts) and len({part[0] for part in parts}) == 1:
+        parts = [part[1:] for part in parts]  # `model.` of a wrapper says nothing
+    firsts = [part[0] for part in parts]
     stages = ["" if first.isdigit() else first for first in firsts]
     return stages if len(set(stages)) < len(stages) else [""] * len(stages)
 

@@ -52,13 +52,16 @@ def linearity(network: TrainedNetwork, chosen: Callable[[int], bool]) -> float:
 def decorrelation(network: TrainedNetwork, step: str) -> float:
     """The share of the way after which the input gradient's cosine falls below 1/e.
 
-    One that stays above it all the way counts as 1.
+    Only lags up to half of the way are seen: one that stays above it counts as 1/2, too little.
+    NaN where no cosine could be formed, as where all gradients are zero.
     """
     found = network.examined.get("shattering", {}).get(step)
     if found is None:
         return math.nan
     share = found["decorrelation_share"]
-    return 1.0 if share is None else float(share)
+    if share is None and not any(cosine is not None for cosine in found["cosines"][1:]):
+        return math.nan
+    return 0.5 if share is None else float(share)
 
 
 def dead(network: TrainedNetwork, step: str) -> dict[str, float]:

@@ -2,12 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from gradflow.analysis.layers import Layer, body, counterparts, main_path
-from gradflow.analysis.profile import columns, geometric_mean, layer_table
+from gradflow.analysis.profile import (
+    SMALLEST,
+    columns,
+    geometric_mean,
+    layer_table,
+    typical,
+)
 from gradflow.record.trace import Trace
 
 # Without a known learning rate, "early" is this share of the recorded steps.
@@ -25,8 +32,7 @@ class TrainedNetwork:
     trace: Trace
     losses: np.ndarray | None = None  # (all steps,) nats: the training loss at every step
     learning_rates: np.ndarray | None = None  # (all steps,)
-    train_loss: float | None = None  # nats: training images, no augmentation, BN recalibrated
-    test_loss: float | None = None  # nats
+    train_loss: float | None = None  # nats: training images without augmentation
     test_accuracy: float | None = None  # balanced over classes
     examined: Mapping[str, Any] = field(default_factory=dict)  # see training/examination.py
 
@@ -38,7 +44,7 @@ class TrainedNetwork:
             )
         main_path(self.trace)  # says so where there is no depth
 
-    @property
+    @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The path without the classifier."""
         return body(main_path(self.trace))
@@ -100,14 +106,21 @@ def distance_travelled(network: TrainedNetwork, layers: Sequence[Layer]) -> np.n
 
 
 def log_ratio(
-    accused: TrainedNetwork, reference: TrainedNetwork, size: str, layers: Sequence[Layer]
+    accused: TrainedNetwork,
+    reference: TrainedNetwork,
+    size: str,
+    layers: Sequence[Layer],
+    *,
+    at_equal_loss: bool,
 ) -> np.ndarray:
     """(layers,): log10 of a gradient size of the accused over the reference network's.
 
-    At equal training loss, as the mean over ten levels of the loss that both reach; where the
-    losses are not known, over the early steps of each.
+    At equal training loss, as the mean over ten levels of the loss that both reach; or else over
+    the early steps of each.
     """
-    pairs = equal_loss_steps(accused, reference) or [(early(accused), early(reference))]
+    pairs = [(early(accused), early(reference))]
+    if at_equal_loss:
+        pairs = equal_loss_steps(accused, reference)
     return mean_log_ratio(accused, reference, size, layers, pairs)
 
 
@@ -120,12 +133,17 @@ def mean_log_ratio(
 ) -> np.ndarray:
     """(layers,): log10 of a gradient size of one over the other, the mean over pairs of masks.
 
-    NaN where no pair has a gradient above zero in both.
+    NaN where no pair has a gradient above zero in both; a layer that never has one counts, as in
+    `typical`.
     """
     my_values = layer_table(mine.trace, size, layers).values
     their_values = layer_table(theirs.trace, size, counterparts(layers, theirs.layers)).values
     ratios = [geometric_mean(my_values[a]) / geometric_mean(their_values[b]) for a, b in pairs]
-    return np.asarray(np.log10(geometric_mean(np.array(ratios))))
+    found = geometric_mean(np.array(ratios))
+    mine_at = typical(np.concatenate([my_values[a] for a, _ in pairs]))
+    theirs_at = typical(np.concatenate([their_values[b] for _, b in pairs]))
+    is_gone = (mine_at == SMALLEST) != (theirs_at == SMALLEST)
+    return np.asarray(np.log10(np.where(is_gone, mine_at / theirs_at, found)))
 
 
 def equal_loss_steps(

@@ -8,6 +8,8 @@ import numpy as np
 from gradflow.analysis.layers import PATH_KINDS, PROJECTION, Layer, body, main_path
 from gradflow.record.trace import Table, Trace
 
+SMALLEST = 2.0**-149  # of float32 above zero
+
 
 @dataclass(frozen=True)
 class DepthProfile:
@@ -125,6 +127,17 @@ def first_to_last(trace: Trace, measure: str = "grad_norm") -> np.ndarray:
         )
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(table.values[:, 0] / table.values[:, -1])
+
+
+def typical(values: np.ndarray) -> np.ndarray:
+    """(layers,): the geometric mean over steps, where a layer without any gradient counts.
+
+    One that is zero at every one of several steps has the value of the smallest float32: nothing
+    vanishes more. A single zero, as in a block that starts as the identity, is left out.
+    """
+    found = geometric_mean(values)
+    is_gone = (values == 0).all(axis=0) & (len(values) > 1)
+    return np.asarray(np.where(is_gone, SMALLEST, found))
 
 
 def geometric_mean(values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradflow.analysis import thresholds
 from gradflow.analysis.layers import Layer, body, main_path
-from gradflow.analysis.profile import geometric_mean, layer_table
+from gradflow.analysis.profile import SMALLEST, layer_table, typical
 from gradflow.record.trace import Trace
 
 Label = Literal["vanishing", "healthy", "exploding", "unknown"]
@@ -87,8 +87,13 @@ def slopes(values: np.ndarray, stages: Sequence[str] | None = None) -> np.ndarra
 def trace_rate(
     trace: Trace, size: str, steps: np.ndarray | None = None, layers: Sequence[Layer] | None = None
 ) -> Rate:
-    """The rate of a gradient size over `steps` (a mask; by default all): of the geometric mean."""
+    """The rate of a gradient size over `steps` (a mask; by default all): of the typical value."""
     layers = body(main_path(trace)) if layers is None else layers
     table = layer_table(trace, size, layers).values
-    profile = geometric_mean(table if steps is None else table[steps])
+    profile = typical(table if steps is None else table[steps])
+    is_gone = profile == SMALLEST
+    if is_gone.sum() == np.isfinite(profile).sum():
+        profile = np.full_like(profile, np.nan)  # without any gradient there is no rate
+    elif is_gone.any():
+        return rate(profile)  # an intercept for each stage could hide that a whole stage is gone
     return rate(profile, [layer.stage for layer in layers])

@@ -3,15 +3,16 @@
 from typing import TYPE_CHECKING
 
 from gradflow.analysis import thresholds as at
-from gradflow.analysis.findings import enough_seeds
+from gradflow.analysis.findings import Evidence, enough_seeds
 from gradflow.analysis.profile import GRADIENT_SIZES
-from gradflow.analysis.statistics import p_beyond
+from gradflow.analysis.statistics import p_beyond, p_equivalent
 from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades
 
 if TYPE_CHECKING:
     from gradflow.analysis.verdict import Verdict
 
 
+SURE = (1 - at.CONFIDENCE.value) / 2  # one-sided, so that it goes with the printed interval
 GAP_WORDS = {"gap_train_loss": "training loss", "gap_test_accuracy": "test accuracy"}
 
 
@@ -42,7 +43,7 @@ def _answer(verdict: "Verdict") -> str:
         "supported": f"Supported: the gradients of {name} vanish towards the input, and restoring "
         f"them closes {_how_much(verdict)}.",
         "present, not shown causal": f"Present, not shown causal: the gradients of {name} vanish "
-        "towards the input; whether that causes anything is open.",
+        f"towards the input; whether that causes anything is open{_learned(verdict)}.",
         "present but not causal": f"Present but not causal: the gradients of {name} vanish towards "
         f"the input, but {_broken_link(verdict)}.",
         "refuted": f"Refuted: the gradients of {name} do not vanish towards the input.",
@@ -50,16 +51,38 @@ def _answer(verdict: "Verdict") -> str:
         "they grow.",
         "nothing to explain": f"Nothing to explain: {name} does no worse than "
         f"{case.reference_name}.",
-        "undetermined": f"Undetermined: whether the gradients of {name} vanish cannot be told from "
-        f"{len(case.seeds)} seeds.",
+        "undetermined": _undetermined(verdict),
     }
     return because[outcome]
+
+
+def _undetermined(verdict: "Verdict") -> str:
+    name, status = verdict.case.name, verdict.links[0].status
+    if status == "yes":
+        return (
+            "Undetermined: the evidence conflicts. Restoring the gradients closes the gap, and yet "
+            f"the early layers of {name} move as far as others."
+        )
+    if status == "no":
+        return (
+            f"Undetermined: the gradients of {name} may shrink towards the input, but its early "
+            "layers receive no less than a third of what those of "
+            f"{verdict.case.reference_name} do."
+        )
+    return (
+        f"Undetermined: whether the gradients of {name} vanish cannot be told from "
+        f"{len(verdict.case.seeds)} seeds."
+    )
+
+
+def _learned(verdict: "Verdict") -> str:
+    return ", though the early layers did learn" if verdict.links[2].status == "no" else ""
 
 
 def _how_much(verdict: "Verdict") -> str:
     found = verdict.links[3].evidence
     share = found[0].values if found else ()
-    is_main = p_beyond(share, at.SHARE_MAIN.value, "above") <= 1 - at.CONFIDENCE.value
+    is_main = p_beyond(share, at.SHARE_MAIN.value, "above") <= (1 - at.CONFIDENCE.value) / 2
     return (
         "more than half of the gap: they are its main cause"
         if is_main
@@ -69,16 +92,13 @@ def _how_much(verdict: "Verdict") -> str:
 
 def _broken_link(verdict: "Verdict") -> str:
     if verdict.links[0].status == "no":
-        return f"those of {verdict.case.reference_name} do, too"
-    for link, words in zip(
-        verdict.links[1:],
-        ("early layers move as far as late ones", "the early layers did learn",
-         "restoring them does not close the gap"),
-        strict=True,
-    ):  # fmt: skip
-        if link.status == "no":
-            return words
-    return "it is not the cause"
+        return (
+            "its early layers receive no less than a third of what those of "
+            f"{verdict.case.reference_name} do"
+        )
+    if verdict.links[3].status == "no":
+        return "restoring them does not close the gap"
+    return "that does not reach the weights: the early layers move far enough"
 
 
 def _numbers(verdict: "Verdict") -> str:
@@ -104,18 +124,36 @@ def _gap_sentence(verdict: "Verdict") -> str:
         return "There is no reference network, so nothing is said of a gap."
     if not verdict.gap:
         return "How well the networks do was not given, so nothing is said of a gap."
-    numbers = []
-    for one in verdict.gap:
-        found, words = one.interval, GAP_WORDS[one.name]
-        spread = f" (95 % {found.low:+.3f} to {found.high:+.3f})" if found.n > 1 else ""
-        numbers.append(f"{found.mean:+.3f} {one.unit}{spread} in {words}".replace("  ", " "))
+    numbers = [_worse_by(one) for one in verdict.gap]
     state = {
         "yes": "There is a gap to explain",
-        "no": "There is no gap",
+        "no": "There is no gap beyond the margins of 0.05 nats and 0.05",
         "undetermined": "Whether there is a gap is open",
         "not measured": "The gap was not measured",
     }[verdict.gap_status]
-    return f"{state}: {case.name} is worse than {case.reference_name} by {' and '.join(numbers)}."
+    if is_discordant(verdict):
+        state = "The two measures of a gap disagree"
+    return f"{state}: {case.name} is {' and '.join(numbers)} than {case.reference_name}."
+
+
+def is_discordant(verdict: "Verdict") -> bool:
+    """Whether one outcome is surely worse, and the other surely not, beyond the margin."""
+    worse = [one.p_for <= SURE for one in verdict.gap]
+    equal = [
+        p_equivalent(one.values, one.threshold.value) <= 1 - at.CONFIDENCE.value
+        or one.p_against <= SURE
+        for one in verdict.gap
+    ]
+    return any(worse) and any(b and not a for a, b in zip(worse, equal, strict=True))
+
+
+def _worse_by(gap: Evidence) -> str:
+    found, words = gap.interval, GAP_WORDS[gap.name]
+    unit = f" {gap.unit}" if gap.unit else ""
+    ends = (found.low, found.high) if found.mean >= 0 else (-found.high, -found.low)
+    spread = f" (95 % {ends[0]:+.3f} to {ends[1]:+.3f})" if found.n > 1 else ""
+    direction = "worse" if found.mean >= 0 else "better"
+    return f"{direction} by {abs(found.mean):.3f}{unit}{spread} in {words}"
 
 
 def next_steps(verdict: "Verdict") -> tuple[str, ...]:
@@ -129,8 +167,10 @@ def next_steps(verdict: "Verdict") -> tuple[str, ...]:
             f"Train {at.EFFECT_SEEDS.value:.0f} seeds (`gradflow train --seeds "
             f"{at.EFFECT_SEEDS.value:.0f} --log-grads`): one seed proves nothing."
         )
-    elif verdict.outcome == "undetermined" or verdict.gap_status == "undetermined":
+    elif verdict.links[0].status == "undetermined":
         steps.append(_more_seeds(verdict))
+    elif verdict.gap_status == "undetermined" and not is_discordant(verdict):
+        steps.append("Train more seeds: whether there is a gap cannot be told from these.")
     if verdict.links[0].status == "yes" and verdict.links[3].status == "not measured":
         steps.append("Change the gradients on purpose: only if the gap closes are they the cause.")
     for rival in verdict.rivals:
@@ -144,17 +184,18 @@ def next_steps(verdict: "Verdict") -> tuple[str, ...]:
     ]
     if unmeasured:
         steps.append(
-            f"Not fully measured: {', '.join(unmeasured)}. `gradflow diagnose RUN --measure` "
-            "measures what the kept weights allow."
+            f"Not fully measured: {', '.join(unmeasured)}. Where the weights were kept, `gradflow "
+            "diagnose RUN --measure` does; else train again with a larger --checkpoint-budget, for "
+            "more than 91 steps."
         )
     return tuple(steps)
 
 
 def _more_seeds(verdict: "Verdict") -> str:
-    needed = verdict.links[0].seeds_needed if verdict.links[0].status == "undetermined" else None
+    needed = verdict.links[0].seeds_needed
     if needed is None:
         return "Train more seeds: what is open cannot be told from these."
     return (
-        f"Train about {max(needed, len(verdict.case.seeds) + 1)} seeds: with the spread seen so "
-        "far they decide four times in five."
+        f"Train about {max(needed, len(verdict.case.seeds) + 1)} seeds: with the mean and the "
+        "spread seen so far they decide about four times in five."
     )

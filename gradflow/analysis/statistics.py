@@ -80,18 +80,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def seeds_needed(values: Sequence[float] | np.ndarray, threshold: float) -> int | None:
+def seeds_needed(
+    values: Sequence[float] | np.ndarray, threshold: float, alpha: float | None = None
+) -> int | None:
     """How many seeds would tell the mean from `threshold`, if mean and spread stay as they are.
 
-    The smallest n with (t₀.₉₇₅ + t₀.₈) · sd / √n ≤ |mean − threshold|: with a chance of 80 %. None
-    if that takes more than 1000, or if the spread is not known.
+    The smallest n with (t at 1 − α + t at 0.8) · sd / √n ≤ |mean − threshold|: with a chance of
+    80 % at a one-sided level α, by default 0.025. None if that takes more than 1000, or if the
+    spread is not known.
     """
+    level = (1 - CONFIDENCE.value) / 2 if alpha is None else alpha
     found = t_interval(values)
     distance = abs(found.mean - threshold)
     if found.n < 2 or not distance > 0:
         return None
     n = np.arange(int(MIN_SEEDS.value), MAX_SEEDS + 1)
-    quantiles = stats.t.ppf((1 + CONFIDENCE.value) / 2, n - 1) + stats.t.ppf(POWER, n - 1)
+    quantiles = stats.t.ppf(1 - level, n - 1) + stats.t.ppf(POWER, n - 1)
     enough = np.flatnonzero(quantiles * found.sd / np.sqrt(n) <= distance)
     return int(n[enough[0]]) if len(enough) else None
 

@@ -1,6 +1,7 @@
 """Thresholds: every number at which a verdict turns, with its unit, reason and source.
 
-They were set before the runs that they judge, and a test stands on both sides of each.
+A test stands on both sides of each. docs/worked-example.md says which were set before the runs that
+it judges.
 """
 
 from dataclasses import dataclass
@@ -114,6 +115,11 @@ FALSE_ALARM_RATE = Threshold(
 
 # -- the rivals ----------------------------------------------------------------------------------
 
+START_EXCESS = Threshold(
+    "start_excess", 0.0, "decades",
+    "the gradients must grow more than in the reference network: what both share explains no gap",
+    "sign of a difference",
+)  # fmt: skip
 EXPLODING_SHARE = Threshold(
     "exploding_share", 0.8, "share of the first-order change of the loss",
     "with an explosion towards the input the first third of the layers makes most of the step",

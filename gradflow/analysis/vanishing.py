@@ -12,16 +12,18 @@ from gradflow.analysis.network import (
     TrainedNetwork,
     distance_travelled,
     early,
+    equal_loss_steps,
     log_ratio,
     mean_of_layers,
     third,
 )
-from gradflow.analysis.profile import GRADIENT_SIZES
+from gradflow.analysis.profile import GRADIENT_SIZES, SMALLEST
 from gradflow.analysis.rates import trace_rate
 from gradflow.analysis.statistics import Interval, t_interval
 
 # The raw gradient is shown but not judged: under BatchNorm it shrinks when weights grow.
 JUDGED_SIZES = ("output_gradient", "scale_invariant")
+NEEDS = {"output_gradient": "output_grad_norm", "scale_invariant": "grad_norm and weight_norm"}
 
 
 def decades(network: TrainedNetwork, size: str, steps: np.ndarray | None = None) -> float:
@@ -51,8 +53,12 @@ def exists(case: Case) -> Finding:
             of_size.append(_less_than_reference(case, size))
         parts.append(all_of(of_size))
         evidence += of_size
-    p_for, p_against = any_of(
-        [part for part, one in zip(parts, JUDGED_SIZES, strict=True) if _is_measured(evidence, one)]
+    # A size that was not recorded cannot hold, and cannot speak against it either.
+    p_for, p_against = any_of(parts)
+    missing = tuple(
+        f"{GRADIENT_SIZES[size].symbol}: {NEEDS[size]} in the records"
+        for size in JUDGED_SIZES
+        if not early_decades(case, size).n
     )
     return Finding(
         "link 1",
@@ -61,6 +67,7 @@ def exists(case: Case) -> Finding:
         tuple(evidence),
         p_for,
         p_against,
+        missing,
     )
 
 
@@ -147,10 +154,6 @@ def causes(case: Case, shares: Sequence[float]) -> Finding:
     )
 
 
-def _is_measured(evidence: Sequence[Evidence], size: str) -> bool:
-    return any(one.is_measured for one in evidence if one.name.startswith(size))
-
-
 def _shrinks(case: Case, size: str) -> Evidence:
     meaning = GRADIENT_SIZES[size]
     return Evidence(
@@ -167,17 +170,21 @@ def _shrinks(case: Case, size: str) -> Evidence:
 
 def _less_than_reference(case: Case, size: str) -> Evidence:
     first = case.common_layers[third(len(case.common_layers), "first")]
+    # All seeds in one way, so that their numbers mean the same.
+    aligned = all(case.pairs(lambda mine, theirs: bool(equal_loss_steps(mine, theirs))))
 
     def ratio(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
         try:
-            return _mean(log_ratio(mine, theirs, size, first))
+            return _mean(log_ratio(mine, theirs, size, first, at_equal_loss=aligned))
         except KeyError:
             return math.nan
+
+    when = "at equal training loss" if aligned else "over the early steps of each"
 
     return Evidence(
         f"{size}_to_reference",
         f"{GRADIENT_SIZES[size].symbol} in the first third of the layers, {case.name} "
-        f"over {case.reference_name} at equal training loss,",
+        f"over {case.reference_name} {when},",
         "×",
         case.pairs(ratio),
         at.REFERENCE_FACTOR,
@@ -225,8 +232,8 @@ def _moves_less_than_reference(case: Case) -> Evidence:
 
 def _log_mean(values: np.ndarray, which: str) -> float:
     chosen = values[third(len(values), which)]
-    usable = chosen[np.isfinite(chosen) & (chosen > 0)]
-    return float(np.log10(usable.mean())) if len(usable) else math.nan
+    usable = chosen[np.isfinite(chosen)]  # a layer that does not move at all counts
+    return math.log10(max(float(usable.mean()), SMALLEST)) if len(usable) else math.nan
 
 
 def _mean(values: np.ndarray) -> float:

@@ -121,6 +121,7 @@ def judge_case(
     the gradients are restored. Without it the last link stays open. Raises ValueError where their
     number is not that of the seeds.
     """
+    _check_has_gradients(case)
     if len(gap_shares) not in (0, len(case.seeds)):
         raise ValueError(
             f"Expected one share of the gap for each of {len(case.seeds)} seeds, "
@@ -150,12 +151,40 @@ def judge_case(
     return replace(verdict, sentences=sentences(verdict), next_steps=next_steps(verdict))
 
 
+def _check_has_gradients(case: Case) -> None:
+    """Raises ValueError where there is nothing to judge by."""
+    if any(early_decades(case, size).n for size in JUDGED_SIZES):
+        return
+    names = ("output_grad_norm", "grad_norm")
+    tables = [one.trace.values[name] for one in case.accused for name in names
+              if name in one.trace.values]  # fmt: skip
+    if not tables:
+        got, todo = "they were not recorded", "Record with the default measures"
+    elif any((table == 0).any() for table in tables):
+        got, todo = "all are zero", "Look whether the loss depends on the network at all"
+    else:
+        got = "none is finite"
+        todo = "Training diverged: lower the learning rate; `trace.nonfinite()` tells where"
+    raise ValueError(
+        f"Expected gradients of {case.name} above zero in two layers of a stage, but {got}. {todo}."
+    )
+
+
 def vanishes(case: Case) -> bool:
     """Whether a judged size shrinks more than ten-fold towards the input, early in training.
 
     Link 1 asks more where there is a reference: that it shrinks more than there.
     """
     return _is_beyond(case, -at.VANISHING_DECADES.value, "below")
+
+
+def does_not_vanish(case: Case) -> bool:
+    """Whether both judged sizes surely shrink less than ten-fold, early in training."""
+    limit = -at.VANISHING_DECADES.value
+    return all(
+        p_beyond(early_values(case, size), limit, "above") <= 1 - at.CONFIDENCE.value
+        for size in JUDGED_SIZES
+    )
 
 
 def explodes(case: Case) -> bool:
@@ -182,16 +211,22 @@ def _outcome(
         return "nothing to explain"
     status = [link.status for link in links]
     if status[0] == "no":
-        if vanishes(case):  # as much as in the reference network, which does better all the same
-            return "present but not causal"
-        return "exploding instead" if explodes(case) else "refuted"
+        if does_not_vanish(case):
+            return "exploding instead" if explodes(case) else "refuted"
+        # It shrinks, and yet the early layers receive no less than those of the reference.
+        return "present but not causal" if vanishes(case) else "undetermined"
     if status[0] != "yes":
         return "undetermined"
-    if "no" in status[1:]:
+    reaches_weights, causes_gap = status[1], status[3]
+    if causes_gap == "no":
         return "present but not causal"
+    if reaches_weights == "no":
+        # What never reaches the weights cannot matter. If the gap closes, the two conflict.
+        return "undetermined" if causes_gap == "yes" else "present but not causal"
     if all(one == "yes" for one in status) and gap == "yes":
         return "supported"
-    # What was not asked stays open; what was asked and not decided does, too.
+    # What was not asked stays open, and so does what was asked and not decided. Early layers that
+    # did learn speak against the story, and do not rule it out: they may have learned less.
     return "present, not shown causal"
 
 
@@ -202,8 +237,7 @@ def _gap(case: Case) -> tuple[Evidence, ...]:
     evidence = (
         Evidence(
             "gap_train_loss",
-            f"{case.name}'s training loss less {case.reference_name}'s (no augmentation, "
-            "BatchNorm recalibrated)",
+            f"{case.name}'s training loss less {case.reference_name}'s, without augmentation,",
             "nats",
             case.pairs(lambda mine, theirs: _minus(mine.train_loss, theirs.train_loss)),
             at.LOSS_MARGIN, 0.0, "above",

@@ -95,6 +95,8 @@ def _rate_table(verdict: Verdict) -> Padding:
 
 
 def _interval(found: Interval, digits: int = 2) -> str:
+    if not np.isfinite(found.mean):
+        return "–"
     mean = f"{found.mean:+.{digits}f}"
     return mean if found.n < 2 else f"{mean} ({found.low:+.{digits}f} to {found.high:+.{digits}f})"
 
@@ -168,6 +170,14 @@ def _factors(ratio: Interval) -> str:
     return "" if ratio.n < 2 else f" ({10**ratio.low:.2g} to {10**ratio.high:.2g})"
 
 
+def _largest(comparison: Comparison) -> str:
+    known = [layer for layer in comparison.layers if np.isfinite(layer.ratio.mean)]
+    if not known:
+        return ""
+    largest = max(known, key=lambda layer: abs(layer.ratio.mean))
+    return f"; the largest ratio is {largest.factor:.3g}× at {largest.layer}"
+
+
 def _comparison_sentences(comparisons: Sequence[Comparison]) -> list[str]:
     lines = []
     for one in comparisons:
@@ -178,9 +188,8 @@ def _comparison_sentences(comparisons: Sequence[Comparison]) -> list[str]:
                 f"seed{'s' if len(one.seeds) > 1 else ''}."
             )
             continue
-        largest = max(one.layers, key=lambda layer: abs(layer.ratio.mean))
         lines.append(
             f"{one.at}: {n} of {len(one.layers)} layers differ (t test over seeds, Holm over "
-            f"layers); the largest ratio is {largest.factor:.3g}× at {largest.layer}."
+            f"layers){_largest(one)}."
         )
     return lines

@@ -97,8 +97,8 @@ class TrainConfig:
     """Record as often as this share of the training time allows, such as 2%, instead of at every
     so many steps; the run tells what it cost."""
     checkpoint_budget: float = 2.0
-    """GiB that the networks of a recorded run may fill, together, with their weights at single
-    steps (0 to 270, the most telling first), from which the rival explanations are measured."""
+    """GiB for the weights at single steps (0 to 270, the most telling first), from which the rival
+    explanations are measured: of the network in training, and then of all networks together."""
     rivals: bool = True
     """Measure the rival explanations from the kept weights when training has ended."""
     wandb: Literal["offline", "online", "off"] = "offline"

@@ -1,5 +1,7 @@
 """From runs on disk, or traces in memory, to the case that a verdict is about."""
 
+import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +15,6 @@ from gradflow.analysis.verdict import Verdict, judge_case
 from gradflow.controls.gate import load_gate
 from gradflow.record import Trace
 from gradflow.training.rundir import NetworkDir, RunDir
-
-Networks = Mapping[str, Sequence[TrainedNetwork]]
 
 # What a verdict reads of a trace; a long one is read faster without the rest.
 NEEDED = (
@@ -95,45 +95,85 @@ def open_case(
 
 
 def load_networks(runs: Sequence[Path]) -> tuple[dict[str, list[TrainedNetwork]], list[str]]:
-    """The finished networks of these runs by name, and a note for each that was left out."""
-    networks: dict[str, list[TrainedNetwork]] = {}
-    notes = []
+    """The finished networks of these runs by name, and a note for each that was left out.
+
+    Raises FileNotFoundError, and ValueError where runs of different data or recipes would mix.
+    """
+    trained, recorded, notes = [], [], []
     for path in runs:
         if not path.is_dir():
             raise FileNotFoundError(
                 f"Expected the folder of a run, but there is no folder {path}. Give the one that "
                 "`gradflow train` printed."
             )
-        for folder in _network_dirs(path):
-            if isinstance(folder, NetworkDir):
-                if not folder.is_finished or not folder.has_trace():
-                    why = "has no records" if folder.is_finished else "is not trained to the end"
-                    notes.append(f"{folder.name} in {path.name} {why} and was left out.")
-                    continue
-                found = from_training(folder)
+        folder = path.resolve()
+        networks = network_dirs(folder)
+        for network in networks:
+            if not network.is_finished or not network.has_trace():
+                why = "has no records" if network.is_finished else "is not trained to the end"
+                notes.append(
+                    f"{network.name} in {network.path.parent.name} {why} and was left out."
+                )
             else:
-                found = from_records(folder)
-            networks.setdefault(found.name, []).append(found)
-    return networks, notes
+                trained.append(network)
+        if not networks:
+            recorded.append(from_records(folder))
+    _check_alike(trained)
+    examined = [network.examination() or {} for network in trained]
+    recalibrated = [_recalibrated(one) for one in examined]
+    losses = recalibrated if None not in recalibrated else [None] * len(trained)
+    found = list(map(from_training, trained, examined, losses)) + recorded
+    if trained and None in recalibrated:
+        notes.append(
+            "The training losses are those of BatchNorm's running statistics: not every network "
+            "was examined (`gradflow diagnose RUN --measure`)."
+        )
+    by_name: dict[str, list[TrainedNetwork]] = {}
+    for one in found:
+        by_name.setdefault(one.name, []).append(one)
+    return by_name, notes
 
 
-def _network_dirs(path: Path) -> Sequence[NetworkDir | Path]:
-    """The networks of a run; a network's own folder; or a folder of records."""
+def network_dirs(path: Path) -> list[NetworkDir]:
+    """The networks of a run, or the one whose own folder this is; none for other folders."""
     if (path / "config.yaml").exists():
         return RunDir.open(path).networks()
     if (path.parent / "config.yaml").exists():
         return [one for one in RunDir.open(path.parent).networks() if one.path == path]
-    return [path]
+    return []
 
 
-def from_training(network: NetworkDir) -> TrainedNetwork:
+# What may differ between runs that are judged together: which networks, and how they were run.
+FREE = ("arch", "seeds", "out", "wandb", "project", "device", "checkpoint_budget", "rivals")
+
+
+def _check_alike(networks: Sequence[NetworkDir]) -> None:
+    """Pairs share their data and recipe; else a difference could come from these."""
+    paths = list(dict.fromkeys(network.path.parent for network in networks))
+    facts = []
+    for path in paths:
+        run = RunDir.open(path)
+        config = {k: v for k, v in dataclasses.asdict(run.config()).items() if k not in FREE}
+        data = run.data()
+        # The same pictures may lie elsewhere: what counts are the pixels and their split.
+        config["data"] = (data["pixels_sha256"], json.dumps(data["split"], sort_keys=True))
+        facts.append(config)
+    for path, other in zip(paths[1:], facts[1:], strict=True):
+        different = [name for name, value in facts[0].items() if other[name] != value]
+        if different:
+            raise ValueError(
+                f"Expected runs of the same data and recipe, but {paths[0].name} and {path.name} "
+                f"differ in {', '.join(different)}. Judge them one by one."
+            )
+
+
+def from_training(
+    network: NetworkDir, examined: Mapping[str, Any], recalibrated_loss: float | None
+) -> TrainedNetwork:
     """What `gradflow train` left of one network."""
     history = network.history()
     last = network.evaluation()["last"]
-    examined = network.examination() or {}
-    recalibrated = _recalibrated(examined)
-    test = last["test"]
-    balanced = test["balanced_accuracy"]
+    balanced = last["test"]["balanced_accuracy"]
     return TrainedNetwork(
         network.arch,
         network.seed,
@@ -142,9 +182,8 @@ def from_training(network: NetworkDir) -> TrainedNetwork:
         learning_rates=np.concatenate(
             [np.full(len(epoch["step_losses"]), epoch["lr"]) for epoch in history]
         ),
-        train_loss=last["train"]["loss"] if recalibrated is None else recalibrated,
-        test_loss=test["loss"],
-        test_accuracy=test["accuracy"] if balanced is None else balanced,
+        train_loss=last["train"]["loss"] if recalibrated_loss is None else recalibrated_loss,
+        test_accuracy=last["test"]["accuracy"] if balanced is None else balanced,
         examined=examined,
     )
 

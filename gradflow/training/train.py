@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -204,10 +205,28 @@ def train_network(
 def measure_rivals(
     network: NetworkDir, config: TrainConfig, data: Data, accelerator: Accelerator
 ) -> None:
-    """Examine the kept weights of a finished network, if that is wanted and was not done."""
-    if config.log_grads and config.rivals and network.examination() is None:
+    """Examine the kept weights of a finished network, if that is wanted and was not done.
+
+    Then only those weights stay that fit into its part of the budget. What goes wrong is a warning:
+    the training is complete, and other networks wait.
+    """
+    if not (config.log_grads and config.rivals) or network.examination() is not None:
+        return
+    try:
         found = examine_network(network, config, data, device=accelerator.device)
-        network.save_examination(found)
+    except (RuntimeError, ValueError, ArithmeticError) as error:
+        warnings.warn(
+            f"The rival explanations of {network.name} could not be measured ({error}). Its "
+            "training is complete; `gradflow diagnose RUN --measure` tries again.",
+            stacklevel=2,
+        )
+        return
+    network.save_examination(found)
+    n_bytes = network.weights("last").stat().st_size
+    budget = config.checkpoint_budget * 2**30 / len(config.networks) / len(config.seed_list)
+    stay = WEIGHT_STEPS[: int(budget // n_bytes)]
+    for step in set(network.weight_steps()) - set(stay):
+        network.weights(step).unlink()
 
 
 def _go_back_to_checkpoint(
@@ -244,13 +263,13 @@ def _recorder(network: NetworkDir, state: TrainingState) -> Recorder | None:
 
 
 def _steps_to_keep(state: TrainingState) -> frozenset[int]:
-    """Of WEIGHT_STEPS, those that fit into this network's part of the budget."""
+    """Of WEIGHT_STEPS, those that fit into the budget while this network alone is in training."""
     config = state.config
     if not config.log_grads:
         return frozenset()
     n_bytes = sum(tensor.nbytes for tensor in state.model.state_dict().values())
-    budget = config.checkpoint_budget * 2**30 / len(config.networks) / len(config.seed_list)
-    return frozenset(WEIGHT_STEPS[: int(budget // n_bytes)])
+    n_networks = 1 if config.rivals else len(config.networks) * len(config.seed_list)
+    return frozenset(WEIGHT_STEPS[: int(config.checkpoint_budget * 2**30 / n_networks // n_bytes)])
 
 
 def _keep_weights(network: NetworkDir, state: TrainingState, steps: frozenset[int]) -> None:

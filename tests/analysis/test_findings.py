@@ -138,9 +138,9 @@ def test_few_seeds_decide_nothing(n: int) -> None:
 def test_seeds_needed_is_for_the_evidence_furthest_from_a_decision() -> None:
     far = (0.0, 2.1, 0.2, 2.4, 1.0)
     both = finding("H", evidence(CLEAR), evidence(OPEN))
-    assert both.seeds_needed == seeds_needed(OPEN, 1.0)
+    assert both.seeds_needed == seeds_needed(OPEN, 1.0, both.alpha)
     most = finding("H", evidence(OPEN), evidence(far))
-    counts = [seeds_needed(values, 1.0) for values in (OPEN, far)]
+    counts = [seeds_needed(values, 1.0, most.alpha) for values in (OPEN, far)]
     assert all(counts)
     assert most.seeds_needed == max(n for n in counts if n is not None)
 

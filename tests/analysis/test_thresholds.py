@@ -137,13 +137,15 @@ def main_cause(share: float) -> bool:
 # -- the rivals ------------------------------------------------------------------------------------
 
 
-def explosion(decades: float = 2.0, share: float = 0.95, ratio: float = 0.1) -> str:
+def explosion(
+    decades: float = 2.0, share: float = 0.95, ratio: float = 0.1, reference: float = 0.0
+) -> str:
     mine = {
         "delta": decades,
         "tables": lambda s: share_of_first(share + s * 1e-4),
         "examined": lambda s: linearity(early=ratio, seed=s),
     }
-    return rival("H2", make_case(mine, {}))
+    return rival("H2", make_case(mine, {"delta": reference}))
 
 
 def shattered(ratio: float) -> str:
@@ -227,6 +229,7 @@ TURNS = (
     Turn("frozen_fraction", lambda x: frozen(changed=x), 0.49, 0.51),
     Turn("still_falling", slope_at_the_drop, -0.001, 0.001),
     Turn("slower_ratio", lambda x: frozen(fall=1.5 * x), 0.48, 0.52),
+    Turn("start_excess", lambda x: explosion(reference=2.0 - x), 0.1, -0.1),
     Turn("mode_share", lagging, 0.26, 0.24),
     Turn("mode_excess", lambda x: lagging(0.5, 0.2 - x), 0.01, -0.01),
     Turn("generalisation_share", generalising, 0.51, 0.49),

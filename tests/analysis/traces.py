@@ -271,7 +271,8 @@ def linearity(*, early: float = 1.0, later: float = 1.0, seed: int = 0) -> dict[
 
 
 def shattering(share: float | None, seed: int = 0) -> dict[str, Any]:
-    found = {"decorrelation_share": None if share is None else share * 10 ** wobble(seed)}
+    found: dict[str, Any] = {"cosines": [1.0, 0.9]}
+    found["decorrelation_share"] = None if share is None else share * 10 ** wobble(seed)
     return {"shattering": {"0": found, "90": found}}
 
 
