@@ -216,7 +216,7 @@ def measure_rivals(
         found = examine_network(network, config, data, device=accelerator.device)
     except (RuntimeError, ValueError, ArithmeticError) as error:
         warnings.warn(
-            f"The rival explanations of {network.name} could not be measured ({error}). Its "
+            f"The rival explanations of {network.name} could not be measured ({error!r}). Its "
             "training is complete; `gradflow diagnose RUN --measure` tries again.",
             stacklevel=2,
         )

@@ -16,7 +16,7 @@ from gradflow.examine.path import path_layers
 from gradflow.training.config import TrainConfig
 from gradflow.training.examination import MAX_IMAGES, STEPS, examine_network
 from gradflow.training.fit import make_accelerator
-from gradflow.training.rundir import NetworkDir, RunDir, load_tensors
+from gradflow.training.rundir import NetworkDir, RunDir, build_network, load_tensors
 from gradflow.training.train import Data, load_data, train_network
 
 Run = tuple[NetworkDir, TrainConfig, Data]
@@ -185,11 +185,24 @@ def test_a_defect_does_not_cost_the_training(
 
     monkeypatch.setattr(gradflow.training.train, "examine_network", fail)
     network, config, data = prepare(tmp_path, epochs=1)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.warns(UserWarning, match=r"could not be measured \(ZeroDivisionError"):
         train(network, config, data)
     assert network.is_finished
     assert network.evaluation()["last"]["epoch"] == 0
     assert network.examination() is None
+
+
+def test_once_measured_the_weights_make_room_for_those_of_other_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One network in training may fill the budget; of two, each keeps a half in the end."""
+    monkeypatch.setattr(gradflow.training.train, "examine_network", lambda *_, **__: {})
+    network, config, data = prepare(tmp_path, epochs=1)
+    weights = build_network(network.arch, 3, config, seed=0).state_dict().values()
+    budget = 3.5 * sum(tensor.nbytes for tensor in weights) / 2**30  # three, or one for each
+    config = dataclasses.replace(config, arch="plain_18,resnet_18", checkpoint_budget=budget)
+    train(network, config, data)
+    assert network.weight_steps() == [0]  # of 0 and 1
 
 
 @pytest.mark.parametrize("off", ["rivals", "log_grads"])
