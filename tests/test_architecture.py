@@ -27,7 +27,13 @@ ORDER = [
 
 OWNERS = {
     "captum": {"present/saliency.py"},
-    "matplotlib": {"present/plots.py", "present/wandb_panels.py"},  # the latter: a type
+    "matplotlib": {
+        "present/plots/style.py",
+        "present/plots/profiles.py",
+        "present/plots/curves.py",
+        "present/plots/saliency.py",
+        "present/wandb_panels.py",  # a type
+    },
     "wandb": {"present/wandb_panels.py"},
     "sklearn": {
         "training/evaluate.py",

@@ -10,6 +10,7 @@ from matplotlib.colors import LogNorm, to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from gradflow.present import plots
+from gradflow.present.plots import profiles
 
 LAYERS = (
     "conv1.weight",
@@ -158,7 +159,7 @@ def test_a_long_trace_is_drawn_in_at_most_2000_columns():
 
 def test_uneven_steps_stand_where_they_belong():
     """With steps 0, 1 and 10 the last column begins halfway, at 5.5."""
-    np.testing.assert_allclose(plots._edges(np.array([0, 1, 10])), [-0.5, 0.5, 5.5, 14.5])
+    np.testing.assert_allclose(profiles._edges(np.array([0, 1, 10])), [-0.5, 0.5, 5.5, 14.5])
     ax = plots.layer_step_heatmap(np.ones((3, 1)), np.array([0, 1, 10]), ("a",), "norm")
     assert ax.get_xlim() == (-0.5, 14.5)
 
