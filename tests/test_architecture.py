@@ -31,6 +31,7 @@ OWNERS = {
         "present/plots/style.py",
         "present/plots/profiles.py",
         "present/plots/curves.py",
+        "present/plots/classes.py",
         "present/plots/saliency.py",
         "present/wandb_panels.py",  # a type
     },

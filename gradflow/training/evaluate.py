@@ -20,6 +20,7 @@ from gradflow.data import Batches
 
 CONFIDENCE = 0.95
 CALIBRATION_BINS = 15  # Guo et al. 2017, section 4
+PROBABILITY_DECIMALS = 6
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,25 @@ def predict(model: nn.Module, batches: Batches, accelerator: Accelerator) -> Pre
 
 
 def evaluate(
-    predictions: Predictions, class_names: Sequence[str], label_smoothing: float
+    predictions: Predictions,
+    class_names: Sequence[str],
+    label_smoothing: float,
+    *,
+    keep_probabilities: bool = False,
 ) -> dict[str, Any]:
-    """The standard report of one network on one part of the data, as plain JSON types."""
+    """The standard report of one network on one part of the data, as plain JSON types.
+
+    With `keep_probabilities` also the label and the probabilities of every image, which the
+    reliability diagram and the worst mistakes are made of.
+    """
     labels, predicted = predictions.labels, predictions.predicted
     n_correct, n = int(predictions.is_right.sum()), len(labels)
     everyone = list(range(len(class_names)))
-    return {
+    kept = {}
+    if keep_probabilities:
+        probabilities = np.exp(predictions.log_probabilities).round(PROBABILITY_DECIMALS)
+        kept = {"labels": labels.tolist(), "probabilities": probabilities.tolist()}
+    return kept | {
         "n": n,
         "n_correct": n_correct,
         "accuracy": n_correct / n,
@@ -139,17 +152,46 @@ def wilson(n_correct: int, n: int) -> list[float]:
     return [float(interval.low), float(interval.high)]
 
 
-def calibration_error(predictions: Predictions) -> float:
-    """Expected calibration error: Σ_bins (n_bin / n) · |accuracy − mean confidence|, in [0, 1].
+@dataclass(frozen=True)
+class Reliability:
+    """Of each bin of confidence: how sure the network was, how often right, on how many images.
 
-    Fifteen bins of equal width over the probability of the predicted class.
+    Arrays of shape (bins,); NaN where a bin is empty.
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    n: np.ndarray
+
+    @property
+    def calibration_error(self) -> float:
+        """Σ_bins (n_bin / n) · |accuracy − mean confidence|, in [0, 1]."""
+        gaps = np.abs(self.accuracy - self.confidence)
+        return float(np.nansum(self.n * gaps) / self.n.sum())
+
+
+def reliability(
+    confidence: np.ndarray, is_right: np.ndarray, n_bins: int = CALIBRATION_BINS
+) -> Reliability:
+    """Bins of equal width over the probability of the predicted class, both of shape (images,).
+
     Guo et al. 2017, https://arxiv.org/abs/1706.04599
     """
-    confidence = np.exp(predictions.log_probabilities.max(axis=1))
     # Bins are closed on the right, as in the paper: a confidence of 1 lies in the last one.
-    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, None)
-    excess = np.bincount(bins, weights=confidence - predictions.is_right)
-    return float(np.abs(excess).sum() / len(confidence))
+    bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, None)
+    n = np.bincount(bins, minlength=n_bins)
+    with np.errstate(invalid="ignore"):
+        return Reliability(
+            np.bincount(bins, weights=confidence, minlength=n_bins) / n,
+            np.bincount(bins, weights=is_right, minlength=n_bins) / n,
+            n,
+        )
+
+
+def calibration_error(predictions: Predictions) -> float:
+    """Expected calibration error of `reliability`, in [0, 1]."""
+    confidence = np.exp(predictions.log_probabilities.max(axis=1))
+    return reliability(confidence, predictions.is_right).calibration_error
 
 
 def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, Any]:

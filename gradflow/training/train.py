@@ -335,7 +335,10 @@ def _evaluate_network(
         for part in ("train", "validation", "test"):
             predictions = predict(state.model, data.plain(part), state.accelerator)
             evaluation[which][part] = evaluate(
-                predictions, data.class_names, state.config.label_smoothing
+                predictions,
+                data.class_names,
+                state.config.label_smoothing,
+                keep_probabilities=part != "train",
             )
             text.append(
                 f"{network.name}, {which} epoch ({epoch + 1}), {part} set\n"

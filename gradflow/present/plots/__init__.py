@@ -1,6 +1,12 @@
 """Plots: arrays in, Axes out. They draw and never compute."""
 
-from gradflow.present.plots.curves import history_plot
+from gradflow.present.plots.classes import (
+    confusion_plot,
+    interval_plot,
+    mistakes_grid,
+    reliability_plot,
+)
+from gradflow.present.plots.curves import curves_plot, history_plot
 from gradflow.present.plots.profiles import (
     COLORMAP,
     MAX_COLUMNS,
@@ -30,12 +36,17 @@ __all__ = [
     "NO_VALUE",
     "STYLES",
     "ClassMaps",
+    "confusion_plot",
+    "curves_plot",
     "depth_profile_plot",
     "figure_of",
     "history_plot",
+    "interval_plot",
     "layer_step_heatmap",
+    "mistakes_grid",
     "new_figure",
     "profile_bands_plot",
+    "reliability_plot",
     "saliency_grid",
     "save",
     "to_pixels",

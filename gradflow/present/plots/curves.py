@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from gradflow.present.plots.style import new_axes, styles
+from gradflow.present.plots.style import new_axes, new_figure, styles
 
 
 def history_plot(
@@ -38,3 +39,44 @@ def history_plot(
     ax.grid(axis="y", alpha=0.3)
     ax.legend(frameon=False, fontsize=8)
     return ax
+
+
+def curves_plot(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    lr: Sequence[float],
+    ylabel: str,
+    title: str,
+    axes: tuple[Axes, Axes] | None = None,
+) -> tuple[Axes, Axes]:
+    """Training (thin) and validation (thick) by epoch, with the learning rate below.
+
+    `curves` maps a network to its training and its validation values, (seeds, epochs) each, NaN
+    where a seed had ended: the line is the mean over seeds, the band their range. `lr` holds one
+    value per epoch.
+    """
+    if axes is None:
+        top, bottom = new_figure(5.6, 4.2).subplots(
+            2, 1, sharex=True, gridspec_kw={"height_ratios": [4, 1]}
+        )
+    else:
+        top, bottom = axes
+    for (name, parts), style in zip(curves.items(), styles(len(curves)), strict=True):
+        for values, part, width in zip(parts, ("training", "validation"), (0.8, 1.8), strict=True):
+            seen = values[:, ~np.isnan(values).all(axis=0)]
+            epochs = np.arange(1, seen.shape[1] + 1)
+            look = {**style, "marker": style["marker"] if part == "validation" else ""}
+            top.plot(
+                epochs, np.nanmean(seen, axis=0), label=f"{name}, {part}", lw=width,
+                markersize=4, markevery=max(1, len(epochs) // 12), **look,
+            )  # fmt: skip
+            low, high = np.nanmin(seen, axis=0), np.nanmax(seen, axis=0)
+            top.fill_between(epochs, low, high, color=style["color"], alpha=0.15, lw=0)
+    top.set_ylabel(ylabel)
+    top.set_title(title, fontsize=10)
+    top.legend(frameon=False, fontsize=8)
+    top.grid(axis="y", alpha=0.3)
+    bottom.step(np.arange(1, len(lr) + 1), lr, where="mid", color="0.3", lw=1.2)
+    bottom.set_yscale("log")
+    bottom.set(xlabel="epoch", ylabel="learning rate")
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return top, bottom

@@ -1,0 +1,126 @@
+"""Class by class and image by image: confusion, differences, calibration, worst mistakes."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gradflow.present.plots.style import figure_of, new_axes, new_figure, styles
+
+CONFUSION_COLORS = "Blues"
+MISTAKES_PER_ROW = 6
+
+
+def confusion_plot(
+    matrix: np.ndarray, class_names: Sequence[str], title: str, ax: Axes | None = None
+) -> Axes:
+    """Counts in the cells, rows the true class; the colour is the share of the row.
+
+    `matrix` is (classes, classes) of counts. A row without images stays white.
+    """
+    n = len(class_names)
+    if matrix.shape != (n, n):
+        raise ValueError(
+            f"Expected `matrix` of shape {(n, n)}, one row and column for each class, "
+            f"but got {matrix.shape}."
+        )
+    ax = new_axes(1.6 + 0.62 * n, 1.4 + 0.55 * n) if ax is None else ax
+    totals = matrix.sum(axis=1, keepdims=True)
+    shares = matrix / np.maximum(totals, 1)
+    image = ax.imshow(shares, cmap=CONFUSION_COLORS, vmin=0, vmax=1)
+    for row, column in np.ndindex(n, n):
+        dark = shares[row, column] > 0.5
+        ax.text(
+            column, row, f"{matrix[row, column]:g}", ha="center", va="center", fontsize=8,
+            color="white" if dark else "black",
+        )  # fmt: skip
+    ax.set_xticks(range(n), class_names, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(n), class_names)
+    for label in (*ax.get_xticklabels(), *ax.get_yticklabels()):
+        label.set(parse_math=False, fontsize=8)
+    ax.set(xlabel="predicted class", ylabel="true class")
+    ax.set_title(title, fontsize=10)
+    figure_of(ax).colorbar(image, ax=ax, label="share of the true class")
+    return ax
+
+
+def interval_plot(
+    names: Sequence[str],
+    mean: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    xlabel: str,
+    title: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """A forest plot: one line per name with its mean and interval, and a line at zero.
+
+    `mean`, `low` and `high` are (names,); without an interval (NaN) the mean stands alone.
+    """
+    ax = new_axes(5.0, 1.0 + 0.36 * len(names)) if ax is None else ax
+    y = np.arange(len(names))
+    ax.axvline(0, color="0.4", lw=1)
+    (style,) = styles(1)
+    ax.hlines(y, low, high, color=style["color"], lw=1.8)
+    ax.plot(mean, y, linestyle="", marker=style["marker"], color=style["color"], markersize=5)
+    ax.set_yticks(y, names)
+    for label in ax.get_yticklabels():
+        label.set(parse_math=False, fontsize=8)
+    ax.set_ylim(len(names) - 0.5, -0.5)  # the first name at the top
+    ax.set_xlabel(xlabel, parse_math=False)
+    ax.set_title(title, fontsize=10, parse_math=False)
+    ax.grid(axis="x", alpha=0.3)
+    return ax
+
+
+def reliability_plot(
+    bins: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    title: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """How often a network is right when it is so sure; on the diagonal it is calibrated.
+
+    `bins` maps a network to the mean confidence, accuracy and count of each bin, (bins,) each. The
+    area of a marker goes with the count; empty bins are left out.
+    """
+    ax = new_axes(4.2, 4.0) if ax is None else ax
+    ax.plot([0, 1], [0, 1], color="0.5", lw=1, linestyle=":", label="calibrated")
+    for (name, (confidence, accuracy, n)), style in zip(
+        bins.items(), styles(len(bins)), strict=True
+    ):
+        known = n > 0
+        size = 12 + 120 * n[known] / max(1, n.max(initial=0))
+        line = {**style, "marker": ""}
+        ax.plot(confidence[known], accuracy[known], label=name, lw=1.4, **line)
+        ax.scatter(
+            confidence[known], accuracy[known], size, color=style["color"], marker=style["marker"]
+        )
+    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    ax.set(xlabel="probability of the predicted class", ylabel="share that is right")
+    ax.set_title(title, fontsize=10)
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False, fontsize=8)
+    return ax
+
+
+def mistakes_grid(
+    thumbnails: Sequence[np.ndarray], captions: Sequence[str], title: str, fig: Figure | None = None
+) -> list[Axes]:
+    """Photographs, each (H, W, 3) uint8, with what they are and what they were taken for."""
+    if len(thumbnails) != len(captions) or not thumbnails:
+        raise ValueError(
+            f"Expected a caption for each of at least one photograph, but got {len(thumbnails)} "
+            f"photographs and {len(captions)} captions."
+        )
+    n_columns = min(MISTAKES_PER_ROW, len(thumbnails))
+    n_rows = -(-len(thumbnails) // n_columns)
+    if fig is None:
+        fig = new_figure(1.6 * n_columns, 2.0 * n_rows + 0.4)
+    axes = [fig.add_subplot(n_rows, n_columns, i + 1) for i in range(len(thumbnails))]
+    for ax, photo, caption in zip(axes, thumbnails, captions, strict=True):
+        ax.imshow(photo)
+        ax.axis("off")
+        ax.set_title(caption, fontsize=7, parse_math=False)
+    fig.suptitle(title, fontsize=10)
+    return axes

@@ -1,0 +1,64 @@
+"""What the plots of classes and curves draw: data, axes and words, not pixels."""
+
+import numpy as np
+import pytest
+from matplotlib.collections import LineCollection
+
+from gradflow.present import plots
+
+NAMES = ("$x_1$", "rendang", "bakso")
+
+
+def test_confusion_writes_every_count_and_colours_by_row() -> None:
+    matrix = np.array([[3, 1, 0], [0, 0, 0], [2, 0, 8]])
+    ax = plots.confusion_plot(matrix, NAMES, "title")
+    assert [text.get_text() for text in ax.texts] == list("310000208")
+    shares = np.asarray(ax.images[0].get_array())
+    np.testing.assert_allclose(shares, [[0.75, 0.25, 0], [0, 0, 0], [0.2, 0, 0.8]])
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(NAMES)
+    assert ax.get_ylabel() == "true class"
+    with pytest.raises(ValueError, match=r"shape \(3, 3\), one row and column"):
+        plots.confusion_plot(matrix[:2], NAMES, "title")
+
+
+def test_intervals_stand_at_their_names_first_at_the_top_with_a_line_at_zero() -> None:
+    mean, low, high = np.array([[0.1, -0.2, 0.0], [0.0, -0.3, np.nan], [0.2, -0.1, np.nan]])
+    ax = plots.interval_plot(NAMES, mean, low, high, "recall", "title")
+    zero, means = ax.lines
+    assert set(np.asarray(zero.get_xdata())) == {0}
+    np.testing.assert_array_equal(means.get_xdata(), mean)
+    (bars,) = (one for one in ax.collections if isinstance(one, LineCollection))
+    np.testing.assert_allclose(bars.get_segments()[1], [[-0.3, 1], [-0.1, 1]])
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]
+
+
+def test_reliability_leaves_empty_bins_out_and_sizes_markers_by_count() -> None:
+    confidence, accuracy = np.array([np.nan, 0.6, 0.9]), np.array([np.nan, 0.5, 0.8])
+    ax = plots.reliability_plot({"net": (confidence, accuracy, np.array([0, 5, 50]))}, "title")
+    _, line = ax.lines
+    np.testing.assert_allclose(line.get_xydata(), [[0.6, 0.5], [0.9, 0.8]])
+    small, large = ax.collections[0].get_sizes()
+    assert small < large
+    assert ax.get_xlim() == ax.get_ylim() == (0, 1)
+
+
+def test_mistakes_have_their_captions() -> None:
+    photo = np.zeros((4, 4, 3), np.uint8)
+    axes = plots.mistakes_grid([photo] * 7, [f"{i}" for i in range(7)], "title")
+    assert [ax.get_title() for ax in axes] == list("0123456")
+    with pytest.raises(ValueError, match="a caption for each"):
+        plots.mistakes_grid([], [], "title")
+
+
+def test_curves_show_the_mean_and_range_of_seeds_over_the_learning_rate() -> None:
+    train = np.array([[3.0, 2.0, np.nan], [1.0, 1.0, 1.0]])
+    top, bottom = plots.curves_plot({"net": (train, train + 1)}, [0.1, 0.1, 0.01], "loss", "title")
+    thin, thick = top.lines
+    np.testing.assert_allclose(thin.get_ydata(), [2.0, 1.5, 1.0])
+    np.testing.assert_allclose(thick.get_ydata(), [3.0, 2.5, 2.0])
+    assert thin.get_linewidth() < thick.get_linewidth()
+    band = top.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == 1.0
+    assert band[:, 1].max() == 3.0
+    assert bottom.get_yscale() == "log"
+    np.testing.assert_allclose(bottom.lines[0].get_ydata(), [0.1, 0.1, 0.01])
