@@ -656,6 +656,55 @@ def compare(
     return JUDGED if fail_on is not None and differs else OK
 
 
+# -- report --------------------------------------------------------------------------------------
+
+
+@app.command
+def report(
+    *runs: Path,
+    accused: str | None = None,
+    reference: str | None = None,
+    static: Annotated[bool, Parameter(negative=())] = False,
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
+    json: Json = False,
+) -> int:
+    """Write one page that shows what runs found: verdict, figures, accuracies, how to repeat it.
+
+    The page needs no network and no other file. Beside it: the same as Markdown and JSON, and
+    every figure as SVG and PNG.
+
+    Parameters
+    ----------
+    runs
+        Folders as for `diagnose`; by default the newest run in runs/.
+    accused
+        The network that is said to suffer; by default the first.
+    reference
+        The network to compare it with; by default the other one.
+    static
+        Without plotly.js (5 MB): the figures are pictures, with nothing to hover over.
+    output
+        The page; by default report.html in the first run's folder.
+    json
+        Print the numbers as one JSON object on stdout.
+    """
+    from gradflow.present.letter import summary_view
+    from gradflow.present.report import page
+    from gradflow.present.report.charts import charts
+    from gradflow.present.report.content import collect
+
+    runs = runs or (_newest_run(),)
+    content = collect(runs, accused=accused, reference=reference)
+    path = output or runs[0] / "report.html"
+    written = page.write(content, charts(content), path, static=static)
+    if json:
+        print(json_.dumps(page.to_json(content), ensure_ascii=False))
+    else:
+        _print(summary_view(content.verdict), page.differs(content))
+        _print(f"\nreport   {written[0]}", f"also     {', '.join(one.name for one in written[1:])}")
+    return OK
+
+
 # -- bench -------------------------------------------------------------------------------------
 
 

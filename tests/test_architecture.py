@@ -35,6 +35,8 @@ OWNERS = {
         "present/plots/saliency.py",
         "present/wandb_panels.py",  # a type
     },
+    "plotly": {"present/report/interactive.py"},
+    "jinja2": {"present/report/page.py"},
     "wandb": {"present/wandb_panels.py"},
     "sklearn": {
         "training/evaluate.py",

@@ -25,12 +25,15 @@ RIVAL_STATUS = {
 STYLES = {"yes": "bold", "no": "dim", "undetermined": "", "not measured": "dim"}
 
 
+def summary_view(verdict: Verdict) -> RenderableType:
+    """The question, the answer, and the profiles."""
+    return Group(*_answer_lines(verdict), Text(), *_profile_lines(verdict))
+
+
 def verdict_view(verdict: Verdict) -> RenderableType:
     """Verdict, Why, Next: like a doctor's letter."""
     return Group(
-        Text(_question(verdict), style="italic"),
-        Text(f"\nVerdict  {verdict.outcome}: {OUTCOMES[verdict.outcome]}", style="bold"),
-        *(_indented(sentence) for sentence in verdict.sentences),
+        *_answer_lines(verdict),
         Text("\nWhy", style="bold"),
         *_profile_lines(verdict),
         _rate_table(verdict),
@@ -43,7 +46,16 @@ def verdict_view(verdict: Verdict) -> RenderableType:
     )
 
 
-def _question(verdict: Verdict) -> str:
+def _answer_lines(verdict: Verdict) -> list[RenderableType]:
+    return [
+        Text(question(verdict), style="italic"),
+        Text(f"\nVerdict  {verdict.outcome}: {OUTCOMES[verdict.outcome]}", style="bold"),
+        *(_indented(sentence) for sentence in verdict.sentences),
+    ]
+
+
+def question(verdict: Verdict) -> str:
+    """What the verdict answers, in one sentence."""
     case = verdict.case
     seeds = f"{len(case.seeds)} seed{'s' if len(case.seeds) > 1 else ''}"
     if not case.reference:

@@ -195,6 +195,10 @@ class RunDir:
     def save_environment(self, facts: Mapping[str, Any]) -> None:
         write_json(self.path / "environment.json", facts)
 
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and commit of the training."""
+        return dict(_read_json(self.path / "environment.json"))
+
     def data(self) -> dict[str, Any]:
         """Classes, audit and split."""
         return dict(_read_json(self.path / "data.json"))

@@ -20,10 +20,12 @@ from gradflow.present.plots.style import (
     DPI,
     GRAD_NORM,
     STYLES,
+    Figure,
     figure_of,
     new_figure,
     save,
     to_pixels,
+    to_svg,
 )
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "NO_VALUE",
     "STYLES",
     "ClassMaps",
+    "Figure",
     "confusion_plot",
     "curves_plot",
     "depth_profile_plot",
@@ -50,4 +53,5 @@ __all__ = [
     "saliency_grid",
     "save",
     "to_pixels",
+    "to_svg",
 ]

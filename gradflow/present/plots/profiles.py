@@ -48,18 +48,25 @@ def profile_bands_plot(
     ylabel: str,
     title: str,
     ax: Axes | None = None,
+    *,
+    log: bool = True,
 ) -> Axes:
     """Depth profiles over seeds: the mean as a line, the range of the seeds as a band.
 
     `bands` maps a network to its layer names and log10 of the mean, lowest and highest value of
-    each layer; NaN leaves a gap. The axis shows the values, not their logarithms.
+    each layer; NaN leaves a gap. The axis shows the values, not their logarithms. Without `log`
+    they are the values themselves, on an axis that begins at zero: for shares.
     """
     ax = new_axes(7.0, 3.8) if ax is None else ax
-    for (label, (_, mean, low, high)), style in zip(bands.items(), styles(len(bands)), strict=True):
+    for (label, (_, *values)), style in zip(bands.items(), styles(len(bands)), strict=True):
+        mean, low, high = (10.0**one if log else one for one in values)
         x = np.arange(len(mean))
-        ax.plot(x, 10.0**mean, label=label, markersize=3.5, lw=1.4, **style)
-        ax.fill_between(x, 10.0**low, 10.0**high, color=style["color"], alpha=0.2, lw=0)
-    ax.set_yscale("log", nonpositive="mask")
+        ax.plot(x, mean, label=label, markersize=3.5, lw=1.4, **style)
+        ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
+    if log:
+        ax.set_yscale("log", nonpositive="mask")
+    else:
+        ax.set_ylim(0, max(ax.get_ylim()[1], 0.01))
     _layers_on_x(ax, [tuple(layers) for layers, *_ in bands.values()])
     ax.set_ylabel(ylabel, parse_math=False)
     ax.set_title(title)

@@ -1,5 +1,6 @@
 """What all plots share: colours, figures and their files. No pyplot, so that no figure stays."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def save(fig: Figure, path: Path, dpi: int = DPI) -> Path:
     with matplotlib.rc_context({"svg.hashsalt": "gradflow", "svg.fonttype": "none"}):
         fig.savefig(path, dpi=dpi, metadata={dated: None})
     return path
+
+
+def to_svg(fig: Figure) -> bytes:
+    """`fig` as an SVG picture, the same bytes every time."""
+    file = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "gradflow", "svg.fonttype": "none"}):
+        fig.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
 
 
 def to_pixels(fig: Figure, dpi: int = DPI) -> np.ndarray:
