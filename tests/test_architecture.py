@@ -26,7 +26,7 @@ ORDER = [
 ]
 
 OWNERS = {
-    "captum": {"present/saliency.py"},
+    "captum": {"present/saliency/methods.py", "present/saliency/trust.py"},
     "matplotlib": {"present/plots.py", "present/wandb_panels.py"},  # the latter: a type
     "wandb": {"present/wandb_panels.py"},
     "sklearn": {
