@@ -27,7 +27,11 @@ ORDER = [
 
 OWNERS = {
     "captum": {"present/saliency/methods.py", "present/saliency/trust.py"},
-    "matplotlib": {"present/plots.py", "present/wandb_panels.py"},  # the latter: a type
+    "matplotlib": {
+        "present/plots.py",
+        "present/gallery_plots.py",
+        "present/wandb_panels.py",
+    },  # the latter: a type
     "wandb": {"present/wandb_panels.py"},
     "sklearn": {
         "training/evaluate.py",

@@ -83,7 +83,10 @@ def make_gallery(
     n_at_once = per_batch(pixels)
     with inspecting(model):
         probabilities = np.concatenate(
-            [predict_all(model, normalise(one), len(class_names)) for one in pixels.split(n_at_once)]
+            [
+                predict_all(model, normalise(one), len(class_names))
+                for one in pixels.split(n_at_once)
+            ]
         )
     truth, predicted = labels.numpy(), probabilities.argmax(axis=1)
     shown = [_choose(truth, predicted, probabilities, i) for i in range(len(class_names))]

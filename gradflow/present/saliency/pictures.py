@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,11 @@ class Picture:
     name: str  # of its outputs
     path: Path
     pixels: Tensor
+
+    @property
+    def photo(self) -> np.ndarray:
+        """(S, S, 3), as a plot takes it."""
+        return np.asarray(self.pixels.permute(1, 2, 0).numpy())
 
 
 def find_pictures(path: Path) -> list[Path]:
@@ -150,18 +155,10 @@ def scores(result: Attribution) -> dict[str, Any]:
     """What a network says of a picture, as plain JSON types."""
     return {
         "predicted": result.classes[result.predicted],
-        "probabilities": dict(
-            zip(result.classes, map(float, result.probabilities), strict=True)
-        ),
+        "probabilities": dict(zip(result.classes, map(float, result.probabilities), strict=True)),
         "layer": result.layer,
         "map_classes": [result.classes[i] for i in result.map_classes],
         "convergence_deltas": None if result.deltas is None else list(map(float, result.deltas)),
         "logit_changes": None if result.changes is None else list(map(float, result.changes)),
         "notes": list(result.notes),
     }
-
-
-def report_bad(bad: BadImage, say: Callable[[str], None]) -> dict[str, str]:
-    """Say that a file is left out, and keep it for the JSON."""
-    say(f"left out: {bad}")
-    return {"file": bad.file, "reason": bad.reason}

@@ -6,6 +6,7 @@ With `methods`, the only module that uses Captum.
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,9 @@ N_IMAGES = 4  # on which a method is checked where there are more: some 60 passe
 SEEDS = (1001, 1002, 1003)  # of the networks that know nothing; no training seed is as large
 N_SQUARES = 16  # perturbations of an image for the infidelity, as many for its scale
 SQUARE = 1 / 4  # side of a removed square, of the image's: a part of a dish, not a pixel
-N_NOISY = 5  # noisy copies of an image for the sensitivity
+N_NOISY = 3  # noisy copies of an image for the sensitivity
 NOISE_RADIUS = 0.1  # normalised units: 6 grey levels of 255, which a person hardly sees
 N_STEPS = 10  # of a deletion or insertion curve
-
-_OWN = "gradflow's own choice"
 
 TRUST_THRESHOLDS = {
     threshold.name: threshold
@@ -151,7 +150,7 @@ SHORT = {
     "randomisation": "randomisation",
     "infidelity": "infidelity",
     "sensitivity": "sensitivity",
-    "insertion_minus_deletion": "deletion",
+    "insertion_minus_deletion": "insertion − deletion",
 }
 
 
@@ -168,21 +167,20 @@ def check_method(
     with fresh weights.
     """
     how = METHODS[method]
+    fresh = untrained or partial(reinitialised, model)
     with inspecting(model), torch.enable_grad():
         targets = torch.from_numpy(predict_all(model, images, n_classes).argmax(axis=1))
         targets = targets.to(images.device)
         raw = explain(how, model, images, targets)
         shown = how.shown(raw).cpu().numpy()
-        others = [
-            _shown_by(how, (untrained or (lambda s: reinitialised(model, s)))(seed), images, targets)
-            for seed in SEEDS
+        correlations = [
+            [rank_correlation(*pair) for pair in zip(shown, other, strict=True)]
+            for other in (_shown_by(how, fresh(seed), images, targets) for seed in SEEDS)
         ]
-        correlations = np.array([[rank_correlation(*pair) for pair in zip(shown, other, strict=True)]
-                                 for other in others])  # fmt: skip
         deletion, insertion = curves(model, images, shown, targets)
         difference = [area(i) - area(d) for i, d in zip(insertion, deletion, strict=True)]
         checks = (
-            Check("randomisation", tuple(map(_median, correlations.T))),
+            Check("randomisation", tuple(map(_median, zip(*correlations, strict=True)))),
             Check("infidelity", tuple(unexplained(model, images, raw, targets, how.is_local))),
             Check("sensitivity", tuple(sensitivity(how, model, images, targets))),
             Check("insertion_minus_deletion", tuple(difference)),
@@ -277,6 +275,7 @@ def sensitivity(how: Method, model: nn.Module, images: Tensor, targets: Tensor) 
 
     def shown(x: Tensor | tuple[Tensor, ...], target: Tensor) -> tuple[Tensor]:
         x = x[0] if isinstance(x, tuple) else x
+        target = target.expand(len(x))  # Captum repeats the classes of a batch, not of one image
         with torch.enable_grad():  # Captum switches it off
             return (how.shown(explain(how, model, x, target)),)  # of a tensor it takes the rows
 
