@@ -460,7 +460,8 @@ def _saliency_of_files(
     from gradflow.data import BadImage
     from gradflow.present import terminal
     from gradflow.present.saliency import views
-    from gradflow.present.saliency.asked import explain_files, find_pictures, first_readable
+    from gradflow.present.saliency.asked import explain_files, first_readable
+    from gradflow.present.saliency.pictures import find_pictures
     from gradflow.training.rundir import write_json
 
     log = _stderr()

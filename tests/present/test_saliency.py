@@ -211,7 +211,7 @@ def test_the_model_comes_back_as_it_was(method):
     model.fc.bias.requires_grad_(False)
     model.conv1.weight.grad = torch.ones_like(model.conv1.weight)
     before = state_of(model)
-    image = torch.randn(1, 3, 64, 64)
+    image = torch.randn(1, 3, 32, 32)
     saliency.attribute(model, image, CLASSES, method=method)
     assert_same_state(before, state_of(model))
     assert torch.equal(model.conv1.weight.grad, torch.ones_like(model.conv1.weight))

@@ -1,4 +1,4 @@
-"""Saliency: which pixels speak for a class, for each network, and whether the map means anything."""
+"""Saliency: which pixels speak for a class, and whether the map means anything."""
 
 from gradflow.present.saliency.attribution import (
     Attribution,

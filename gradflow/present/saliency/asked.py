@@ -16,7 +16,6 @@ from gradflow.present.saliency.gallery import Gallery, make_gallery
 from gradflow.present.saliency.pictures import (
     Picture,
     explain,
-    find_pictures,
     output_names,
     read_pictures,
     saliency_figure,

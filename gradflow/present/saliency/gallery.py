@@ -1,4 +1,4 @@
-"""The test set, class by class: what a network looks at where it is right, and where it is wrong."""
+"""The test set, class by class: what a network looks at where it is right and where wrong."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ class Gallery:
 def make_gallery(
     model: nn.Module, pixels: Tensor, labels: Tensor, class_names: Sequence[str], method: str
 ) -> Gallery:
-    """Choose the pictures, explain them and average; `pixels` (n, 3, S, S) uint8 of the test set."""
+    """Choose pictures, explain them and average; `pixels` (n, 3, S, S) uint8 of the test set."""
     n_at_once = per_batch(pixels)
     with inspecting(model):
         probabilities = np.concatenate(

@@ -1,4 +1,4 @@
-"""From picture files to maps on disk: read what can be read, explain it, save it beside its scores."""
+"""From picture files to maps on disk: read what can be read, explain it, save it."""
 
 import dataclasses
 from collections import Counter
