@@ -56,7 +56,9 @@ def edges(model, images, classes):
     return Maps(found.unsqueeze(1).expand(-1, classes.shape[1], -1, -1, -1))
 
 
-@pytest.mark.parametrize("values", [edges, lambda m, x, c: Maps(torch.ones(*c.shape, 1, SIDE, SIDE))])
+@pytest.mark.parametrize(
+    "values", [edges, lambda m, x, c: Maps(torch.ones(*c.shape, 1, SIDE, SIDE))]
+)
 def test_a_map_that_ignores_the_weights_fails(values, linear, images, monkeypatch):
     method = Method("deaf", values, lambda v: v[..., 0, :, :], "none", False)
     monkeypatch.setitem(METHODS, "deaf", method)
