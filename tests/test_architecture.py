@@ -28,10 +28,13 @@ ORDER = [
 OWNERS = {
     "captum": {"present/saliency/methods.py", "present/saliency/trust.py"},
     "matplotlib": {
-        "present/plots.py",
-        "present/gallery_plots.py",
-        "present/wandb_panels.py",
-    },  # the latter: a type
+        "present/plots/style.py",
+        "present/plots/profiles.py",
+        "present/plots/curves.py",
+        "present/plots/saliency.py",
+        "present/plots/gallery.py",
+        "present/wandb_panels.py",  # a type
+    },
     "wandb": {"present/wandb_panels.py"},
     "sklearn": {
         "training/evaluate.py",

@@ -165,7 +165,8 @@ def next_steps(verdict: "Verdict") -> tuple[str, ...]:
     if not enough_seeds(len(case.seeds)):
         steps.append(
             f"Train {at.EFFECT_SEEDS.value:.0f} seeds (`gradflow train --seeds "
-            f"{at.EFFECT_SEEDS.value:.0f} --log-grads`): one seed proves nothing."
+            f"{at.EFFECT_SEEDS.value:.0f} --log-grads`): fewer than "
+            f"{at.MIN_SEEDS.value:.0f} prove nothing."
         )
     elif verdict.links[0].status == "undetermined":
         steps.append(_more_seeds(verdict))

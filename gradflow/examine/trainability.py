@@ -14,7 +14,7 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._Insta
 
 @dataclass(frozen=True)
 class Trainability:
-    """The depth scale ξ = 1 / |ln λ| of a network, and the depth that it allows.
+    """The depth scale ξ = 1 / abs(ln λ) of a network, and the depth that it allows.
 
     λ is the factor of ‖∂L/∂z‖² per layer towards the input. Over ξ layers the squared gradient
     changes by a factor e. No rule is given (`n_scales` None) where none is known to hold.

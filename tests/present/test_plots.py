@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from matplotlib.colors import LogNorm, to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from gradflow.present import plots
+from gradflow.present.plots import profiles
 
 LAYERS = (
     "conv1.weight",
@@ -158,7 +159,7 @@ def test_a_long_trace_is_drawn_in_at_most_2000_columns():
 
 def test_uneven_steps_stand_where_they_belong():
     """With steps 0, 1 and 10 the last column begins halfway, at 5.5."""
-    np.testing.assert_allclose(plots._edges(np.array([0, 1, 10])), [-0.5, 0.5, 5.5, 14.5])
+    np.testing.assert_allclose(profiles._edges(np.array([0, 1, 10])), [-0.5, 0.5, 5.5, 14.5])
     ax = plots.layer_step_heatmap(np.ones((3, 1)), np.array([0, 1, 10]), ("a",), "norm")
     assert ax.get_xlim() == (-0.5, 14.5)
 
@@ -197,6 +198,7 @@ class Maps:
     map_classes: tuple[int, ...]
     method: str = "gradcam"
     layer: str | None = "layer4.2"
+    notes: tuple[str, ...] = ()
 
 
 def maps_of(n: int, best: int = 0) -> Maps:
@@ -252,6 +254,16 @@ def test_a_map_without_a_positive_value_leaves_the_photograph_bare(value, tmp_pa
     assert axes[1].texts[0].get_text() == "no map: nothing above zero"
     assert len(axes[2].images) == 2
     plots.save(plots.figure_of(axes[0]), tmp_path / "grid.png")
+
+
+def test_a_map_that_failed_a_check_says_so_on_the_picture():
+    failed = replace(maps_of(2), notes=("fails: randomisation, insertion − deletion",))
+    failed.maps[1] = 0
+    axes, others = plots.saliency_grid(PHOTO, {"net": failed, "other": maps_of(2)})
+    want = "fails: randomisation, insertion\n− deletion"
+    assert [text.get_text() for text in axes[1].texts] == [want]
+    assert [text.get_text() for text in axes[2].texts] == ["no map: nothing above zero"]
+    assert not others[1].texts
 
 
 def test_a_map_with_a_single_pixel_is_drawn():

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from gradflow.data import BadImage
-from gradflow.present import gallery_plots, plots
+from gradflow.present import plots
 from gradflow.present.blocks import BlockPicture, shrink
 from gradflow.present.saliency import attribute, pictures, views
 from gradflow.present.saliency.asked import first_of_each_class
@@ -196,7 +196,7 @@ def test_the_gallery_says_what_is_wrong_and_marks_it(tmp_path):
     for i, seen in enumerate((0, 1, 1, 2)):
         pixels[i, 2 - seen] = 200
     gallery = make_gallery(Colours(), pixels, labels, CLASSES, "gradcam")
-    axes = gallery_plots.gallery_grid("net", gallery)
+    axes = plots.gallery_grid("net", gallery)
     assert [len(row) for row in axes] == [3, 2, 2]
     assert axes[0][1].get_title().startswith("blue\n")
     assert axes[0][2].get_title().startswith("✗ green\n")
@@ -212,7 +212,7 @@ def test_mean_maps_share_one_scale_and_an_empty_one_says_so(tmp_path):
     gallery = make_gallery(Colours(), pixels, labels, CLASSES, "gradcam")
     gallery.mean_maps[1] = np.nan
     gallery.mean_maps[2] /= 4
-    axes = gallery_plots.mean_maps_grid({"one": gallery, "two": gallery})
+    axes = plots.mean_maps_grid({"one": gallery, "two": gallery})
     assert len(axes) == 2
     shown = axes[0][2].images[0]
     np.testing.assert_array_equal(shown.get_array(), gallery.mean_maps[2])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradflow.data import BadImage
-from gradflow.present import gallery_plots, plots
+from gradflow.present import plots
 from gradflow.present.saliency.attribution import Attribution
 from gradflow.present.saliency.gallery import Gallery, make_gallery
 from gradflow.present.saliency.pictures import (
@@ -168,10 +168,10 @@ def save_galleries(
     run: RunDir, method: str, found: Mapping[str, Gallery], trust: Mapping[str, Trust]
 ) -> tuple[dict[str, Any], list[Path]]:
     """Write the figures, the mean maps and the scores into the run; returns scores and figures."""
-    axes = gallery_plots.mean_maps_grid(found)
+    axes = plots.mean_maps_grid(found)
     figures = [plots.save(plots.figure_of(axes[0][0]), run.saliency_figure(method, "mean"))]
     for name, gallery in found.items():
-        axes = gallery_plots.gallery_grid(name, gallery)
+        axes = plots.gallery_grid(name, gallery)
         figures.append(plots.save(plots.figure_of(axes[0][0]), run.saliency_figure(method, name)))
     content = {
         "run": str(run.path),

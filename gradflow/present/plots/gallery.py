@@ -9,11 +9,16 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from gradflow.present.plots import LUMA, MAP_COLORS, new_figure
-from gradflow.present.plots import _bare as bare
-from gradflow.present.plots import _largest as largest
-from gradflow.present.plots import _note as note
-from gradflow.present.plots import _title as title
+from gradflow.present.plots.saliency import (
+    MAP_COLORS,
+    NO_MAP,
+    bare,
+    frame,
+    note,
+    overlay,
+    title,
+)
+from gradflow.present.plots.style import new_figure
 
 MOST_CLASSES = 20  # rows of a gallery that can still be printed; the scores hold all classes
 CLASSES_PER_ROW = 5  # mean maps beside each other
@@ -115,21 +120,6 @@ def mean_maps_grid(networks: Mapping[str, ByClass], fig: Figure | None = None) -
     return axes
 
 
-def overlay(ax: Axes, photo: np.ndarray, values: np.ndarray) -> None:
-    """A map over its photograph, (S, S, 3) uint8."""
-    # The photograph pale and in grey, so that colour means the map alone.
-    ax.imshow(photo @ LUMA, cmap="gray", vmin=-200, vmax=255)
-    scale = largest(values)
-    if scale is None:
-        note(ax, "no map: nothing above zero")
-        return
-    # The map is laid on as thick as it is large: where it is zero the photograph shows.
-    norm = Normalize(0, scale, clip=True)
-    height, width = photo.shape[:2]
-    frame = (-0.5, width - 0.5, height - 0.5, -0.5)  # over the photograph, whatever its size
-    ax.imshow(values, MAP_COLORS, norm, alpha=0.85 * norm(values).filled(0), extent=frame)
-
-
 def _draw_head(ax: Axes, gallery: ByClass, index: int) -> None:
     bare(ax)
     title(ax, gallery.classes[index], "", True)
@@ -144,8 +134,7 @@ def _draw_example(ax: Axes, gallery: ByClass, example: Example) -> None:
     said = gallery.classes[example.predicted]
     title(ax, said if is_right else f"✗ {said}", f"{100 * example.probability:.1f} %", not is_right)
     if not is_right:
-        for spine in ax.spines.values():
-            spine.set(visible=True, color="black", linewidth=3)
+        frame(ax)
 
 
 def _draw_mean(ax: Axes, network: ByClass, index: int, norm: Normalize) -> None:
@@ -155,7 +144,7 @@ def _draw_mean(ax: Axes, network: ByClass, index: int, norm: Normalize) -> None:
         ax.imshow(values, MAP_COLORS, norm)
     else:
         ax.imshow(np.ones((*values.shape, 3)))
-        note(ax, "no map: nothing above zero")
+        note(ax, NO_MAP)
     title(ax, network.classes[index], f"{network.n_in_mean[index]} pictures", False)
 
 

@@ -1,0 +1,168 @@
+"""Depth profiles and the heat map of layers by steps: arrays in, Axes out."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from gradflow.present.plots.style import figure_of, new_axes, styles
+
+COLORMAP = "viridis"
+NO_VALUE = "#bdbdbd"  # grey, which stands nowhere in the colour map
+
+MAX_COLUMNS = 2000  # more than the pixels across a figure: further steps would not be seen
+MAX_LAYER_TICKS = 8
+
+
+def depth_profile_plot(
+    profiles: Mapping[str, tuple[Sequence[str], np.ndarray]], ylabel: str, ax: Axes | None = None
+) -> Axes:
+    """One line per network over its layers, input left, on a logarithmic axis.
+
+    `profiles` maps a network to its layer names and one value for each. Networks of different
+    layers are drawn by their own count of layers, and the axis then shows that count. Zero and
+    NaN have no place on the axis: the line has a gap there.
+    """
+    ax = new_axes(7.0, 3.8) if ax is None else ax
+    for (label, (_, values)), style in zip(profiles.items(), styles(len(profiles)), strict=True):
+        ax.plot(np.arange(len(values)), values, label=label, markersize=3.5, lw=1.4, **style)
+    ax.set_yscale("log", nonpositive="mask")
+    low, high = ax.get_ylim()
+    if high < 20 * low:
+        # Whole decades: else hardly a tick has a label, and small differences would look large.
+        ax.set_ylim(10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high)))
+    _layers_on_x(ax, [tuple(layers) for layers, _ in profiles.values()])
+    ax.set_ylabel(ylabel, parse_math=False)
+    ax.set_title("Depth profile, from input to output")
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend(frameon=False)
+    return ax
+
+
+def profile_bands_plot(
+    bands: Mapping[str, tuple[Sequence[str], np.ndarray, np.ndarray, np.ndarray]],
+    ylabel: str,
+    title: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Depth profiles over seeds: the mean as a line, the range of the seeds as a band.
+
+    `bands` maps a network to its layer names and log10 of the mean, lowest and highest value of
+    each layer; NaN leaves a gap. The axis shows the values, not their logarithms.
+    """
+    ax = new_axes(7.0, 3.8) if ax is None else ax
+    for (label, (_, mean, low, high)), style in zip(bands.items(), styles(len(bands)), strict=True):
+        x = np.arange(len(mean))
+        ax.plot(x, 10.0**mean, label=label, markersize=3.5, lw=1.4, **style)
+        ax.fill_between(x, 10.0**low, 10.0**high, color=style["color"], alpha=0.2, lw=0)
+    ax.set_yscale("log", nonpositive="mask")
+    _layers_on_x(ax, [tuple(layers) for layers, *_ in bands.values()])
+    ax.set_ylabel(ylabel, parse_math=False)
+    ax.set_title(title)
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend(frameon=False)
+    return ax
+
+
+def layer_step_heatmap(
+    values: np.ndarray,
+    steps: np.ndarray,
+    layers: Sequence[str],
+    label: str,
+    ax: Axes | None = None,
+    limits: tuple[float, float] | None = None,
+) -> Axes:
+    """Layers by steps in colour, input at the top, `values` of shape (steps, layers).
+
+    Colours are logarithmic, over `limits` or else over the values; give several networks the same
+    limits to compare them. Zero, NaN and inf are grey. Of more than 2000 steps only every k-th is
+    drawn, and the title says so. Raises ValueError where the shapes do not fit.
+    """
+    if values.shape != (len(steps), len(layers)):
+        raise ValueError(
+            f"Expected `values` to have shape (steps, layers) = {(len(steps), len(layers))}, "
+            f"but got {values.shape}."
+        )
+    ax = new_axes(7.0, 4.2) if ax is None else ax
+    stride = -(-len(steps) // MAX_COLUMNS) or 1
+    steps, values = steps[::stride], values[::stride]
+    shown = np.ma.masked_where(~(np.isfinite(values) & (values > 0)), values).T
+    cmap = matplotlib.colormaps[COLORMAP].with_extremes(bad=NO_VALUE)
+    # `pcolorfast` draws an image (small in SVG too), and keeps uneven steps where they belong.
+    image = ax.pcolorfast(
+        _edges(steps),
+        np.arange(len(layers) + 1) - 0.5,
+        shown,
+        cmap=cmap,
+        norm=LogNorm(*(limits or _range(shown))),
+    )
+    ax.set_ylim(len(layers) - 0.5, -0.5)
+    ticks = _layer_ticks(layers)
+    ax.set_yticks(ticks, [_short(layers[tick]) for tick in ticks], fontsize=8)
+    ax.set(xlabel="optimizer step", ylabel="layer (input at the top)")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_title("Every layer at every recorded step" + (f", 1 of {stride}" * (stride > 1)))
+    figure_of(ax).colorbar(image, ax=ax, label=label)
+    if np.ma.is_masked(shown):
+        grey = Patch(facecolor=NO_VALUE, edgecolor="black", lw=0.5, label="no value (0, NaN, inf)")
+        # Below the picture, where it hides no layer.
+        ax.legend(
+            handles=[grey],
+            loc="upper right",
+            bbox_to_anchor=(1.02, -0.06),
+            fontsize=8,
+            frameon=False,
+        )
+    return ax
+
+
+def _layers_on_x(ax: Axes, layers: list[tuple[str, ...]]) -> None:
+    if len(set(layers)) == 1:
+        ticks = _layer_ticks(layers[0])
+        names = [_short(layers[0][tick]) for tick in ticks]
+        ax.set_xticks(ticks, names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
+        ax.set_xlabel("layer (input at the left)")
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlabel("layer, counted from the input")
+
+
+def _layer_ticks(layers: Sequence[str]) -> list[int]:
+    """Where a stage begins, which is where the first part of the name changes, and the last.
+
+    >>> _layer_ticks(["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1", "fc"])
+    [0, 1, 3, 4]
+    """
+    stages = [layer.split(".")[0] for layer in layers]
+    begin = [i for i, stage in enumerate(stages) if i == 0 or stage != stages[i - 1]]
+    ticks = sorted({*begin, len(layers) - 1}) if layers else []
+    if len(ticks) <= MAX_LAYER_TICKS:
+        return ticks
+    picked = np.linspace(0, len(ticks) - 1, MAX_LAYER_TICKS).round().astype(int)
+    return [ticks[i] for i in picked]
+
+
+def _short(layer: str) -> str:
+    return layer.removesuffix(".weight")
+
+
+def _edges(steps: np.ndarray) -> np.ndarray:
+    """Where one column ends and the next begins: halfway between two steps."""
+    if len(steps) < 2:
+        first = float(steps[0]) if len(steps) else 0.0
+        return np.array([first - 0.5, first + 0.5])
+    middles = (steps[1:] + steps[:-1]) / 2
+    first, last = 2 * steps[0] - middles[0], 2 * steps[-1] - middles[-1]
+    return np.concatenate([[first], middles, [last]])
+
+
+def _range(shown: np.ma.MaskedArray) -> tuple[float, float]:
+    """Limits for the colours, at least a factor of 2 apart."""
+    if shown.count() == 0:
+        return 0.1, 1.0
+    lowest, highest = float(shown.min()), float(shown.max())
+    return lowest, max(highest, 2 * lowest)

@@ -1,0 +1,169 @@
+"""Saliency maps laid over a photograph: arrays in, Axes out."""
+
+import textwrap
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from gradflow.present.plots.style import new_figure
+
+MAPS_PER_ROW = 5  # maps beside a photograph, which keep 4 cm each on a page
+MAP_COLORS = "YlOrRd"  # darker is more, in grey print too
+# A few pixels of a raw gradient are many times larger than all others and would leave the rest
+# blank. The last colour therefore stands for this percentile and all above it.
+MAP_PERCENTILE = 99
+LUMA = np.array([0.299, 0.587, 0.114])  # of red, green and blue in grey: ITU-R BT.601
+TITLE_WIDTH = 22  # characters of a class name that fit above a map
+NOTE_WIDTH = 32  # characters of a note that fit in a map
+NO_MAP = "no map: nothing above zero"
+
+
+class ClassMaps(Protocol):
+    """What `saliency_grid` draws of one network: see `gradflow.present.saliency.Attribution`."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def layer(self) -> str | None: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def probabilities(self) -> np.ndarray: ...  # (classes,)
+    @property
+    def maps(self) -> np.ndarray: ...  # (n_maps, S, S)
+    @property
+    def map_classes(self) -> tuple[int, ...]: ...  # (n_maps,): the class of each map
+    @property
+    def notes(self) -> tuple[str, ...]: ...  # what speaks against the maps
+
+
+def saliency_grid(
+    photo: np.ndarray, networks: Mapping[str, ClassMaps], fig: Figure | None = None
+) -> list[list[Axes]]:
+    """The photograph with each network's maps laid over it, one column per class.
+
+    `photo` is (S, S, 3) uint8. The first column shows it under the network's prediction; five maps
+    stand in a row, more go on below. A map is scaled by its own 99th percentile, so that colours
+    compare within a map and not between maps; one without a positive value, or with NaN in it,
+    leaves the photograph bare and says so. A network's notes, what speaks against its maps, stand
+    on each. The predicted class has a frame. Returns the axes by network: the photograph first,
+    then one for each map.
+    """
+    most = max(len(network.map_classes) for network in networks.values())
+    n_columns = 1 + min(most, MAPS_PER_ROW)
+    n_rows = [-(-len(network.map_classes) // MAPS_PER_ROW) for network in networks.values()]
+    if fig is None:
+        fig = new_figure(1.75 * n_columns + 0.7, 2.1 * sum(n_rows) + 0.5)
+    # A column of its own keeps the colour bar clear of the maps.
+    grid = fig.add_gridspec(sum(n_rows), n_columns + 1, width_ratios=[1] * n_columns + [0.06])
+    axes: list[list[Axes]] = []
+    top = 0
+    for (name, network), height in zip(networks.items(), n_rows, strict=True):
+        cells = [
+            fig.add_subplot(grid[top + i // MAPS_PER_ROW, 1 + i % MAPS_PER_ROW])
+            for i in range(len(network.map_classes))
+        ]
+        axes.append([fig.add_subplot(grid[top, 0]), *cells])
+        _draw_photo(axes[-1][0], photo, name, network)
+        for index, cell in enumerate(cells):
+            _draw_map(cell, photo, network, index)
+        top += height
+    bar = fig.add_subplot(grid[:, -1])
+    fig.colorbar(ScalarMappable(Normalize(0, 1), MAP_COLORS), cax=bar, extend="max")
+    bar.set_ylabel(f"map value / its {MAP_PERCENTILE}th percentile", fontsize=8)
+    bar.tick_params(labelsize=8)
+    fig.suptitle(_saliency_title(networks), fontsize=10)
+    return axes
+
+
+def _draw_photo(ax: Axes, photo: np.ndarray, name: str, network: ClassMaps) -> None:
+    bare(ax)
+    ax.imshow(photo)
+    best = int(np.argmax(network.probabilities))
+    title(ax, f"{name}:", f"{network.classes[best]} {_percent(network.probabilities[best])}", True)
+
+
+def _draw_map(ax: Axes, photo: np.ndarray, network: ClassMaps, index: int) -> None:
+    bare(ax)
+    if overlay(ax, photo, network.maps[index]) and network.notes:
+        note(ax, "\n".join(textwrap.wrap("; ".join(network.notes), NOTE_WIDTH)))
+    at = network.map_classes[index]
+    predicted = at == int(np.argmax(network.probabilities))
+    title(ax, network.classes[at], _percent(network.probabilities[at]), predicted)
+    if predicted:
+        frame(ax)
+
+
+def overlay(ax: Axes, photo: np.ndarray, values: np.ndarray) -> bool:
+    """Lay a map over its photograph, (S, S, 3) uint8; says where there is none, and returns it."""
+    # The photograph pale and in grey, so that colour means the map alone.
+    ax.imshow(photo @ LUMA, cmap="gray", vmin=-200, vmax=255)
+    scale = _largest(values)
+    if scale is None:
+        note(ax, NO_MAP)
+        return False
+    # The map is laid on as thick as it is large: where it is zero the photograph shows.
+    norm = Normalize(0, scale, clip=True)
+    height, width = photo.shape[:2]
+    whole = (-0.5, width - 0.5, height - 0.5, -0.5)  # over the photograph, whatever its size
+    ax.imshow(values, MAP_COLORS, norm, alpha=0.85 * norm(values).filled(0), extent=whole)
+    return True
+
+
+def frame(ax: Axes) -> None:
+    for spine in ax.spines.values():
+        spine.set(visible=True, color="black", linewidth=3)
+
+
+def _largest(values: np.ndarray) -> float | None:
+    """The value that gets the last colour, None for a map without a positive, finite value."""
+    if not np.isfinite(values).all() or values.max() <= 0:
+        return None
+    return float(np.percentile(values, MAP_PERCENTILE)) or float(values.max())
+
+
+def note(ax: Axes, text: str) -> None:
+    """A line or two at the foot of a map."""
+    box = {"facecolor": "white", "linewidth": 0}
+    ax.text(0.5, 0.05, text, transform=ax.transAxes, ha="center", fontsize=7, bbox=box)
+
+
+def bare(ax: Axes) -> None:
+    """No ticks and no frame."""
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def title(ax: Axes, first: str, second: str, bold: bool) -> None:
+    """A name and a number above a map."""
+    # A name may be broken after an underscore.
+    lines = [
+        line.replace("_ ", "_")
+        for text in (first, second)
+        for line in textwrap.wrap(text.replace("_", "_ "), TITLE_WIDTH)
+    ]
+    weight = "bold" if bold else "normal"
+    # A class may be called `$x_1$`: names are shown as they are.
+    ax.set_title("\n".join(lines), fontsize=8, fontweight=weight, parse_math=False)
+
+
+def _percent(probability: float) -> str:
+    return f"{100 * probability:.1f} %"
+
+
+def _saliency_title(networks: Mapping[str, ClassMaps]) -> str:
+    sources = {
+        name: network.method + (f" at {network.layer}" if network.layer else "")
+        for name, network in networks.items()
+    }
+    if len(set(sources.values())) == 1:
+        how = next(iter(sources.values()))
+    else:
+        how = "; ".join(f"{name}: {source}" for name, source in sources.items())
+    return f"Where each network looks, class by class ({how}); framed: the predicted class"

@@ -1,0 +1,59 @@
+"""What all plots share: colours, figures and their files. No pyplot, so that no figure stays."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# One style for each network. The colours are those of Okabe and Ito, which the colour-blind can
+# tell apart (https://jfly.uni-koeln.de/color/); dashes and markers carry the same in grey print.
+STYLES = (
+    {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+    {"color": "#009E73", "linestyle": "-.", "marker": "^"},
+    {"color": "#CC79A7", "linestyle": ":", "marker": "D"},
+    {"color": "#000000", "linestyle": (0, (6, 1)), "marker": "v"},
+)
+DPI = 120  # a heat map is then a PNG of about 50 kB, a saliency grid of two networks 700 kB
+
+GRAD_NORM = "gradient norm ‖∂L/∂w‖₂ (loss / weight)"  # the label of an axis of `grad_norm`
+
+
+def save(fig: Figure, path: Path, dpi: int = DPI) -> Path:
+    """Write `fig` to `path` in the format of its suffix (.png, .svg), the same bytes every time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dated = "Date" if path.suffix.lower() == ".svg" else "Software"
+    with matplotlib.rc_context({"svg.hashsalt": "gradflow", "svg.fonttype": "none"}):
+        fig.savefig(path, dpi=dpi, metadata={dated: None})
+    return path
+
+
+def to_pixels(fig: Figure, dpi: int = DPI) -> np.ndarray:
+    """`fig` as (height, width, 3) uint8."""
+    fig.set_dpi(dpi)
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The whole figure that `ax` stands in."""
+    fig = ax.figure
+    return fig if isinstance(fig, Figure) else fig.figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Inches. Outside pyplot's list, so that it is gone with its last reference."""
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def new_axes(width: float, height: float) -> Axes:
+    return new_figure(width, height).add_subplot()
+
+
+def styles(n: int) -> list[dict[str, Any]]:
+    return [dict(STYLES[i % len(STYLES)]) for i in range(n)]
