@@ -147,7 +147,7 @@ def first_of_each_class(labels: Tensor, n: int) -> Tensor:
     tensor([0, 3, 5, 1])
     """
     turns = torch.zeros_like(labels)
-    for label in labels.unique():
+    for label in sorted(set(labels.tolist())):
         is_class = labels == label
         turns[is_class] = torch.arange(int(is_class.sum()))
     order = sorted(range(len(labels)), key=lambda i: (int(turns[i]), int(labels[i])))

@@ -8,7 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradflow.present.saliency.methods import LARGEST_DELTA, METHODS, Maps, Method, per_batch
+from gradflow.present.saliency.methods import (
+    LARGEST_DELTA,
+    METHODS,
+    Maps,
+    Method,
+    in_batches,
+    per_batch,
+)
 
 MOST_MAPS = 10  # maps made where the caller names no number: what one picture can show
 
@@ -110,7 +117,7 @@ def attribute_all(
 def predict_all(model: nn.Module, images: Tensor, n_classes: int) -> np.ndarray:
     """(B, classes) probabilities of the model as it is, some images at a time."""
     found = []
-    for some in images.split(per_batch(images)):
+    for some in in_batches(images, per_batch(images)):
         with torch.no_grad():
             logits = model(some)
         if logits.shape != (len(some), n_classes):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gradflow.data import normalise
 from gradflow.present.saliency.attribution import attribute_all, inspecting, predict_all
-from gradflow.present.saliency.methods import per_batch
+from gradflow.present.saliency.methods import in_batches, per_batch
 
 N_RIGHT = 3  # pictures of a class in the gallery: the first of the test set
 N_WRONG = 2  # those in which the network was surest of another class
@@ -85,7 +85,7 @@ def make_gallery(
         probabilities = np.concatenate(
             [
                 predict_all(model, normalise(one), len(class_names))
-                for one in pixels.split(n_at_once)
+                for one in in_batches(pixels, n_at_once)
             ]
         )
     truth, predicted = labels.numpy(), probabilities.argmax(axis=1)

@@ -81,7 +81,7 @@ def gradcam(model: nn.Module, images: Tensor, classes: Tensor) -> Maps:
     """
     name, layer = gradcam_layer(model, images[:1])
     n_at_once = per_batch(images)
-    parts = zip(images.split(n_at_once), classes.split(n_at_once), strict=True)
+    parts = zip(in_batches(images, n_at_once), in_batches(classes, n_at_once), strict=True)
     small = torch.cat([_gradcam(model, layer, some, of) for some, of in parts])
     size = tuple(images.shape[2:])
     large = LayerAttribution.interpolate(small, size, interpolate_mode="bilinear")
@@ -239,6 +239,12 @@ def per_batch(images: Tensor) -> int:
     return max(1, min(MOST_PER_BATCH, PIXELS_PER_BATCH // images.shape[2] ** 2))
 
 
+def in_batches(values: Tensor, n_at_once: int) -> Iterator[Tensor]:
+    """The rows of `values`, so many at a time."""
+    for start in range(0, len(values), n_at_once):
+        yield values[start : start + n_at_once]
+
+
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Random numbers from `seed` inside; the global random state comes back as it was."""
@@ -258,7 +264,7 @@ def _pair_by_pair(
 def _pairs(images: Tensor, classes: Tensor, n_at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Every image with every class to explain in it, some pairs at a time."""
     n_classes = classes.shape[1]
-    for chosen in torch.arange(classes.numel(), device=images.device).split(n_at_once):
+    for chosen in in_batches(torch.arange(classes.numel(), device=images.device), n_at_once):
         x = images.detach()[chosen // n_classes].requires_grad_()
         yield x, classes.flatten()[chosen]
 

@@ -128,9 +128,10 @@ def with_trust(
     results: Mapping[str, Attribution], trust: Mapping[str, Trust]
 ) -> dict[str, Attribution]:
     """The same, with what failed the checks as a note that the picture shows."""
+    notes = {name: one.note for name, one in trust.items()}
     return {
-        name: dataclasses.replace(result, notes=(*result.notes, trust[name].note))
-        if name in trust and trust[name].note is not None
+        name: dataclasses.replace(result, notes=(*result.notes, note))
+        if (note := notes.get(name)) is not None
         else result
         for name, result in results.items()
     }

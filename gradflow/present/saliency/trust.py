@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gradflow import nets
 from gradflow.analysis.thresholds import Threshold
 from gradflow.present.saliency.attribution import inspecting, predict_all
-from gradflow.present.saliency.methods import METHODS, Method, per_batch, seeded
+from gradflow.present.saliency.methods import METHODS, Method, in_batches, per_batch, seeded
 
 N_IMAGES = 4  # on which a method is checked where there are more: some 60 passes for each
 SEEDS = (1001, 1002, 1003)  # of the networks that know nothing; no training seed is as large
@@ -295,14 +295,14 @@ def curves(
     for a random order the two then have the same expected area. Equal values are taken in an order
     drawn from a seed. Petsiuk et al. 2018, "RISE", https://arxiv.org/abs/1806.07421, section 3.3
     """
-    deletion, insertion = [], []
+    deletion: list[np.ndarray] = []
+    insertion: list[np.ndarray] = []
     for image, values, target in zip(images, shown, targets.tolist(), strict=True):
         n_before = torch.from_numpy(_places(values)).to(images.device)
         cuts = torch.linspace(0, values.size, N_STEPS + 1, device=images.device).round()
         is_taken = (n_before < cuts[:, None, None]).unsqueeze(1)
         for found, kept in ((deletion, ~is_taken), (insertion, is_taken)):
-            n_outputs = _probabilities(model, image * kept)
-            found.append(n_outputs[:, target])
+            found.append(_probabilities(model, image * kept)[:, target])
     return np.stack(deletion), np.stack(insertion)
 
 
@@ -317,7 +317,9 @@ def _places(values: np.ndarray) -> np.ndarray:
 
 def _probabilities(model: nn.Module, images: Tensor) -> np.ndarray:
     with torch.no_grad():
-        parts = [model(some).double().softmax(dim=1) for some in images.split(per_batch(images))]
+        parts = [
+            model(some).double().softmax(dim=1) for some in in_batches(images, per_batch(images))
+        ]
     return np.asarray(torch.cat(parts).cpu().numpy())
 
 
