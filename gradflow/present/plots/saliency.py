@@ -19,7 +19,7 @@ MAP_COLORS = "YlOrRd"  # darker is more, in grey print too
 MAP_PERCENTILE = 99
 LUMA = np.array([0.299, 0.587, 0.114])  # of red, green and blue in grey: ITU-R BT.601
 TITLE_WIDTH = 22  # characters of a class name that fit above a map
-NOTE_WIDTH = 32  # characters of a note that fit in a map
+NOTE_WIDTH = 34  # characters of a note that fit below a map
 NO_MAP = "no map: nothing above zero"
 
 
@@ -51,7 +51,7 @@ def saliency_grid(
     stand in a row, more go on below. A map is scaled by its own 99th percentile, so that colours
     compare within a map and not between maps; one without a positive value, or with NaN in it,
     leaves the photograph bare and says so. A network's notes, what speaks against its maps, stand
-    on each. The predicted class has a frame. Returns the axes by network: the photograph first,
+    below each. The predicted class has a frame. Returns the axes by network: the photograph first,
     then one for each map.
     """
     most = max(len(network.map_classes) for network in networks.values())
@@ -91,7 +91,9 @@ def _draw_photo(ax: Axes, photo: np.ndarray, name: str, network: ClassMaps) -> N
 def _draw_map(ax: Axes, photo: np.ndarray, network: ClassMaps, index: int) -> None:
     bare(ax)
     if overlay(ax, photo, network.maps[index]) and network.notes:
-        note(ax, "\n".join(textwrap.wrap("; ".join(network.notes), NOTE_WIDTH)))
+        # Below the map, which it must not hide.
+        lines = [line for text in network.notes for line in textwrap.wrap(text, NOTE_WIDTH)]
+        ax.set_xlabel("\n".join(lines), fontsize=7)
     at = network.map_classes[index]
     predicted = at == int(np.argmax(network.probabilities))
     title(ax, network.classes[at], _percent(network.probabilities[at]), predicted)

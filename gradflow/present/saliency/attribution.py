@@ -182,7 +182,7 @@ def _notes(
     method: Method, deltas: np.ndarray | None, changes: np.ndarray | None
 ) -> tuple[str, ...]:
     if method.warning is not None:
-        return ("fails randomisation checks",)
+        return ("mostly edges (Adebayo et al. 2018)",)
     if deltas is None or changes is None:
         return ()
     worst = float((np.abs(deltas) / np.maximum(np.abs(changes), 1e-12)).max())
