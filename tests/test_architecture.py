@@ -26,13 +26,14 @@ ORDER = [
 ]
 
 OWNERS = {
-    "captum": {"present/saliency.py"},
+    "captum": {"present/saliency/methods.py", "present/saliency/trust.py"},
     "matplotlib": {
         "present/plots/style.py",
         "present/plots/profiles.py",
         "present/plots/curves.py",
         "present/plots/classes.py",
         "present/plots/saliency.py",
+        "present/plots/gallery.py",
         "present/wandb_panels.py",  # a type
     },
     "plotly": {"present/report/interactive.py"},

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 import gradflow
 from gradflow.cli import main
@@ -139,35 +138,6 @@ def test_a_bad_file_stops_training_with_1(
     assert main(["train", "--data", str(pictures), *SMALL, "--out", str(tmp_path / "runs")]) == 1
     assert "--on-bad skip" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
-
-
-def test_saliency_of_the_newest_run(
-    run: RunDir,
-    pictures: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)  # where `runs` is
-    image = str(pictures / "green" / "03.png")
-    assert main(["saliency", image]) == 0
-    out = capsys.readouterr().out
-    assert "plain_18-s0" in out
-    assert "green" in out
-    with Image.open(tmp_path / "03-saliency.png") as picture:
-        assert min(picture.size) > 300
-    assert main(["saliency", image, "--method", "gradient", "--classes", "1", "--json"]) == 0
-    content = json.loads(capsys.readouterr().out)
-    for probabilities in content["networks"].values():
-        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
-
-
-def test_saliency_without_a_run_says_what_to_do(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    image = str(pictures / "green" / "03.png")
-    assert main(["saliency", image, "--runs", str(tmp_path)]) == 2
-    assert "Run `gradflow train` first" in capsys.readouterr().err
 
 
 def test_bench_compares_with_the_bare_loop(capsys: pytest.CaptureFixture[str]) -> None:

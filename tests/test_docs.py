@@ -14,6 +14,8 @@ import gradflow
 from gradflow.analysis.thresholds import THRESHOLDS
 from gradflow.analysis.verdict import OUTCOMES
 from gradflow.cli import app
+from gradflow.present.saliency import METHODS
+from gradflow.present.saliency.trust import TRUST_THRESHOLDS
 from gradflow.record import DEFAULT_MEASURES, DERIVED, MEASURES, Recorder, Trace
 from gradflow.training.config import TrainConfig
 
@@ -62,6 +64,20 @@ def test_table_of_thresholds_equals_the_code() -> None:
     assert rows(section) == [
         [t.name, f"{t.value:.3g}", t.unit, t.reason, t.source] for t in THRESHOLDS.values()
     ]
+
+
+def test_table_of_trust_in_maps_equals_the_code() -> None:
+    section = page("saliency").split("where they come from:\n")[1].split("\nInsertion and")[0]
+    signs = {"insertion_minus_deletion": ">"}
+    assert rows(section) == [
+        [t.name, f"{signs.get(t.name, '<')} {t.value:g}", t.unit, t.reason, t.source]
+        for t in TRUST_THRESHOLDS.values()
+    ]
+
+
+def test_every_method_of_saliency_is_explained() -> None:
+    section = page("saliency").split("## The methods\n")[1].split("\n- **")[0]
+    assert [name for name, *_ in rows(section)] == list(METHODS)
 
 
 def test_every_outcome_of_a_verdict_is_explained() -> None:

@@ -1,7 +1,7 @@
 """The run on disk: the only module that knows file names inside a run.
 
 runs/20261123-210000-digits/
-    config.yaml  environment.json  data.json  summary.json  figures/  wandb/
+    config.yaml  environment.json  data.json  summary.json  figures/  saliency/  wandb/
     plain_34-s0/
         history.json  evaluation.json  examination.json  report.txt  records/part-*.parquet
         best.pt  last.pt  step-000010.pt …  checkpoint.pt (while unfinished)
@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -169,6 +170,30 @@ class RunDir:
     @property
     def is_finished(self) -> bool:
         return (self.path / "summary.json").exists()
+
+    def saliency_figure(self, method: str, shows: str) -> Path:
+        """`shows` is "mean", the mean maps of all networks, or a network's name: its gallery."""
+        return self.figures / f"saliency-{method}-{shows}.png"
+
+    def saliency_figures(self) -> list[Path]:
+        """Those of `gradflow saliency --split test` that exist, the default method first."""
+        found = sorted(self.figures.glob("saliency-*.png"))
+        return sorted(found, key=lambda path: not path.name.startswith("saliency-gradcam-"))
+
+    def saliency(self, method: str) -> dict[str, Any] | None:
+        """What `gradflow saliency --split test` found, None where it was not run."""
+        path = self.path / "saliency" / f"{method}.json"
+        return dict(_read_json(path)) if path.exists() else None
+
+    def save_saliency(
+        self, method: str, content: Mapping[str, Any], mean_maps: Mapping[str, np.ndarray]
+    ) -> None:
+        """The scores, and by network the mean maps (classes, S, S) as float32."""
+        folder = self.path / "saliency"
+        folder.mkdir(exist_ok=True)
+        for network, maps in mean_maps.items():
+            np.save(folder / f"{method}-mean-{network}.npy", maps.astype(np.float32))
+        write_json(folder / f"{method}.json", content)
 
     def config(self) -> TrainConfig:
         return TrainConfig.load(self.path / "config.yaml")

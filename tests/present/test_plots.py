@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -198,6 +198,7 @@ class Maps:
     map_classes: tuple[int, ...]
     method: str = "gradcam"
     layer: str | None = "layer4.2"
+    notes: tuple[str, ...] = ()
 
 
 def maps_of(n: int, best: int = 0) -> Maps:
@@ -253,6 +254,15 @@ def test_a_map_without_a_positive_value_leaves_the_photograph_bare(value, tmp_pa
     assert axes[1].texts[0].get_text() == "no map: nothing above zero"
     assert len(axes[2].images) == 2
     plots.save(plots.figure_of(axes[0]), tmp_path / "grid.png")
+
+
+def test_a_map_that_failed_a_check_says_so_on_the_picture():
+    failed = replace(maps_of(2), notes=("fails: randomisation, insertion − deletion",))
+    failed.maps[1] = 0
+    axes, others = plots.saliency_grid(PHOTO, {"net": failed, "other": maps_of(2)})
+    assert axes[1].get_xlabel() == "fails: randomisation, insertion −\ndeletion"
+    assert [text.get_text() for text in axes[2].texts] == ["no map: nothing above zero"]
+    assert axes[2].get_xlabel() == others[1].get_xlabel() == ""
 
 
 def test_a_map_with_a_single_pixel_is_drawn():

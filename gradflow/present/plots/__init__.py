@@ -7,6 +7,7 @@ from gradflow.present.plots.classes import (
     reliability_plot,
 )
 from gradflow.present.plots.curves import curves_plot, history_plot
+from gradflow.present.plots.gallery import ByClass, gallery_grid, mean_maps_grid
 from gradflow.present.plots.profiles import (
     COLORMAP,
     MAX_COLUMNS,
@@ -37,15 +38,18 @@ __all__ = [
     "MAX_COLUMNS",
     "NO_VALUE",
     "STYLES",
+    "ByClass",
     "ClassMaps",
     "Figure",
     "confusion_plot",
     "curves_plot",
     "depth_profile_plot",
     "figure_of",
+    "gallery_grid",
     "history_plot",
     "interval_plot",
     "layer_step_heatmap",
+    "mean_maps_grid",
     "mistakes_grid",
     "new_figure",
     "profile_bands_plot",

@@ -19,6 +19,8 @@ MAP_COLORS = "YlOrRd"  # darker is more, in grey print too
 MAP_PERCENTILE = 99
 LUMA = np.array([0.299, 0.587, 0.114])  # of red, green and blue in grey: ITU-R BT.601
 TITLE_WIDTH = 22  # characters of a class name that fit above a map
+NOTE_WIDTH = 34  # characters of a note that fit below a map
+NO_MAP = "no map: nothing above zero"
 
 
 class ClassMaps(Protocol):
@@ -36,6 +38,8 @@ class ClassMaps(Protocol):
     def maps(self) -> np.ndarray: ...  # (n_maps, S, S)
     @property
     def map_classes(self) -> tuple[int, ...]: ...  # (n_maps,): the class of each map
+    @property
+    def notes(self) -> tuple[str, ...]: ...  # what speaks against the maps
 
 
 def saliency_grid(
@@ -46,8 +50,9 @@ def saliency_grid(
     `photo` is (S, S, 3) uint8. The first column shows it under the network's prediction; five maps
     stand in a row, more go on below. A map is scaled by its own 99th percentile, so that colours
     compare within a map and not between maps; one without a positive value, or with NaN in it,
-    leaves the photograph bare and says so. The predicted class
-    has a frame. Returns the axes by network: the photograph first, then one for each map.
+    leaves the photograph bare and says so. A network's notes, what speaks against its maps, stand
+    below each. The predicted class has a frame. Returns the axes by network: the photograph first,
+    then one for each map.
     """
     most = max(len(network.map_classes) for network in networks.values())
     n_columns = 1 + min(most, MAPS_PER_ROW)
@@ -77,32 +82,44 @@ def saliency_grid(
 
 
 def _draw_photo(ax: Axes, photo: np.ndarray, name: str, network: ClassMaps) -> None:
-    _bare(ax)
+    bare(ax)
     ax.imshow(photo)
     best = int(np.argmax(network.probabilities))
-    _title(ax, f"{name}:", f"{network.classes[best]} {_percent(network.probabilities[best])}", True)
+    title(ax, f"{name}:", f"{network.classes[best]} {_percent(network.probabilities[best])}", True)
 
 
 def _draw_map(ax: Axes, photo: np.ndarray, network: ClassMaps, index: int) -> None:
-    _bare(ax)
-    # The photograph pale and in grey, so that colour means the map alone.
-    ax.imshow(photo @ LUMA, cmap="gray", vmin=-200, vmax=255)
-    values = network.maps[index]
-    scale = _largest(values)
-    if scale is None:
-        _note(ax, "no map: nothing above zero")
-    else:
-        # The map is laid on as thick as it is large: where it is zero the photograph shows.
-        norm = Normalize(0, scale, clip=True)
-        height, width = photo.shape[:2]
-        frame = (-0.5, width - 0.5, height - 0.5, -0.5)  # over the photograph, whatever its size
-        ax.imshow(values, MAP_COLORS, norm, alpha=0.85 * norm(values).filled(0), extent=frame)
+    bare(ax)
+    if overlay(ax, photo, network.maps[index]) and network.notes:
+        # Below the map, which it must not hide.
+        lines = [line for text in network.notes for line in textwrap.wrap(text, NOTE_WIDTH)]
+        ax.set_xlabel("\n".join(lines), fontsize=7)
     at = network.map_classes[index]
     predicted = at == int(np.argmax(network.probabilities))
-    _title(ax, network.classes[at], _percent(network.probabilities[at]), predicted)
+    title(ax, network.classes[at], _percent(network.probabilities[at]), predicted)
     if predicted:
-        for spine in ax.spines.values():
-            spine.set(visible=True, color="black", linewidth=3)
+        frame(ax)
+
+
+def overlay(ax: Axes, photo: np.ndarray, values: np.ndarray) -> bool:
+    """Lay a map over its photograph, (S, S, 3) uint8; says where there is none, and returns it."""
+    # The photograph pale and in grey, so that colour means the map alone.
+    ax.imshow(photo @ LUMA, cmap="gray", vmin=-200, vmax=255)
+    scale = _largest(values)
+    if scale is None:
+        note(ax, NO_MAP)
+        return False
+    # The map is laid on as thick as it is large: where it is zero the photograph shows.
+    norm = Normalize(0, scale, clip=True)
+    height, width = photo.shape[:2]
+    whole = (-0.5, width - 0.5, height - 0.5, -0.5)  # over the photograph, whatever its size
+    ax.imshow(values, MAP_COLORS, norm, alpha=0.85 * norm(values).filled(0), extent=whole)
+    return True
+
+
+def frame(ax: Axes) -> None:
+    for spine in ax.spines.values():
+        spine.set(visible=True, color="black", linewidth=3)
 
 
 def _largest(values: np.ndarray) -> float | None:
@@ -112,18 +129,21 @@ def _largest(values: np.ndarray) -> float | None:
     return float(np.percentile(values, MAP_PERCENTILE)) or float(values.max())
 
 
-def _note(ax: Axes, text: str) -> None:
+def note(ax: Axes, text: str) -> None:
+    """A line or two at the foot of a map."""
     box = {"facecolor": "white", "linewidth": 0}
     ax.text(0.5, 0.05, text, transform=ax.transAxes, ha="center", fontsize=7, bbox=box)
 
 
-def _bare(ax: Axes) -> None:
+def bare(ax: Axes) -> None:
+    """No ticks and no frame."""
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values():
         spine.set_visible(False)
 
 
-def _title(ax: Axes, first: str, second: str, bold: bool) -> None:
+def title(ax: Axes, first: str, second: str, bold: bool) -> None:
+    """A name and a number above a map."""
     # A name may be broken after an underscore.
     lines = [
         line.replace("_ ", "_")

@@ -1,0 +1,183 @@
+"""The networks of a run that are asked: loaded, checked, and asked about files or the test set."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from gradflow.data import BadImage
+from gradflow.present import plots
+from gradflow.present.saliency.attribution import Attribution
+from gradflow.present.saliency.gallery import Gallery, make_gallery
+from gradflow.present.saliency.pictures import (
+    Picture,
+    explain,
+    output_names,
+    read_pictures,
+    saliency_figure,
+    save_maps,
+    scores,
+    to_batch,
+    with_trust,
+)
+from gradflow.present.saliency.trust import Trust, check_method
+from gradflow.training.config import TrainConfig
+from gradflow.training.rundir import NetworkDir, RunDir, Weights, build_network
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """One picture, what each network says of it, and the files where it stands."""
+
+    picture: Picture
+    results: dict[str, Attribution]
+    figure: Path
+    maps: dict[str, Path]
+
+    @property
+    def probabilities(self) -> dict[str, dict[str, float]]:
+        """By network and class."""
+        return {
+            name: dict(zip(one.classes, map(float, one.probabilities), strict=True))
+            for name, one in self.results.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        networks = {
+            name: {**scores(one), "maps": str(self.maps[name])}
+            for name, one in self.results.items()
+        }
+        return {"image": str(self.picture.path), "picture": str(self.figure), "networks": networks}
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """Trained networks of one run, with what it takes to ask them."""
+
+    config: TrainConfig
+    class_names: tuple[str, ...]
+    dirs: dict[str, NetworkDir]
+    models: dict[str, nn.Module]
+
+    @classmethod
+    def load(cls, run: RunDir, which: Weights, seeds: Sequence[int] | None = None) -> Self:
+        """Those of these seeds, by default of the first one that has weights.
+
+        Raises FileNotFoundError where nothing is trained, ValueError for a seed that is not there.
+        """
+        trained = [one for one in run.networks() if one.weights(which).exists()]
+        if not trained:
+            raise FileNotFoundError(f"No trained network in {run.path}. Let it finish an epoch.")
+        there = list(dict.fromkeys(one.seed for one in trained))
+        asked = there[:1] if seeds is None else list(seeds)
+        if missing := [seed for seed in asked if seed not in there]:
+            raise ValueError(
+                f"Expected seeds of {', '.join(map(str, there))}, which have trained networks, but "
+                f"got {missing[0]}."
+            )
+        config, names = run.config(), tuple(run.data()["classes"])
+        dirs = {one.name: one for one in trained if one.seed in asked}
+        models = {name: one.load_model(config, len(names), which) for name, one in dirs.items()}
+        return cls(config, names, dirs, models)
+
+    @property
+    def image_size(self) -> int:
+        assert self.config.image_size is not None, "a run's config is resolved"
+        return self.config.image_size
+
+    def check(self, images: Tensor, method: str) -> Iterator[tuple[str, Trust]]:
+        """The trust in a method on each network; see `check_method`."""
+        for name, model in self.models.items():
+            yield (
+                name,
+                check_method(model, images, method, len(self.class_names), self._untrained(name)),
+            )
+
+    def _untrained(self, name: str) -> Callable[[int], nn.Module]:
+        arch, n_classes = self.dirs[name].arch, len(self.class_names)
+        return lambda seed: build_network(arch, n_classes, self.config, seed=seed).eval()
+
+
+def first_readable(networks: Networks, paths: Sequence[Path], n: int) -> Tensor | None:
+    """The first `n` pictures that can be read, normalised; None where there is none."""
+    sized = read_pictures(paths, map(str, paths), networks.image_size)
+    found = list(islice((one for one in sized if isinstance(one, Picture)), n))
+    return to_batch(found) if found else None
+
+
+def explain_files(
+    networks: Networks,
+    paths: Sequence[Path],
+    asked: Path,
+    output: Path,
+    *,
+    method: str,
+    n_classes: int | None,
+    trust: Mapping[str, Trust],
+) -> Iterator[Explained | BadImage]:
+    """Explain the files, and save for each the picture and the maps of each network.
+
+    `asked` is the file, and `output` then its picture, or the folder that holds the files, and
+    `output` then the folder to write.
+    """
+    is_folder = asked.is_dir()
+    names = output_names(paths, asked) if is_folder else [output.stem]
+    pictures = read_pictures(paths, names, networks.image_size)
+    for one in explain(
+        networks.models, pictures, networks.class_names, method=method, n_classes=n_classes
+    ):
+        if isinstance(one, BadImage):
+            yield one
+            continue
+        picture, found = one
+        results = with_trust(found, trust)
+        path = output / f"{picture.name}.png" if is_folder else output
+        maps = save_maps(results, path)
+        yield Explained(picture, results, saliency_figure(picture.photo, results, path), maps)
+
+
+def first_of_each_class(labels: Tensor, n: int) -> Tensor:
+    """Positions of `n` images that take turns through the classes.
+
+    >>> first_of_each_class(torch.tensor([0, 0, 0, 1, 1, 2]), 4)
+    tensor([0, 3, 5, 1])
+    """
+    turns = torch.zeros_like(labels)
+    for label in sorted(set(labels.tolist())):
+        is_class = labels == label
+        turns[is_class] = torch.arange(int(is_class.sum()))
+    order = sorted(range(len(labels)), key=lambda i: (int(turns[i]), int(labels[i])))
+    return torch.tensor(order[:n], dtype=torch.int64)
+
+
+def galleries(
+    networks: Networks, pixels: Tensor, labels: Tensor, method: str, trust: Mapping[str, Trust]
+) -> Iterator[tuple[str, Gallery]]:
+    """The gallery of each network over the test set, with what failed the checks as a note."""
+    for name, model in networks.models.items():
+        found = make_gallery(model, pixels, labels, networks.class_names, method)
+        note = trust[name].note if name in trust else None
+        yield name, replace(found, notes=(*found.notes, note)) if note else found
+
+
+def save_galleries(
+    run: RunDir, method: str, found: Mapping[str, Gallery], trust: Mapping[str, Trust]
+) -> tuple[dict[str, Any], list[Path]]:
+    """Write the figures, the mean maps and the scores into the run; returns scores and figures."""
+    axes = plots.mean_maps_grid(found)
+    figures = [plots.save(plots.figure_of(axes[0][0]), run.saliency_figure(method, "mean"))]
+    for name, gallery in found.items():
+        axes = plots.gallery_grid(name, gallery)
+        figures.append(plots.save(plots.figure_of(axes[0][0]), run.saliency_figure(method, name)))
+    content = {
+        "run": str(run.path),
+        "method": method,
+        "networks": {name: gallery.to_json() for name, gallery in found.items()},
+        "trust": {name: one.to_json() for name, one in trust.items()},
+    }
+    run.save_saliency(method, content, {name: one.mean_maps for name, one in found.items()})
+    return content, figures

@@ -1,0 +1,189 @@
+"""The maps of one network for one picture, class by class, and who makes them."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradflow.present.saliency.methods import (
+    LARGEST_DELTA,
+    METHODS,
+    Maps,
+    Method,
+    in_batches,
+    per_batch,
+)
+
+MOST_MAPS = 10  # maps made where the caller names no number: what one picture can show
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """The maps of one network for one photograph.
+
+    A map has the unit of its method (`METHODS`). `deltas` and `changes` are of integrated
+    gradients: by how much the map's sum misses the change of the logit it explains, and that
+    change. `notes` stand on the picture: what speaks against these maps.
+    """
+
+    method: str
+    layer: str | None  # the layer that the map was taken at; None where it is taken at the input
+    classes: tuple[str, ...]
+    probabilities: np.ndarray  # (classes,)
+    maps: np.ndarray  # (n_maps, S, S) float
+    map_classes: tuple[int, ...]  # (n_maps,): the index of each map's class in `classes`
+    deltas: np.ndarray | None = None  # (n_maps,) logits
+    changes: np.ndarray | None = None  # (n_maps,) logits
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.probabilities.shape != (len(self.classes),):
+            raise ValueError(
+                f"Expected one probability for each of {len(self.classes)} classes, "
+                f"but got an array of shape {self.probabilities.shape}."
+            )
+        if self.maps.ndim != 3 or len(self.maps) != len(self.map_classes):
+            raise ValueError(
+                f"Expected `maps` of shape ({len(self.map_classes)}, S, S), one for each class "
+                f"shown, but got {self.maps.shape}."
+            )
+
+    @property
+    def predicted(self) -> int:
+        """The index of the most probable class."""
+        return int(self.probabilities.argmax())
+
+
+def attribute(
+    model: nn.Module,
+    image: Tensor,
+    class_names: Sequence[str],
+    *,
+    method: str = "gradcam",
+    n_classes: int | None = None,
+) -> Attribution:
+    """The class probabilities of `image`, (1, 3, S, S), and one map for each class shown.
+
+    As `attribute_all`, for one image.
+    """
+    if image.ndim != 4 or len(image) != 1:
+        raise ValueError(
+            f"Expected one square image of shape (1, 3, S, S), but got {tuple(image.shape)}."
+        )
+    (found,) = attribute_all(model, image, class_names, method=method, n_classes=n_classes)
+    return found
+
+
+def attribute_all(
+    model: nn.Module,
+    images: Tensor,
+    class_names: Sequence[str],
+    *,
+    method: str = "gradcam",
+    n_classes: int | None = None,
+    classes: Tensor | None = None,
+) -> list[Attribution]:
+    """For each image the class probabilities, and one map for each class shown.
+
+    `images` are (B, 3, S, S), normalised as in training, on the model's device. Up to ten classes
+    are all shown in their own order, so that networks can be compared column by column;
+    `n_classes`, or more than ten classes, shows the most probable ones, best first; `classes`,
+    (B, K), names them. The model is used in eval mode and comes back as it was: flags, gradients
+    and hooks. Raises ValueError for an unknown method, images of another shape, or names that do
+    not fit the model's outputs.
+    """
+    if method not in METHODS:
+        raise ValueError(f"Expected `method` to be one of {tuple(METHODS)}, but got {method!r}.")
+    if images.ndim != 4 or not len(images) or images.shape[2] != images.shape[3]:
+        raise ValueError(
+            f"Expected one square image or more, of shape (B, 3, S, S), but got "
+            f"{tuple(images.shape)}."
+        )
+    if n_classes is not None and n_classes < 1:
+        raise ValueError(f"Expected `n_classes` to be at least 1, but got {n_classes}.")
+    images = images.detach().clone()  # the caller's may come from a graph of their own
+    with inspecting(model), torch.enable_grad():
+        probabilities = predict_all(model, images, len(class_names))
+        if classes is None:
+            classes = torch.tensor([_shown(row, n_classes) for row in probabilities])
+        classes = classes.to(images.device)
+        maps = METHODS[method].compute(model, images, classes)
+    return _attributions(METHODS[method], maps, classes, probabilities, tuple(class_names))
+
+
+def predict_all(model: nn.Module, images: Tensor, n_classes: int) -> np.ndarray:
+    """(B, classes) probabilities of the model as it is, some images at a time."""
+    found = []
+    for some in in_batches(images, per_batch(images)):
+        with torch.no_grad():
+            logits = model(some)
+        if logits.shape != (len(some), n_classes):
+            raise ValueError(
+                f"Expected the model to return one logit for each of {n_classes} classes, "
+                f"but got {tuple(logits.shape)}."
+            )
+        found.append(logits.double().softmax(dim=1).cpu())
+    return np.asarray(torch.cat(found).numpy())
+
+
+@contextlib.contextmanager
+def inspecting(model: nn.Module) -> Iterator[nn.Module]:
+    """Hand out `model` in eval mode with frozen weights, then put everything back."""
+    was_training = {module: module.training for module in model.modules()}
+    required_grad = {weight: weight.requires_grad for weight in model.parameters()}
+    try:
+        yield model.eval().requires_grad_(False)
+    finally:
+        for module, flag in was_training.items():
+            module.training = flag
+        for weight, flag in required_grad.items():
+            weight.requires_grad_(flag)
+
+
+def _shown(probabilities: np.ndarray, n_classes: int | None) -> tuple[int, ...]:
+    if n_classes is None and len(probabilities) <= MOST_MAPS:
+        return tuple(range(len(probabilities)))
+    best_first = np.argsort(-probabilities, kind="stable")
+    return tuple(int(i) for i in best_first[: n_classes or MOST_MAPS])
+
+
+def _attributions(
+    method: Method, maps: Maps, classes: Tensor, probabilities: np.ndarray, names: tuple[str, ...]
+) -> list[Attribution]:
+    shown = method.shown(maps.values).detach().cpu().numpy()
+    deltas, changes = (
+        None if values is None else values.detach().cpu().numpy()
+        for values in (maps.deltas, maps.changes)
+    )
+    found = []
+    for i, of in enumerate(classes.tolist()):
+        delta = None if deltas is None else deltas[i]
+        change = None if changes is None else changes[i]
+        found.append(
+            Attribution(
+                method.name,
+                maps.layer,
+                names,
+                probabilities[i],
+                shown[i],
+                tuple(of),
+                delta,
+                change,
+                _notes(method, delta, change),
+            )
+        )
+    return found
+
+
+def _notes(
+    method: Method, deltas: np.ndarray | None, changes: np.ndarray | None
+) -> tuple[str, ...]:
+    if method.warning is not None:
+        return ("mostly edges (Adebayo et al. 2018)",)
+    if deltas is None or changes is None:
+        return ()
+    worst = float((np.abs(deltas) / np.maximum(np.abs(changes), 1e-12)).max())
+    return (f"sum misses by {worst:.0%}",) if worst > LARGEST_DELTA else ()

@@ -1,0 +1,165 @@
+"""From picture files to maps on disk: read what can be read, explain it, save it."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradflow.data import BadImage, normalise, read_image, to_uint8
+from gradflow.data.folders import IMAGE_SUFFIXES
+from gradflow.present import plots
+from gradflow.present.saliency.attribution import Attribution, attribute_all
+from gradflow.present.saliency.methods import per_batch
+from gradflow.present.saliency.trust import Trust
+
+Networks = Mapping[str, nn.Module]
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture at the size of the networks: `pixels` (3, S, S) uint8."""
+
+    name: str  # of its outputs
+    path: Path
+    pixels: Tensor
+
+    @property
+    def photo(self) -> np.ndarray:
+        """(S, S, 3), as a plot takes it."""
+        return np.asarray(self.pixels.permute(1, 2, 0).numpy())
+
+
+def find_pictures(path: Path) -> list[Path]:
+    """The file, or all files in the folder that are named like pictures, also deeper ones.
+
+    Raises FileNotFoundError where there is none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"Expected a picture or a folder, but there is nothing at {path}.")
+    found = sorted(
+        one for one in path.rglob("*") if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file()
+    )
+    if not found:
+        raise FileNotFoundError(
+            f"Expected pictures in {path}, but no file there ends in one of "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
+    return found
+
+
+def output_names(paths: Sequence[Path], folder: Path) -> list[str]:
+    """A name for each: its place in the folder with - for /; with its ending where two are alike.
+
+    >>> output_names([Path("f/a/x.jpg"), Path("f/y.jpg"), Path("f/y.png")], Path("f"))
+    ['a-x', 'y-jpg', 'y-png']
+    """
+    whole = ["-".join(path.relative_to(folder).parts) for path in paths]
+    short = [name.rpartition(".")[0] for name in whole]
+    times = Counter(short)
+    return [
+        one if times[one] == 1 else full.replace(".", "-")
+        for one, full in zip(short, whole, strict=True)
+    ]
+
+
+def read_pictures(
+    paths: Iterable[Path], names: Iterable[str], size: int
+) -> Iterator[Picture | BadImage]:
+    """Each picture at `size` px, or why it cannot be read."""
+    for path, name in zip(paths, names, strict=True):
+        try:
+            yield Picture(name, path, to_uint8(read_image(path), size))
+        except BadImage as bad:
+            yield bad
+
+
+def explain(
+    networks: Networks,
+    pictures: Iterable[Picture | BadImage],
+    class_names: Sequence[str],
+    *,
+    method: str,
+    n_classes: int | None,
+) -> Iterator[tuple[Picture, dict[str, Attribution]] | BadImage]:
+    """What each network says of each picture, in their order; some pictures at a time."""
+    pictures = iter(pictures)
+    while first := list(islice(pictures, 1)):
+        size = first[0].pixels.unsqueeze(0) if isinstance(first[0], Picture) else None
+        some = first + list(islice(pictures, per_batch(size) - 1 if size is not None else 0))
+        readable = [one for one in some if isinstance(one, Picture)]
+        found = _explain(networks, readable, class_names, method, n_classes)
+        for one in some:
+            yield (one, next(found)) if isinstance(one, Picture) else one
+
+
+def _explain(
+    networks: Networks,
+    pictures: Sequence[Picture],
+    class_names: Sequence[str],
+    method: str,
+    n_classes: int | None,
+) -> Iterator[dict[str, Attribution]]:
+    if not pictures:
+        return
+    images = to_batch(pictures)
+    by_network = [
+        attribute_all(model, images, class_names, method=method, n_classes=n_classes)
+        for model in networks.values()
+    ]
+    for of_picture in zip(*by_network, strict=True):
+        yield dict(zip(networks, of_picture, strict=True))
+
+
+def to_batch(pictures: Sequence[Picture]) -> Tensor:
+    """(B, 3, S, S), normalised as in training."""
+    return normalise(torch.stack([picture.pixels for picture in pictures]))
+
+
+def with_trust(
+    results: Mapping[str, Attribution], trust: Mapping[str, Trust]
+) -> dict[str, Attribution]:
+    """The same, with what failed the checks as a note that the picture shows."""
+    notes = {name: one.note for name, one in trust.items()}
+    return {
+        name: dataclasses.replace(result, notes=(*result.notes, note))
+        if (note := notes.get(name)) is not None
+        else result
+        for name, result in results.items()
+    }
+
+
+def saliency_figure(photo: np.ndarray, results: Mapping[str, Attribution], path: Path) -> Path:
+    """Write one picture: a row of maps over `photo`, (S, S, 3) uint8, for each network."""
+    axes = plots.saliency_grid(np.asarray(photo), results)
+    return plots.save(plots.figure_of(axes[0][0]), path)
+
+
+def save_maps(results: Mapping[str, Attribution], base: Path) -> dict[str, Path]:
+    """One .npy per network beside the picture `base`: (n_maps, S, S) float32, as computed."""
+    paths = {name: base.with_name(f"{base.stem}-{name}.npy") for name in results}
+    base.parent.mkdir(parents=True, exist_ok=True)
+    for name, result in results.items():
+        np.save(paths[name], result.maps.astype(np.float32), allow_pickle=False)
+    return paths
+
+
+def scores(result: Attribution) -> dict[str, Any]:
+    """What a network says of a picture, as plain JSON types."""
+    return {
+        "predicted": result.classes[result.predicted],
+        "probabilities": dict(zip(result.classes, map(float, result.probabilities), strict=True)),
+        "layer": result.layer,
+        "map_classes": [result.classes[i] for i in result.map_classes],
+        "convergence_deltas": None if result.deltas is None else list(map(float, result.deltas)),
+        "logit_changes": None if result.changes is None else list(map(float, result.changes)),
+        "notes": list(result.notes),
+    }

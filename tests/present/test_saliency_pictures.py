@@ -1,0 +1,314 @@
+"""Pictures of every odd kind, folders of them, the gallery of the test set, and the terminal."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import nn
+
+from gradflow.data import BadImage
+from gradflow.present import plots
+from gradflow.present.blocks import BlockPicture, shrink
+from gradflow.present.saliency import attribute, pictures, views
+from gradflow.present.saliency.asked import first_of_each_class
+from gradflow.present.saliency.attribution import Attribution
+from gradflow.present.saliency.gallery import N_RIGHT, N_WRONG, make_gallery, mean_map
+from gradflow.present.saliency.trust import TRUST_THRESHOLDS, Check, Trust
+
+CLASSES = ("blue", "green", "red")
+SIDE = 16
+
+
+class Colours(nn.Module):
+    """Its logits are the mean blue, green and red: what it sees is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1, bias=False)
+        self.conv.weight.data = torch.eye(3).flip(0)[..., None, None]
+
+    def forward(self, x):
+        return self.conv(x).mean(dim=(2, 3))
+
+
+def read(path: Path) -> pictures.Picture:
+    (found,) = pictures.read_pictures([path], ["x"], SIDE)
+    assert isinstance(found, pictures.Picture), found
+    return found
+
+
+def says(path: Path) -> str:
+    images = pictures.to_batch([read(path)])
+    result = attribute(Colours(), images, CLASSES)
+    assert np.isfinite(result.maps).all()
+    return CLASSES[result.predicted]
+
+
+def solid(mode: str, color: object, size: tuple[int, int] = (20, 30)) -> Image.Image:
+    return Image.new(mode, size, color)
+
+
+# -- odd pictures ------------------------------------------------------------------------------
+
+
+def test_cmyk_is_read_in_its_own_colours(tmp_path):
+    solid("CMYK", (255, 255, 0, 0)).save(tmp_path / "x.jpg")  # cyan and magenta ink: blue
+    assert says(tmp_path / "x.jpg") == "blue"
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
+    values = np.full((20, 20), 257 * 100, np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    assert (read(tmp_path / "x.png").pixels == 100).all()
+
+
+def test_of_an_animated_palette_gif_the_first_frame_counts(tmp_path):
+    frames = [solid("RGB", color).convert("P") for color in ("red", "blue")]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    assert says(tmp_path / "x.gif") == "red"
+
+
+def test_grey_with_transparency_lies_on_white(tmp_path):
+    solid("LA", (0, 0)).save(tmp_path / "x.png")
+    assert (read(tmp_path / "x.png").pixels == 255).all()
+
+
+def test_a_picture_is_turned_upright(tmp_path):
+    photo = np.zeros((20, 20, 3), np.uint8)
+    photo[:10] = (255, 0, 0)  # red above, which orientation 6 turns to the right
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photo).save(tmp_path / "x.png", exif=exif)
+    pixels = read(tmp_path / "x.png").photo
+    assert (pixels[:, -1, 0] == 255).all()
+    assert (pixels[:, 0, 0] == 0).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (4000, 3000)])
+def test_any_size_works_from_one_pixel_to_twelve_million(size, tmp_path):
+    solid("RGB", "green", size).save(tmp_path / "x.png")
+    assert says(tmp_path / "x.png") == "green"
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty"])
+def test_a_file_that_cannot_be_read_gets_a_sentence(kind, tmp_path):
+    whole = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(whole, "JPEG")
+    content = {"truncated": whole.getvalue()[:2000], "text": b"no image", "empty": b""}[kind]
+    (tmp_path / "x.jpg").write_bytes(content)
+    (found,) = pictures.read_pictures([tmp_path / "x.jpg"], ["x"], SIDE)
+    assert isinstance(found, BadImage)
+    want = "image file is truncated" if kind == "truncated" else "not an image in a format"
+    assert want in str(found)
+    assert "x.jpg" in str(found)
+
+
+# -- folders -----------------------------------------------------------------------------------
+
+
+def test_a_bad_file_does_not_stop_the_others(tmp_path):
+    for name, color in {"a.png": "red", "b.png": None, "c.png": "blue", "d.png": "green"}.items():
+        if color is None:
+            (tmp_path / name).write_bytes(b"")
+        else:
+            solid("RGB", color).save(tmp_path / name)
+    paths = pictures.find_pictures(tmp_path)
+    read_ones = pictures.read_pictures(paths, "abcd", SIDE)
+    found = list(
+        pictures.explain({"net": Colours()}, read_ones, CLASSES, method="gradient", n_classes=None)
+    )
+    assert isinstance(found[1], BadImage)
+    said = [CLASSES[one[1]["net"].predicted] for one in found if not isinstance(one, BadImage)]
+    assert said == ["red", "blue", "green"]
+    assert [one[0].name for one in found if not isinstance(one, BadImage)] == ["a", "c", "d"]
+
+
+def test_pictures_are_found_in_deeper_folders_and_other_files_are_not(tmp_path):
+    (tmp_path / "deep").mkdir()
+    solid("RGB", "red").save(tmp_path / "deep" / "b.PNG")
+    solid("RGB", "red").save(tmp_path / "a.jpg")
+    (tmp_path / "notes.txt").write_text("no picture")
+    found = pictures.find_pictures(tmp_path)
+    assert [path.name for path in found] == ["a.jpg", "b.PNG"]
+    with pytest.raises(FileNotFoundError, match=r"pictures in .*, but no file there ends in"):
+        pictures.find_pictures((tmp_path / "none").mkdir() or tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="there is nothing at"):
+        pictures.find_pictures(tmp_path / "missing")
+
+
+def test_raw_maps_are_saved_as_they_are(tmp_path):
+    maps = np.random.default_rng(0).normal(size=(2, 4, 4))
+    result = Attribution("gradient", None, CLASSES, np.array([0.2, 0.3, 0.5]), maps, (2, 1))
+    paths = pictures.save_maps({"net": result}, tmp_path / "new" / "x.png")
+    saved = np.load(paths["net"], allow_pickle=False)
+    np.testing.assert_array_equal(saved, maps.astype(np.float32))
+    content = pictures.scores(result)
+    assert content["predicted"] == "red"
+    assert content["map_classes"] == ["red", "green"]
+    assert content["probabilities"] == {"blue": 0.2, "green": 0.3, "red": 0.5}
+
+
+# -- the gallery -------------------------------------------------------------------------------
+
+
+def test_the_gallery_shows_the_first_right_ones_and_the_surest_wrong_ones():
+    """Eight pictures of each class, of which the last three are of the next class's colour."""
+    labels = torch.arange(3).repeat_interleave(8)
+    pixels = torch.zeros(24, 3, 8, 8, dtype=torch.uint8)
+    strength = torch.arange(24, dtype=torch.uint8) + 100
+    for i, label in enumerate(labels.tolist()):
+        seen = label if i % 8 < 5 else (label + 1) % 3
+        pixels[i, 2 - seen] = strength[i]
+    found = make_gallery(Colours(), pixels, labels, CLASSES, "gradient")
+    assert found.n_right == (5, 5, 5)
+    assert found.n_pictures == (8, 8, 8)
+    for label, examples in enumerate(found.examples):
+        first = 8 * label
+        assert [one.index for one in examples] == [
+            first,
+            first + 1,
+            first + 2,
+            first + 7,
+            first + 6,
+        ]
+        assert [one.is_right for one in examples] == [True] * N_RIGHT + [False] * N_WRONG
+        assert {one.predicted for one in examples if not one.is_right} == {(label + 1) % 3}
+    np.testing.assert_allclose(found.mean_maps, 1, rtol=1e-5)  # a mean of the pixels: all equal
+    assert found.n_in_mean == (8, 8, 8)
+
+
+def test_a_mean_map_weighs_each_picture_alike_and_leaves_empty_ones_out():
+    maps = [np.array([[1.0, 0.5]]), np.array([[0.0, 40.0]]), np.array([[-1.0, 0.0]])]
+    mean, n = mean_map(maps)
+    np.testing.assert_allclose(mean, [[0.5, 0.75]])
+    assert n == 2
+    assert mean_map([np.zeros((2, 2))]) == (None, 0)
+
+
+def test_the_gallery_says_what_is_wrong_and_marks_it(tmp_path):
+    labels = torch.tensor([0, 0, 1, 2])
+    pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    for i, seen in enumerate((0, 1, 1, 2)):
+        pixels[i, 2 - seen] = 200
+    gallery = make_gallery(Colours(), pixels, labels, CLASSES, "gradcam")
+    axes = plots.gallery_grid("net", gallery)
+    assert [len(row) for row in axes] == [3, 2, 2]
+    assert axes[0][1].get_title().startswith("blue\n")
+    assert axes[0][2].get_title().startswith("✗ green\n")
+    assert [ax.spines["left"].get_visible() for ax in axes[0]] == [False, False, True]
+    assert "1 of 2" in axes[0][0].texts[0].get_text()
+    np.testing.assert_array_equal(axes[0][2].images[1].get_array(), gallery.examples[0][1].map)
+    plots.save(plots.figure_of(axes[0][0]), tmp_path / "gallery.png")
+
+
+def test_mean_maps_share_one_scale_and_an_empty_one_says_so(tmp_path):
+    labels = torch.tensor([0, 1, 2])
+    pixels = torch.full((3, 3, 8, 8), 200, dtype=torch.uint8)
+    gallery = make_gallery(Colours(), pixels, labels, CLASSES, "gradcam")
+    gallery.mean_maps[1] = np.nan
+    gallery.mean_maps[2] /= 4
+    axes = plots.mean_maps_grid({"one": gallery, "two": gallery})
+    assert len(axes) == 2
+    shown = axes[0][2].images[0]
+    np.testing.assert_array_equal(shown.get_array(), gallery.mean_maps[2])
+    assert (shown.norm.vmin, shown.norm.vmax) == (0, axes[0][0].images[0].norm.vmax)
+    assert axes[0][1].texts[0].get_text() == "no map: nothing above zero"
+    plots.save(plots.figure_of(axes[0][0]), tmp_path / "mean.png")
+
+
+def test_images_for_the_checks_take_turns_through_the_classes():
+    labels = torch.tensor([2, 0, 0, 1, 0, 2])
+    assert first_of_each_class(labels, 5).tolist() == [1, 3, 0, 2, 5]
+
+
+# -- the terminal ------------------------------------------------------------------------------
+
+
+def plain(view: object) -> str:
+    console = Console(width=100, color_system=None, file=io.StringIO(), legacy_windows=False)
+    console.print(view, highlight=False)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def example(best: int = 1) -> Attribution:
+    ramp = np.add.outer(np.arange(8.0), np.arange(8.0))
+    probabilities = np.full(3, 0.1)
+    probabilities[best] = 0.8
+    maps = np.stack([ramp, ramp[::-1], -ramp])
+    return Attribution("gradcam", "layer4.1", CLASSES, probabilities, maps, (0, 1, 2))
+
+
+def test_the_terminal_shows_the_map_of_the_predicted_class():
+    photo = np.zeros((8, 8, 3), np.uint8)
+    assert plain(views.maps_view(photo, {"plain": example(0), "res": example(1)})) == GOLDEN_MAPS
+
+
+GOLDEN_MAPS = """\
+plain: blue 80.0%     res: green 80.0%
+gradcam at layer4.1   gradcam at layer4.1
+  ░░░▒▒▒              ▒▒▒▓▓▓██
+░░░▒▒▒▒▓              ░▒▒▒▒▓▓▓
+░▒▒▒▒▓▓▓              ░░░▒▒▒▒▓
+▒▒▒▓▓▓██                ░░░▒▒▒"""
+
+
+def test_half_blocks_hold_two_pixels_of_the_map_over_the_photograph():
+    photo = np.full((2, 2, 3), 100, np.uint8)
+    picture = BlockPicture(photo, np.array([[1.0, 0.0], [0.0, 0.0]]))
+    console = Console(width=20, color_system="truecolor", force_terminal=True, file=io.StringIO())
+    console.print(picture)
+    first, second = (
+        "\x1b[38;2;255;96;0;48;2;100;100;100m▀",
+        "\x1b[38;2;100;100;100;48;2;100;100;100m▀",
+    )
+    assert console.file.getvalue() == f"{first}\x1b[0m{second}\x1b[0m\n"
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 25, 64, 224])
+def test_a_picture_of_any_size_fits(size):
+    values = np.random.default_rng(0).random((size, size))
+    text = plain(BlockPicture(np.zeros((size, size, 3), np.uint8), values))
+    assert max(map(len, text.splitlines()), default=0) <= 24
+
+
+def test_shrinking_keeps_the_mean():
+    values = np.random.default_rng(0).random((24, 24))
+    assert shrink(values, 8).mean() == pytest.approx(values.mean())
+    with pytest.raises(ValueError, match=r"\(4, 4, 3\) for a map of \(4, 4\), but got \(2, 2, 3\)"):
+        BlockPicture(np.zeros((2, 2, 3), np.uint8), np.zeros((4, 4)))
+
+
+def trust_of(**values: float) -> Trust:
+    checks = tuple(Check(name, (values.get(name, float("nan")),)) for name in TRUST_THRESHOLDS)
+    curve = np.array([0.9, 0.1])
+    return Trust("gradcam", checks, np.array([0.0, 1.0]), curve, curve[::-1])
+
+
+def test_the_table_of_trust_says_which_check_failed():
+    good = {"randomisation": 0.1, "infidelity": 0.5, "sensitivity": 0.2}
+    trust = {
+        "plain": trust_of(**good, insertion_minus_deletion=0.2),
+        "res": trust_of(**{**good, "randomisation": 0.75}, insertion_minus_deletion=-0.1),
+        "new": trust_of(),
+    }
+    assert plain(views.trust_view(trust)) == GOLDEN_TRUST
+
+
+GOLDEN_TRUST = """\
+Does gradcam mean anything? Map of the predicted class, 1 picture
+┏━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━━━━┳━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━┓
+┃ network     ┃ randomisation ┃ infidelity ┃ sensitivity ┃ insertion − deletion ┃ answer  ┃
+┡━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━━━━╇━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━┩
+│ (passes if) │         < 0.5 │      < 0.9 │         < 1 │                  > 0 │         │
+│ plain       │          0.10 │       0.50 │        0.20 │                 0.20 │ passes  │
+│ res         │        0.75 ✗ │       0.50 │        0.20 │              -0.10 ✗ │ fails   │
+│ new         │       unknown │    unknown │     unknown │              unknown │ unknown │
+└─────────────┴───────────────┴────────────┴─────────────┴──────────────────────┴─────────┘
+plain: deletion area 0.50, insertion area 0.50
+res: deletion area 0.50, insertion area 0.50
+new: deletion area 0.50, insertion area 0.50"""

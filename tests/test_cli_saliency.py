@@ -1,0 +1,140 @@
+"""`gradflow saliency` as a user gives it: a picture, a folder, the test set, and mistakes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gradflow.cli import main
+from gradflow.training.config import TrainConfig
+from gradflow.training.rundir import RunDir, build_network, save_tensors
+from gradflow.training.train import load_data
+
+
+@pytest.fixture
+def run(pictures: Path, tmp_path: Path) -> RunDir:
+    """A run of two networks on the small pictures, whose weights are those of the start."""
+    config, data = load_data(
+        TrainConfig(
+            data=str(pictures), image_size=8, arch="plain_18,resnet_18", out=tmp_path / "runs"
+        )
+    )
+    made = RunDir.create(config)
+    made.save_config(config)
+    made.save_data(data.to_json())
+    for arch in config.networks:
+        model = build_network(arch, len(data.class_names), config, seed=0)
+        save_tensors(model.state_dict(), made.network(arch, 0).weights("best"))
+    return made
+
+
+def test_saliency_of_the_newest_run(
+    run: RunDir,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where `runs` is
+    image = str(pictures / "green" / "03.png")
+    assert main(["saliency", image]) == 0
+    out = capsys.readouterr().out
+    for words in ("plain_18-s0", "green", "gradcam at ", "passes if", "03-saliency.json"):
+        assert words in out
+    with Image.open(tmp_path / "03-saliency.png") as picture:
+        assert min(picture.size) > 300
+    flags = ["--method", "gradient", "--classes", "1", "--trust", "0", "-o", "new/x.png", "--json"]
+    assert main(["saliency", image, *flags]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content == json.loads((tmp_path / "new" / "x.json").read_text())
+    assert content["trust"] == {}
+    (picture,) = content["pictures"]
+    for network in picture["networks"].values():
+        assert sum(network["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert network["map_classes"] == [network["predicted"]]
+        assert np.load(tmp_path / network["maps"]).shape == (1, 8, 8)
+
+
+def test_saliency_of_a_folder_goes_on_after_a_bad_file(
+    run: RunDir, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in sorted((pictures / "green").iterdir())[3:]:
+        path.unlink()
+    (pictures / "green" / "cut.png").write_bytes(b"")
+    flags = ["--run", str(run.path), "-o", str(tmp_path / "maps"), "--trust", "1"]
+    assert main(["saliency", str(pictures / "green"), *flags]) == 0
+    out, log = capsys.readouterr()
+    assert "cut.png: not an image in a format that Pillow can read" in log
+    assert "passes if" in out
+    content = json.loads((tmp_path / "maps" / "saliency.json").read_text())
+    assert [Path(one["file"]).name for one in content["left_out"]] == ["cut.png"]
+    assert len(content["pictures"]) == 3
+    assert {path.suffix for path in (tmp_path / "maps").iterdir()} == {".png", ".npy", ".json"}
+    assert len(list((tmp_path / "maps").glob("*.npy"))) == 6
+    for path in (pictures / "green").glob("[!c]*.png"):
+        path.write_bytes(b"")
+    assert main(["saliency", str(pictures / "green"), *flags]) == 2
+    assert "Expected a readable picture" in capsys.readouterr().err
+
+
+def test_saliency_of_the_test_set_goes_to_the_run(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--run", str(run.path), "--split", "test", "--method", "guided-backprop"]
+    assert main(["saliency", *flags]) == 0
+    out, log = capsys.readouterr()
+    assert "named right" in out
+    assert "it fails randomisation checks" in log
+    names = [path.name for path in run.saliency_figures()]
+    assert names == [
+        f"saliency-guided-backprop-{end}.png" for end in ("mean", "plain_18-s0", "resnet_18-s0")
+    ]
+    content = run.saliency("guided-backprop")
+    assert content is not None
+    assert content["trust"]["plain_18-s0"]["n_images"] == 4
+    assert run.saliency("gradcam") is None
+    classes = content["networks"]["resnet_18-s0"]["classes"]
+    assert sum(one["n_pictures"] for one in classes.values()) == 12
+    maps = np.load(run.path / "saliency" / "guided-backprop-mean-plain_18-s0.npy")
+    assert maps.shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("flags", "want"),
+    [
+        ([], "--split test for the run's own test images, but got neither"),
+        (["x.png", "--split", "test"], "but got both"),
+        (["--split", "test", "-o", "x.png"], "neither --output nor --classes"),
+        (["x.png", "--trust=-1"], "0 or more pictures, but got -1"),
+        (["missing.png"], "there is nothing at missing.png"),
+    ],
+)
+def test_saliency_says_what_it_needs(
+    flags: list[str], want: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["saliency", *flags]) == 2
+    assert want in capsys.readouterr().err
+
+
+def test_saliency_takes_the_seeds_it_is_given(
+    run: RunDir, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(pictures / "green" / "03.png")
+    flags = ["saliency", image, "--run", str(run.path), "-o", str(tmp_path / "x.png")]
+    assert main([*flags, "--seeds", "7"]) == 2
+    assert "Expected seeds of 0, which have trained networks, but got 7" in capsys.readouterr().err
+    assert main([*flags, "--seeds", "one"]) == 2
+    assert "separated by commas, or all, but got 'one'" in capsys.readouterr().err
+    assert main([*flags, "--seeds", "all", "--trust", "0", "--json"]) == 0
+    (picture,) = json.loads(capsys.readouterr().out)["pictures"]
+    assert list(picture["networks"]) == ["plain_18-s0", "resnet_18-s0"]
+
+
+def test_saliency_without_a_run_says_what_to_do(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(pictures / "green" / "03.png")
+    assert main(["saliency", image, "--runs", str(tmp_path)]) == 2
+    assert "Run `gradflow train` first" in capsys.readouterr().err
