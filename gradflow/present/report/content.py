@@ -132,7 +132,7 @@ def _facts(run: RunDir) -> dict[str, Any]:
         "data": data,
         "config": {name: str(value) for name, value in vars(run.config()).items()},
         "environment": run.environment(),
-        "saliency": tuple(sorted(run.figures.glob("saliency-*.png"))),
+        "saliency": tuple(run.saliency_figures()),
     }
 
 
