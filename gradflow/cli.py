@@ -577,9 +577,11 @@ def diagnose(
     else:
         from gradflow.present.figures import save_verdict_figure
         from gradflow.present.letter import verdict_view
+        from gradflow.present.terminal_plot import can_show_braille
 
         picture = save_verdict_figure(verdict, output or runs[0] / "figures" / "verdict.png")
-        _print(verdict_view(verdict), f"\npicture  {picture}")
+        braille = can_show_braille(sys.stdout.encoding)
+        _print(verdict_view(verdict, braille=braille), f"\npicture  {picture}")
     return JUDGED if fail_on is not None and verdict.has(fail_on) else OK
 
 
