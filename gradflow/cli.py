@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Results go to stdout, everything else to stderr."""
 
 import dataclasses
+import io
 import json as json_
 import signal
 import sys
@@ -736,7 +737,9 @@ WIDTH = 160  # where there is no terminal to fit: a file, a pipe
 
 
 def _print(*views: RenderableType) -> None:
-    """To stdout."""
+    """To stdout; a character that its encoding lacks becomes a question mark."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     for view in views:
         console.print(view, highlight=False)
