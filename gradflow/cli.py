@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Results go to stdout, everything else to stderr."""
 
 import dataclasses
+import io
 import json as json_
 import signal
 import sys
@@ -702,9 +703,11 @@ def diagnose(
     else:
         from gradflow.present.figures import save_verdict_figure
         from gradflow.present.letter import verdict_view
+        from gradflow.present.terminal_plot import can_show_braille
 
         picture = save_verdict_figure(verdict, output or runs[0] / "figures" / "verdict.png")
-        _print(verdict_view(verdict), f"\npicture  {picture}")
+        braille = can_show_braille(sys.stdout.encoding)
+        _print(verdict_view(verdict, braille=braille), f"\npicture  {picture}")
     return JUDGED if fail_on is not None and verdict.has(fail_on) else OK
 
 
@@ -817,6 +820,7 @@ def report(
     from gradflow.present.report import page
     from gradflow.present.report.charts import charts
     from gradflow.present.report.content import collect
+    from gradflow.present.terminal_plot import can_show_braille
 
     runs = runs or (_newest_run(),)
     content = collect(runs, accused=accused, reference=reference)
@@ -825,7 +829,8 @@ def report(
     if json:
         print(json_.dumps(page.to_json(content), ensure_ascii=False))
     else:
-        _print(summary_view(content.verdict), page.differs(content))
+        braille = can_show_braille(sys.stdout.encoding)
+        _print(summary_view(content.verdict, braille=braille), page.differs(content))
         _print(f"\nreport   {written[0]}", f"also     {', '.join(one.name for one in written[1:])}")
     return OK
 
@@ -908,7 +913,9 @@ WIDTH = 160  # where there is no terminal to fit: a file, a pipe
 
 
 def _print(*views: RenderableType) -> None:
-    """To stdout."""
+    """To stdout; a character that its encoding lacks becomes a question mark."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     for view in views:
         console.print(view, highlight=False)

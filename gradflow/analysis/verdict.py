@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Case
 from gradflow.analysis.findings import Evidence, Finding, Side, Status, decide, enough_seeds
+from gradflow.analysis.notebook import verdict_html
 from gradflow.analysis.overview import Band, RateOfGroup, bands, rates
 from gradflow.analysis.rivals import rivals
 from gradflow.analysis.sentences import next_steps, sentences
@@ -87,6 +88,9 @@ class Verdict:
         sign = -1.0 if label == "vanishing" else 1.0
         means = [early_decades(self.case, size).mean for size in JUDGED_SIZES]
         return any(sign * mean > at.VANISHING_DECADES.value for mean in means)
+
+    def _repr_html_(self) -> str:
+        return verdict_html(self, OUTCOMES[self.outcome])
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; the schema is verdict.schema.json beside this file."""

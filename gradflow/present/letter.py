@@ -1,6 +1,6 @@
 """The verdict and the comparison of two networks in the terminal, as text for rich."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -12,8 +12,10 @@ from gradflow.analysis.compare import MEANINGS, Comparison
 from gradflow.analysis.findings import Finding
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.statistics import Interval
+from gradflow.analysis.vanishing import JUDGED_SIZES
 from gradflow.analysis.verdict import OUTCOMES, Verdict
-from gradflow.present.terminal import bar_picture
+from gradflow.present.terminal import ASCII_BARS, BARS, bar_picture
+from gradflow.present.terminal_plot import braille_profile
 
 # What "yes" and "no" mean of a rival: the data cannot show that it is the cause.
 RIVAL_STATUS = {
@@ -25,17 +27,17 @@ RIVAL_STATUS = {
 STYLES = {"yes": "bold", "no": "dim", "undetermined": "", "not measured": "dim"}
 
 
-def summary_view(verdict: Verdict) -> RenderableType:
+def summary_view(verdict: Verdict, *, braille: bool = True) -> RenderableType:
     """The question, the answer, and the profiles."""
-    return Group(*_answer_lines(verdict), Text(), *_profile_lines(verdict))
+    return Group(*_answer_lines(verdict), Text(), *_profile_lines(verdict, braille=braille))
 
 
-def verdict_view(verdict: Verdict) -> RenderableType:
-    """Verdict, Why, Next: like a doctor's letter."""
+def verdict_view(verdict: Verdict, *, braille: bool = True) -> RenderableType:
+    """Verdict, Why, Next: like a doctor's letter. Without `braille` the pictures are ASCII."""
     return Group(
         *_answer_lines(verdict),
         Text("\nWhy", style="bold"),
-        *_profile_lines(verdict),
+        *_profile_lines(verdict, braille=braille),
         _rate_table(verdict),
         *(line for link in verdict.links for line in _finding_lines(link, link.status)),
         *_rival_lines(verdict),
@@ -70,21 +72,34 @@ def _indented(text: str, by: int = 2) -> Padding:
     return Padding(Text(text), (0, 0, 0, by))
 
 
-def _profile_lines(verdict: Verdict) -> list[Text]:
-    """Every gradient size by depth, both networks on one scale."""
-    lines = ["  by depth, input → output, early in training (log scale, mean over seeds)"]
-    width = max(len(band.network) for band in verdict.bands) if verdict.bands else 0
+def _profile_lines(verdict: Verdict, *, braille: bool) -> list[Text]:
+    """Every gradient size by depth, the networks on one scale; g, which proves nothing, in bars."""
+    to = "→" if braille else "to"
+    lines = [f"  by depth, input {to} output, early in training (log scale, mean over seeds)"]
     for size, meaning in GRADIENT_SIZES.items():
-        bands = [band for band in verdict.bands if band.size == size]
-        values = np.concatenate([band.mean[np.isfinite(band.mean)] for band in bands] or [[]])
-        if not len(values):
-            continue
-        low, high = 10 ** float(values.min()), 10 ** float(values.max())
-        for band in bands:
-            picture = bar_picture(10**band.mean, low, high)
-            lines.append(f"  {meaning.symbol}  {band.network:<{width}}  {picture}")
-        lines.append(f"     ▁ {low:.2g} to █ {high:.2g} {meaning.unit}")
+        profiles = {band.network: band.mean for band in verdict.bands if band.size == size}
+        if braille and size in JUDGED_SIZES:
+            unit = f"{meaning.symbol} {size.replace('_', ' ')}, {meaning.unit}"
+            lines += [f"  {line}" for line in braille_profile(profiles, unit)]
+        else:
+            lines += _bar_lines(profiles, size, BARS if braille else ASCII_BARS)
     return [Text(line) for line in lines]
+
+
+def _bar_lines(profiles: Mapping[str, np.ndarray], size: str, bars: str) -> list[str]:
+    """A row of bars for each network, and the scale below."""
+    meaning = GRADIENT_SIZES[size]
+    values = np.concatenate([[], *(mean[np.isfinite(mean)] for mean in profiles.values())])
+    if not len(values):
+        return []
+    low, high = 10 ** float(values.min()), 10 ** float(values.max())
+    width = max(map(len, profiles))
+    head = meaning.symbol if bars == BARS else size.replace("_", " ")
+    lines = [
+        f"  {head}  {network:<{width}}  {bar_picture(10**mean, low, high, bars)}"
+        for network, mean in profiles.items()
+    ]
+    return [*lines, f"     {bars[0]} {low:.2g} to {bars[-1]} {high:.2g} {meaning.unit}"]
 
 
 def _rate_table(verdict: Verdict) -> Padding:

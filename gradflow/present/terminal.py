@@ -18,11 +18,12 @@ from gradflow.training.bench import Floor, Timing
 from gradflow.training.fit import Epoch
 
 BARS = "▁▂▃▄▅▆▇█"
+ASCII_BARS = "12345678"  # for a terminal that cannot show the bars
 NO_VALUE = "·"
 MAX_BARS = 54  # in a picture of a deeper network each bar stands for several layers
 
 
-def bar_picture(values: np.ndarray, low: float, high: float) -> str:
+def bar_picture(values: np.ndarray, low: float, high: float, bars: str = BARS) -> str:
     """One bar per value on a log scale from `low` to `high`; a dot where there is no value.
 
     >>> bar_picture(np.array([1.0, 10.0, 100.0, np.nan]), 1.0, 100.0)
@@ -32,9 +33,10 @@ def bar_picture(values: np.ndarray, low: float, high: float) -> str:
         span = np.log(high / low) or 1.0
         height = np.log(values / low) / span
     usable = np.isfinite(height)
-    levels = np.clip(np.round(np.where(usable, height, 0) * (len(BARS) - 1)), 0, len(BARS) - 1)
+    no_value = NO_VALUE if bars == BARS else "."
+    levels = np.clip(np.round(np.where(usable, height, 0) * (len(bars) - 1)), 0, len(bars) - 1)
     return "".join(
-        BARS[int(level)] if known else NO_VALUE for level, known in zip(levels, usable, strict=True)
+        bars[int(level)] if known else no_value for level, known in zip(levels, usable, strict=True)
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradflow.record.measures import DERIVED, MEASURES, STANDARD_ERRORS
+from gradflow.record.notebook import trace_html
 
 if TYPE_CHECKING:
     import pandas
@@ -62,6 +63,9 @@ class Trace:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    def _repr_html_(self) -> str:
+        return trace_html(self)
 
     @property
     def measures(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from gradflow.nets import NETWORKS
 from gradflow.record.trace import FOLDER as RECORDS
 from gradflow.record.trace import PARTS, Trace, drop_from, load_parts
 from gradflow.training.config import TrainConfig
+from gradflow.training.notebook import network_html, run_html
 
 Weights = Literal["best", "last"]
 
@@ -34,6 +35,9 @@ class NetworkDir:
     path: Path
     arch: str
     seed: int
+
+    def _repr_html_(self) -> str:
+        return network_html(self)
 
     @property
     def name(self) -> str:
@@ -125,6 +129,9 @@ class RunDir:
     """One `gradflow train`: its config, its data and its networks."""
 
     path: Path
+
+    def _repr_html_(self) -> str:
+        return run_html(self)
 
     @classmethod
     def create(cls, config: TrainConfig) -> Self:

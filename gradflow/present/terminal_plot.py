@@ -1,0 +1,73 @@
+"""Depth profiles as rows of text: braille dots, two by four in each character."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+BLANK = 0x2800  # the braille character without a dot
+DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])  # (row, column)
+ROWS = 4  # characters: 16 dots tell a sixteenth of the range
+LABELS = 10  # characters for the values beside the axis
+
+
+def braille_profile(
+    profiles: Mapping[str, np.ndarray], unit: str, *, width: int = 76, rows: int = ROWS
+) -> list[str]:
+    """Panels side by side on one log axis, one for each network, so that no colour is needed.
+
+    `profiles`: name -> log10 by layer, input first. A missing layer is a gap. Every line is at
+    most `width` characters long; no lines where there is no value.
+
+    Below each panel stand its first and its last layer, above it the name.
+    """
+    finite = [values[np.isfinite(values)] for values in profiles.values()]
+    known = np.concatenate([np.empty(0), *finite])
+    if not len(known):
+        return []
+    low, high = float(known.min()), float(known.max())
+    cells = (width - LABELS - 1) // len(profiles) - 2
+    panels = [_panel(values, low, high, cells, rows) for values in profiles.values()]
+    labels = [f"{10**high:.2g}", *[""] * (rows - 2), f"{10**low:.2g}"]
+    lines = [_row("", [f" {name[:cells]:<{cells}}" for name in profiles])]
+    for i, label in enumerate(labels):
+        axis = "┤" if label else "│"
+        lines.append(_row(label, [axis + panel[i] for panel in panels]))
+    lines.append(_row("", ["└" + "─" * cells for _ in panels]))
+    counts = [f"layer 1{len(values):>{cells - 7}}" for values in profiles.values()]
+    lines.append(_row("", [f" {count}" for count in counts]))
+    return [*lines, " " * (LABELS + 1) + unit]
+
+
+def _row(label: str, panels: list[str]) -> str:
+    return f"{label:>{LABELS}} {' '.join(panels)}".rstrip()
+
+
+def _panel(values: np.ndarray, low: float, high: float, cells: int, rows: int) -> list[str]:
+    """The line through `values`, drawn over the whole width."""
+    grid = np.zeros((4 * rows, 2 * cells), dtype=bool)
+    if not len(values):
+        return [" " * cells] * rows
+    places = np.linspace(0, len(values) - 1, grid.shape[1])
+    # Between two layers the line is straight, and NaN beside NaN.
+    left = np.floor(places).astype(int)
+    right = np.minimum(left + 1, len(values) - 1)
+    share = places - left
+    between = np.where(share > 0, (1 - share) * values[left] + share * values[right], values[left])
+    # A layer alone between two gaps falls on no column by itself.
+    nearest = np.round(np.linspace(0, grid.shape[1] - 1, len(values))).astype(int)
+    between[nearest] = values
+    usable = np.isfinite(between)
+    height = (high - between[usable]) / ((high - low) or 1.0)
+    grid[np.round(height * (grid.shape[0] - 1)).astype(int), np.flatnonzero(usable)] = True
+    blocks = grid.reshape(rows, 4, cells, 2)
+    codes = BLANK + np.einsum("rdcw,dw->rc", blocks, DOTS)
+    return ["".join(map(chr, row)) for row in codes]
+
+
+def can_show_braille(encoding: str | None) -> bool:
+    """Whether text in this encoding can hold the picture."""
+    try:
+        (chr(BLANK) + "┤│└─").encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

@@ -1,0 +1,74 @@
+"""What a notebook shows of a run and of a network in it, finished or not."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradflow.record.notebook import card, depth_svg, profile_rows, trace_profile
+from gradflow.record.trace import load_parts
+
+if TYPE_CHECKING:
+    from gradflow.training.rundir import NetworkDir, RunDir
+
+TITLE = "‖∂L/∂w‖₂ by depth, mean over steps (log scale)"
+
+
+def network_html(network: "NetworkDir") -> str:
+    """State, accuracies and the depth profile of the gradients."""
+    profile = _attempt(lambda: _profile(network), np.empty(0))
+    rows: list[tuple[str, object]] = [
+        ("architecture", network.arch),
+        ("seed", network.seed),
+        ("state", _state(network)),
+        *_accuracies(network),
+        *profile_rows(profile),
+    ]
+    return card(f"Network {network.name}", rows, depth_svg({network.name: profile}, TITLE))
+
+
+def run_html(run: "RunDir") -> str:
+    """Data, one row for each network, and the depth profiles of the first seed."""
+    config = _attempt(run.config, None)
+    networks = _attempt(run.networks, [])
+    rows: list[tuple[str, object]] = [
+        ("folder", run.path),
+        ("data", "config.yaml cannot be read" if config is None else config.data),
+        ("state", "finished" if run.is_finished else "not finished"),
+        *((one.name, _in_short(one)) for one in networks),
+    ]
+    first = [one for one in networks if one.seed == networks[0].seed]
+    profiles = {one.name: _attempt(lambda one=one: _profile(one), np.empty(0)) for one in first}
+    return card(f"Run {run.path.name}", rows, depth_svg(profiles, TITLE))
+
+
+def _in_short(network: "NetworkDir") -> str:
+    return ", ".join([_state(network), *(f"{name} {x}" for name, x in _accuracies(network))])
+
+
+def _state(network: "NetworkDir") -> str:
+    n = len(_attempt(network.history, []))
+    return f"{'finished' if network.is_finished else 'not finished'}, {n} epochs"
+
+
+def _accuracies(network: "NetworkDir") -> list[tuple[str, str]]:
+    """Test accuracy of the best and the last epoch, where the network was evaluated."""
+    return _attempt(
+        lambda: [
+            (f"test accuracy, {which} epoch", f"{network.evaluation()[which]['accuracy']:.1%}")
+            for which in ("best", "last")
+        ],
+        [],
+    )
+
+
+def _profile(network: "NetworkDir") -> np.ndarray:
+    return trace_profile(load_parts(network.path, measures=["grad_norm"]))[1]
+
+
+def _attempt(read: Callable[[], Any], otherwise: Any) -> Any:
+    """What `read` gives. A damaged or unfinished file must not put a traceback in the cell."""
+    try:
+        return read()
+    except Exception:
+        return otherwise

@@ -1,0 +1,75 @@
+"""The letter of a verdict and its picture, as golden text.
+
+To rewrite the golden files after a change that was meant, and then to read them:
+`GRADFLOW_REWRITE_GOLDEN=1 pytest tests/present/test_letter.py`.
+"""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from gradflow.analysis.verdict import Verdict, judge_case
+from gradflow.present.letter import verdict_view
+from gradflow.present.terminal_plot import braille_profile, can_show_braille
+from tests.analysis.traces import make_case
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def check_golden(name: str, text: str) -> None:
+    path = GOLDEN / name
+    if os.environ.get("GRADFLOW_REWRITE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def verdict() -> Verdict:
+    accused = {"delta": -3.0, "loss": 1.0, "accuracy": 0.6, "first_moves": 0.01}
+    return judge_case(make_case(accused, {"delta": 0.0}))
+
+
+def printed(verdict: Verdict, *, braille: bool) -> str:
+    out = io.StringIO()
+    Console(file=out, width=80).print(verdict_view(verdict, braille=braille), highlight=False)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+@pytest.mark.parametrize("braille", [True, False])
+def test_the_letter_reads_as_it_did(verdict: Verdict, braille: bool) -> None:
+    check_golden(
+        f"letter-{'braille' if braille else 'ascii'}.txt", printed(verdict, braille=braille)
+    )
+
+
+def test_the_picture_looks_as_it_did_and_fits_80_columns() -> None:
+    falling = np.linspace(-6, -1, 33)
+    lines = braille_profile({"plain_34": falling, "resnet_34": np.full(36, -2.0)}, "loss")
+    assert max(map(len, lines)) <= 76
+    check_golden("profile.txt", "\n".join(lines) + "\n")
+
+
+def test_a_falling_line_touches_both_ends_of_its_axis_and_the_labels_are_its_values() -> None:
+    lines = braille_profile({"one": np.array([-3.0, 2.0])}, "loss")
+    assert lines[1].split()[0] == "1e+02"
+    assert lines[4].split()[0] == "0.001"
+    assert lines[1][-1] in "⠈⠉"  # the last layer is the highest
+    assert lines[4][12] in "⡀⣀"  # the first is the lowest
+
+
+def test_missing_layers_are_gaps_and_odd_profiles_draw_what_there_is() -> None:
+    gap = braille_profile({"one": np.array([0.0, np.nan, np.nan, 0.0])}, "loss")
+    assert "⠀" * 10 in gap[1]
+    assert braille_profile({"one": np.full(3, np.nan)}, "loss") == []
+    assert braille_profile({}, "loss") == []
+    single = "".join(braille_profile({"one": np.array([1.0]), "none": np.empty(0)}, "loss"))
+    assert any("⠀" < character <= "⣿" for character in single)
+
+
+def test_only_encodings_with_braille_are_given_braille() -> None:
+    assert can_show_braille("utf-8")
+    assert not any(can_show_braille(one) for one in ("ascii", "latin-1", "cp437", None, "no such"))
