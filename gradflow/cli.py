@@ -188,7 +188,8 @@ def _train_all(
     from gradflow.training.train import measure_rivals
 
     cells = [(arch, seed) for seed in config.seed_list for arch in config.networks]
-    n_steps = data.training(config, 0).n_batches(accelerator.num_processes) * config.epochs
+    n_batches = data.training(config, 0).n_batches(accelerator.num_processes)
+    n_steps = -(-n_batches // (config.batches_per_step or n_batches)) * config.epochs
     with (
         _progress(log, "training", total=n_steps * len(cells)) as (bar, task),
         _stopping_between_steps(log) as stop_if_asked,

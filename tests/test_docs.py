@@ -73,6 +73,8 @@ def test_every_outcome_of_a_verdict_is_explained() -> None:
 def shown(default: Any) -> str:
     if default is None:
         return "by data"
+    if default == "":
+        return "none"
     return ("off", "on")[default] if isinstance(default, bool) else str(default)
 
 
