@@ -124,7 +124,7 @@ class TrainConfig:
             _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("lr", "gamma", "memory_budget"):
             _check(name, getattr(self, name), getattr(self, name) > 0, "above 0")
-        for name in ("weight_decay", "patience", "split_seed", "checkpoint_budget", "warmup"):
+        for name in ("weight_decay", "patience", "split_seed", "checkpoint_budget"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         for name in ("momentum", "label_smoothing"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
@@ -132,6 +132,8 @@ class TrainConfig:
             _check(name, getattr(self, name), 0 < getattr(self, name) < 1, "between 0 and 1")
         _check("rotation", self.rotation, 0 <= self.rotation <= 180, "in [0, 180]")
         _check("flip", self.flip, self.flip is None or 0 <= self.flip <= 1, "in [0, 1]")
+        fits = 0 <= self.warmup < self.epochs
+        _check("warmup", self.warmup, fits, "0 or more, and less than `epochs`")
         is_large = self.image_size is None or self.image_size >= 8
         _check("image_size", self.image_size, is_large, "at least 8")
         _check("batch_size", self.batch_size, self.batch_size >= 2, "at least 2 (BatchNorm)")
