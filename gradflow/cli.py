@@ -155,6 +155,7 @@ def _open_run(
     from accelerate.utils import broadcast_object_list
 
     from gradflow.present import terminal
+    from gradflow.training.intervening import check_interventions
     from gradflow.training.rundir import RunDir
     from gradflow.training.summary import environment
     from gradflow.training.train import check_same_data, load_data
@@ -169,6 +170,7 @@ def _open_run(
         run = RunDir.open(resume)
         check_same_data(run, facts)
         return run, config, data
+    check_interventions(config, len(data.class_names))
     paths = [""]
     if accelerator.is_main_process:
         run = RunDir.create(config)

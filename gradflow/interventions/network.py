@@ -172,8 +172,9 @@ class NormFree(Intervention):
 
     `init` says with what weights such a network starts. `fan_in` rescales each layer's drawn
     weights to the variance 2 / fan_in that keeps signal and gradient from layer to layer (He et
-    al. 2015, https://arxiv.org/abs/1502.01852). `keep` leaves what `--init` drew: with
-    `torch-default` that is a network whose gradient vanishes, about 0.39 decades per layer.
+    al. 2015, https://arxiv.org/abs/1502.01852), but for zero padding; lsuv makes up for that.
+    `keep` leaves what `--init` drew: with `torch-default` that is a network whose gradient
+    vanishes, about 0.39 decades per layer.
 
     Meant for plain networks: without norms, the signal of a residual network doubles per block.
     """

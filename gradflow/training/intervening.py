@@ -12,10 +12,22 @@ from gradflow.data import Batch
 from gradflow.interventions import Applied, Evidence
 from gradflow.training.config import TrainConfig
 from gradflow.training.fit import TrainingState
-from gradflow.training.rundir import NetworkDir
+from gradflow.training.rundir import NetworkDir, build_network
 
 if TYPE_CHECKING:
     from gradflow.training.train import Data
+
+
+def check_interventions(config: TrainConfig, n_classes: int) -> None:
+    """Refuse, before a run begins, what does not fit one of its networks. `config` is resolved.
+
+    Raises ValueError for layers that a network lacks, FileNotFoundError for a missing profile.
+    """
+    for arch in config.networks if config.interventions else ():
+        for seed in config.seed_list:
+            model = build_network(arch, n_classes, config, seed=seed)
+            for intervention in config.interventions:
+                intervention.gradient_change(model, arch, seed)
 
 
 @dataclass

@@ -24,11 +24,11 @@ IMAGES = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(16) % 3
 
 
-def build(arch: str, text: str = "", **kwargs: Any) -> ResNet:
+def build(arch: str, text: str = "", images: Tensor = IMAGES, **kwargs: Any) -> ResNet:
     model = NETWORKS[arch](3, **{"stem": "small", "seed": 0} | kwargs)
     for intervention in parse(text):
         intervention.change_network(model)
-        intervention.change_start(model, IMAGES)
+        intervention.change_start(model, images)
     return model
 
 
@@ -151,7 +151,14 @@ def test_norm_free_network_grows_as_mean_field_theory_says(init: str) -> None:
     model = build("plain_34", "norm_free()", stem="photo", init=init)
     growth = check(model, (3, 64, 64), draws=1, batch_size=4).profiles["output_gradient"].overall
     assert growth.growth == pytest.approx(growth_without_norm("kaiming", 64), rel=0.05)
-    assert growth.label == "healthy"
+
+
+def test_norm_free_network_with_unit_variances_transports_the_gradient() -> None:
+    """With var z = 1, λ = C k σ_w² / 2 = var z = 1, whatever zero padding takes from k."""
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = build("plain_34", "norm_free(); lsuv()", images=images)
+    growth = check(model, images, draws=1).profiles["output_gradient"].overall.growth
+    assert growth == pytest.approx(1, rel=0.1)
 
 
 def test_norm_free_that_keeps_the_weights_is_the_control_that_vanishes() -> None:

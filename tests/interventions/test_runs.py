@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from gradflow.cli import main
 from gradflow.interventions import INTERVENTIONS, RandomLabels, parse
 from gradflow.present import terminal
 from gradflow.training.config import TrainConfig
@@ -222,3 +223,26 @@ def test_summary_shows_what_was_changed_and_measured(pictures: Path) -> None:
     assert any("✓ gradient norm after over before" in line and ": 0.1 " in line for line in lines)
     summary["networks"][0]["interventions"][0]["passed"] = False
     assert any("CHECK FAILED" in one for one in terminal._intervention_lines(summary["networks"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "arch", "message"),
+    [
+        ("freeze(layers=1-40)", "plain_18", "from 1 to 18"),
+        ("skip(alpha=0.5)", "plain_18,resnet_18", "Expected a residual network"),
+        ("transplant(profile=nowhere)", "plain_18", "No records in nowhere"),
+    ],
+)
+def test_what_fits_no_network_is_refused_before_the_run_begins(
+    pictures: Path,
+    text: str,
+    arch: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = pictures.parent / "runs"
+    flags = ["--data", str(pictures), "--arch", arch, "--image-size", "8", "--shortcut", "A"]
+    flags += ["--out", str(out), "--device", "cpu", "--intervene", text]
+    assert main(["train", *flags]) in (1, 2)
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not out.exists()
