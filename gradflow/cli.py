@@ -159,6 +159,7 @@ def _open_run(
     from accelerate.utils import broadcast_object_list
 
     from gradflow.present import terminal
+    from gradflow.training.intervening import check_interventions
     from gradflow.training.rundir import RunDir
     from gradflow.training.summary import environment
     from gradflow.training.train import check_same_data, load_data
@@ -173,6 +174,7 @@ def _open_run(
         run = RunDir.open(resume)
         check_same_data(run, facts)
         return run, config, data
+    check_interventions(config, len(data.class_names))
     paths = [""]
     if accelerator.is_main_process:
         run = RunDir.create(config)
@@ -192,7 +194,8 @@ def _train_all(
     from gradflow.training.train import measure_rivals
 
     cells = [(arch, seed) for seed in config.seed_list for arch in config.networks]
-    n_steps = data.training(config, 0).n_batches(accelerator.num_processes) * config.epochs
+    n_batches = data.training(config, 0).n_batches(accelerator.num_processes)
+    n_steps = -(-n_batches // (config.batches_per_step or n_batches)) * config.epochs
     with (
         _progress(log, "training", total=n_steps * len(cells)) as (bar, task),
         _stopping_between_steps(log) as stop_if_asked,

@@ -20,6 +20,7 @@ ORDER = [
     "analysis",
     "examine",
     "controls",
+    "interventions",
     "training",
     "present",
     "cli",

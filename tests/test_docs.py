@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import gradflow
 from gradflow.analysis.thresholds import THRESHOLDS
 from gradflow.analysis.verdict import OUTCOMES
 from gradflow.cli import app
+from gradflow.interventions import INTERVENTIONS
 from gradflow.present.saliency import METHODS
 from gradflow.present.saliency.trust import TRUST_THRESHOLDS
 from gradflow.record import DEFAULT_MEASURES, DERIVED, MEASURES, Recorder, Trace
@@ -89,6 +91,8 @@ def test_every_outcome_of_a_verdict_is_explained() -> None:
 def shown(default: Any) -> str:
     if default is None:
         return "by data"
+    if default == "":
+        return "none"
     return ("off", "on")[default] if isinstance(default, bool) else str(default)
 
 
@@ -118,7 +122,7 @@ def test_commands_are_understood(
     monkeypatch.chdir(tmp_path)
     for recipe in re.findall(r"```yaml\n# recipe.yaml\n(.*?)```", page(name), re.DOTALL):
         Path("recipe.yaml").write_text(recipe, encoding="utf-8")
-    _, bound, _ = app.parse_args(line.split()[1:], exit_on_error=False, print_error=False)
+    _, bound, _ = app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
     config = bound.arguments.get("config")
     if "recipe.yaml" in line:
         assert (config.schedule, config.wandb, config.epochs) == ("cosine", "off", 1)
@@ -195,6 +199,27 @@ def test_measures_runs(
         "measures", trace=trace_of_tiny_convolutions, model=model, optimizer=optimizer, train=train
     )
     assert last["profile"].sites == ("0.weight", "2.weight", "4.weight")
+
+
+def test_interventions_runs(run_blocks: Callable[..., dict[str, Any]]) -> None:
+    last = run_blocks("interventions")
+    grads = {name: p.grad for name, p in last["model"].named_parameters()}
+    assert grads["conv1.weight"].norm() > 0
+    assert not last["optimizer"]._optimizer_step_pre_hooks
+
+
+def test_table_of_interventions_equals_the_code() -> None:
+    table = rows(page("interventions").split("## All of them\n")[1].split("\n## ")[0])
+    documented = {name: re.findall(r"`(.*?)`", f"`{arguments}`") for name, arguments, *_ in table}
+    assert documented == {
+        kind.name: [
+            field.name + ("" if field.default is dataclasses.MISSING else f"={field.default}")
+            for field in dataclasses.fields(kind)
+        ]
+        for kind in INTERVENTIONS.values()
+    }
+    for name in INTERVENTIONS:
+        assert f"\n### {name}\n" in page("interventions"), "each has its section"
 
 
 def test_run_files_runs(run_blocks: Callable[..., dict[str, Any]]) -> None:

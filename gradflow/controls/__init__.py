@@ -5,6 +5,8 @@ An instrument that has not been shown a vanishing gradient proves nothing by not
 
 from gradflow.controls.cases import Case
 from gradflow.controls.closed_forms import (
+    expected_growth_bn_bias,
+    expected_growth_bn_leaky,
     expected_growth_bn_linear,
     expected_growth_bn_relu,
     expected_growth_linear,
@@ -24,6 +26,8 @@ __all__ = [
     "ControlResult",
     "Gate",
     "Measured",
+    "expected_growth_bn_bias",
+    "expected_growth_bn_leaky",
     "expected_growth_bn_linear",
     "expected_growth_bn_relu",
     "expected_growth_linear",

@@ -7,7 +7,7 @@ from math import acos, cos, exp, pi, prod, sin, sqrt
 
 import numpy as np
 from scipy.special import digamma, expit
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 N_NODES = 101  # of the quadrature: the integrands are smooth, half of them would do
 N_ROUNDS = 100  # to a fixed point that is left by less than a tenth in each
@@ -59,6 +59,33 @@ def expected_growth_bn_linear(batch_size: int) -> float:
     """
     d = _freedom(batch_size)
     return (d - 1) / (d - 2)
+
+
+def expected_growth_bn_bias(beta: float) -> float:
+    """λ = Φ(β) / Var[relu(z + β)], z ~ N(0, 1), where every BatchNorm has the bias β.
+
+    E[relu′²] over the variance of what the next BatchNorm divides by, of a wide network and a large
+    batch. With E[relu] = β Φ(β) + φ(β) and E[relu²] = (β² + 1) Φ(β) + β φ(β). A large β makes the
+    ReLU linear, and λ 1; β = 0 gives π / (π − 1).
+
+    >>> [round(expected_growth_bn_bias(beta), 3) for beta in (0, 0.5, 1, 2)]
+    [1.467, 1.249, 1.12, 1.018]
+    """
+    active, density = float(norm.cdf(beta)), float(norm.pdf(beta))
+    mean = beta * active + density
+    return active / ((beta**2 + 1) * active + beta * density - mean**2)
+
+
+def expected_growth_bn_leaky(slope: float) -> float:
+    """λ = 1 / (1 − (1 − a)² / (π (1 + a²))) of linear layer, BatchNorm and leaky ReLU of slope a.
+
+    E[φ′²] / Var[φ(z)], z ~ N(0, 1), of a wide network and a large batch: E[φ′²] = E[φ²] =
+    (1 + a²) / 2 and E[φ] = (1 − a) / √(2π).
+
+    >>> [round(expected_growth_bn_leaky(slope), 3) for slope in (0, 0.01, 0.2, 0.5, 1)]
+    [1.467, 1.453, 1.244, 1.068, 1.0]
+    """
+    return 1 / (1 - (1 - slope) ** 2 / (pi * (1 + slope**2)))
 
 
 def _freedom(batch_size: int) -> int:

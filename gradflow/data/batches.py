@@ -119,6 +119,11 @@ class Batches:
         n_full, n_last = divmod(len(self.indices), self.batch_size)
         return n_full + (n_last >= (2 * world_size if self.shuffle else 1))
 
+    def batch_sizes(self, world_size: int = 1) -> list[int]:
+        """Images of each batch of an epoch, over all processes."""
+        starts = range(0, self.n_batches(world_size) * self.batch_size, self.batch_size)
+        return [min(self.batch_size, len(self.indices) - start) for start in starts]
+
     def epoch(
         self,
         index: int,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from gradflow.examine.path import path_layers
+from gradflow.examine.path import belonging, path_layers
 
 
 def reset_layers(
@@ -31,7 +31,7 @@ def reset_layers(
         )
     model = copy.deepcopy(model)
     state = model.state_dict()
-    names = _belonging(model, layers)
+    names = belonging(model, layers)
     missing = [name for name in names if name not in initial_state]
     if missing:
         raise ValueError(
@@ -42,18 +42,3 @@ def reset_layers(
         for name in names:
             state[name].copy_(initial_state[name])  # what a state_dict holds is the model's own
     return model
-
-
-def _belonging(model: nn.Module, layers: Collection[str]) -> list[str]:
-    """The names of parameters and buffers of `layers` and of what is defined right after them."""
-    path = set(path_layers(model))
-    state = model.state_dict().keys()
-    names: list[str] = []
-    is_reset = False
-    for layer, module in model.named_modules():
-        if layer in path:
-            is_reset = layer in layers
-        if is_reset:
-            own = [*module.named_parameters(layer, False), *module.named_buffers(layer, False)]
-            names += [name for name, _ in own if name in state]
-    return names

@@ -111,6 +111,7 @@ def summary_view(
         *(Text(line) for line in _comparison_lines(summary["comparisons"])),
         *_profile_lines(profiles, summary["networks"]),
         *(Text(line) for line in _recording_lines(summary["networks"])),
+        *(Text(line) for line in _intervention_lines(summary["networks"])),
         Text(f"\nrun        {summary['run']}"),
         Text(f"next       gradflow saliency IMAGE --run {summary['run']}"),
     )
@@ -299,6 +300,25 @@ def _recording_lines(networks: Sequence[Mapping[str, Any]]) -> list[str]:
         for network in networks
         if (cost := network.get("recording")) is not None
     ]
+
+
+def _intervention_lines(networks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was changed on purpose, and what the checks found of it."""
+    lines = []
+    for network in networks:
+        for done in network.get("interventions", ()):
+            verdict = "" if done["passed"] else "  CHECK FAILED: it did not change what it says"
+            lines.append(f"{network['name']}: {done['intervention']}{verdict}")
+            lines += [f"  {_check_line(check)}" for check in done["checks"]]
+    return ["", "interventions, with what was measured of them:", *lines] if lines else []
+
+
+def _check_line(check: Mapping[str, Any]) -> str:
+    measured = "not finite" if check["measured"] is None else f"{check['measured']:.4g}"
+    if check["expected"] is None:
+        return f"{check['what']}: {measured}"
+    mark = "✓" if check["passed"] else "✗"
+    return f"{mark} {check['what']}: {measured} (expected {check['expected']:.4g})"
 
 
 def _published(results: Mapping[str, Any] | None) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self, get_args
 
 import yaml
 
+from gradflow.interventions import Intervention, batches_per_step, parse
 from gradflow.nets import NETWORKS, Init, Shortcut, Stem, stem_for
 from gradflow.record import MaxOverhead
 
@@ -69,6 +70,11 @@ class TrainConfig:
     """Share of the target spread over all classes."""
     schedule: Literal["step", "cosine", "constant"] = "step"
     """How the learning rate falls, epoch by epoch."""
+    warmup: int = 0
+    """Epochs in which it first rises to its full size, in equal steps; the schedule follows."""
+    lr_sum: Literal["own", "step"] = "own"
+    """Step: scale the learning rate so that its sum over all epochs is that of the step schedule
+    without warm-up, so that schedules are compared at an equal sum."""
     step_size: int = 5
     """Epochs between two drops (step schedule)."""
     gamma: float = 0.1
@@ -81,6 +87,10 @@ class TrainConfig:
     class (digits)."""
     rotation: float = 15.0
     """Largest rotation in degrees, either way."""
+
+    intervene: str = ""
+    """What to change on purpose, such as "gradient_scale(layers=1-17, factor=0.001)"; several are
+    separated by semicolons. docs/interventions.md lists them."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
@@ -122,6 +132,8 @@ class TrainConfig:
             _check(name, getattr(self, name), 0 < getattr(self, name) < 1, "between 0 and 1")
         _check("rotation", self.rotation, 0 <= self.rotation <= 180, "in [0, 180]")
         _check("flip", self.flip, self.flip is None or 0 <= self.flip <= 1, "in [0, 1]")
+        fits = 0 <= self.warmup < self.epochs
+        _check("warmup", self.warmup, fits, "0 or more, and less than `epochs`")
         is_large = self.image_size is None or self.image_size >= 8
         _check("image_size", self.image_size, is_large, "at least 8")
         _check("batch_size", self.batch_size, self.batch_size >= 2, "at least 2 (BatchNorm)")
@@ -130,7 +142,8 @@ class TrainConfig:
                 f"Expected `every` or `max_overhead`, but got both ({self.every} and "
                 f"{self.max_overhead}). Leave one out."
             )
-        _ = self.networks, self.seed_list, self.record_schedule()  # these check themselves
+        # These check themselves.
+        _ = self.networks, self.seed_list, self.record_schedule(), self.batches_per_step
 
     def _check_choices(self) -> None:
         """A value from Python or a file has not passed through the command line's own check."""
@@ -169,6 +182,16 @@ class TrainConfig:
                 f"but got {self.seeds!r}."
             )
         return seeds
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """What is changed on purpose, in the order of `intervene`."""
+        return parse(self.intervene)
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches whose mean gradient makes one optimizer step; 0: all of an epoch."""
+        return batches_per_step(self.interventions)
 
     def record_schedule(self) -> int | MaxOverhead:
         """When to record, for the Recorder of one network.

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
+    LambdaLR,
     LRScheduler,
     StepLR,
 )
@@ -23,6 +25,7 @@ from gradflow.data import Batch, Batches
 from gradflow.record import NonFinite
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import predict
+from gradflow.training.schedule import lr_factors
 
 # Reading a loss waits for the device, so losses are read some steps at a time.
 LOSSES_READ_TOGETHER = 16
@@ -204,33 +207,47 @@ def train_steps(
     accelerator = state.accelerator
     losses = StepLosses(state)
     state.model.train()
-    for batch in training.epoch(
+    batches = training.epoch(
         state.epoch,
         device=accelerator.device,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         channels_last=state.config.channels_last,
-    ):
-        loss, n_correct = _train_step(state, batch)
+    )
+    sizes = training.batch_sizes(accelerator.num_processes)
+    per_step = state.config.batches_per_step or len(sizes)
+    for start in range(0, len(sizes), per_step):
+        n_images = sum(sizes[start : start + per_step])
+        loss, n_correct = _train_step(state, islice(batches, per_step), n_images)
         state.step += 1
-        losses.add(loss, n_correct, batch.n_total)
+        losses.add(loss, n_correct, n_images)
         on_step()
     losses.read()
     return losses
 
 
-def _train_step(state: TrainingState, batch: Batch) -> tuple[Tensor, Tensor]:
-    """One optimizer step; returns the loss and the number of images classified rightly."""
+def _train_step(
+    state: TrainingState, batches: Iterable[Batch], n_images: int
+) -> tuple[Tensor, Tensor]:
+    """One optimizer step on the mean gradient of `n_images`, mostly those of a single batch.
+
+    Returns the loss and the number of images classified rightly.
+    """
     state.prepared_optimizer.zero_grad()
-    logits = state.prepared_model(batch.images)
-    # DistributedDataParallel averages the gradients of the processes, whose shares of a batch may
-    # differ by one image: divided like this, the average is the mean over the whole batch.
-    loss = F.cross_entropy(
-        logits, batch.labels, label_smoothing=state.config.label_smoothing, reduction="sum"
-    ) * (state.accelerator.num_processes / batch.n_total)
-    state.accelerator.backward(loss)
+    total = torch.zeros((), device=state.accelerator.device)
+    n_correct = torch.zeros((), dtype=torch.int64, device=state.accelerator.device)
+    for batch in batches:
+        logits = state.prepared_model(batch.images)
+        # DistributedDataParallel averages the gradients of the processes, whose shares of a batch
+        # may differ by one image: divided like this, the average is the mean over all images.
+        loss = F.cross_entropy(
+            logits, batch.labels, label_smoothing=state.config.label_smoothing, reduction="sum"
+        ) * (state.accelerator.num_processes / n_images)
+        state.accelerator.backward(loss)
+        total += loss.detach()
+        n_correct += (logits.detach().argmax(1) == batch.labels).sum()
     state.prepared_optimizer.step()
-    return loss.detach(), (logits.detach().argmax(1) == batch.labels).sum()
+    return total, n_correct
 
 
 @dataclass
@@ -297,6 +314,9 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
 
 def _scheduler(optimizer: Optimizer, config: TrainConfig) -> LRScheduler:
+    if config.warmup or config.lr_sum != "own":
+        factors = lr_factors(config)
+        return LambdaLR(optimizer, lambda epoch: factors[min(epoch, config.epochs - 1)])
     if config.schedule == "step":
         return StepLR(optimizer, config.step_size, config.gamma)
     if config.schedule == "cosine":

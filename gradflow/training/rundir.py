@@ -4,6 +4,7 @@ runs/20261123-210000-digits/
     config.yaml  environment.json  data.json  summary.json  figures/  saliency/  wandb/
     plain_34-s0/
         history.json  evaluation.json  examination.json  report.txt  records/part-*.parquet
+        interventions.json
         best.pt  last.pt  step-000010.pt …  checkpoint.pt (while unfinished)
 """
 
@@ -81,6 +82,14 @@ class NetworkDir:
 
     def save_examination(self, examination: Mapping[str, Any]) -> None:
         write_json(self.path / "examination.json", examination)
+
+    def interventions(self) -> list[dict[str, Any]]:
+        """What was changed on purpose, with its checks; none before the end of the training."""
+        path = self.path / "interventions.json"
+        return list(_read_json(path)) if path.exists() else []
+
+    def save_interventions(self, report: list[dict[str, Any]]) -> None:
+        write_json(self.path / "interventions.json", report)
 
     @property
     def is_finished(self) -> bool:
@@ -246,10 +255,16 @@ class RunDir:
 
 
 def build_network(arch: str, n_classes: int, config: TrainConfig, *, seed: int) -> nn.Module:
-    """The network that a resolved config describes, freshly initialised."""
-    return NETWORKS[arch](
+    """The network that a resolved config describes, freshly initialised.
+
+    Without what an intervention makes of the first batch of images.
+    """
+    model = NETWORKS[arch](
         n_classes, shortcut=config.shortcut, stem=config.stem, init=config.init, seed=seed
     )
+    for intervention in config.interventions:
+        intervention.change_network(model)
+    return model
 
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:

@@ -56,6 +56,7 @@ def _network_summary(network: NetworkDir) -> dict[str, Any]:
         "seconds_training": sum(epoch["seconds"] for epoch in history),
         "published": evaluation["published"],
         "recording": evaluation.get("recording"),
+        "interventions": network.interventions(),
     }
     for which in ("last", "best"):
         summary[which] = {"epoch": evaluation[which]["epoch"]} | {

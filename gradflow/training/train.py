@@ -23,11 +23,13 @@ from gradflow.data import (
     open_source,
 )
 from gradflow.data import split as split_images
+from gradflow.interventions import changed_labels
 from gradflow.record import DEFAULT_MEASURES, MaxOverhead, Recorder, Trace
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import evaluate, predict, report_text
 from gradflow.training.examination import examine_network
 from gradflow.training.fit import Epoch, NonFiniteLoss, TrainingState, fit, start_training
+from gradflow.training.intervening import Intervening
 from gradflow.training.original import published, published_text
 from gradflow.training.rundir import (
     NetworkDir,
@@ -60,6 +62,7 @@ class Data:
     audit: Audit
     store: ImageStore
     split: Split
+    true_labels: Tensor  # those of the source; the store has what an intervention made of them
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -121,7 +124,9 @@ def load_data(
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
     )
-    return config, Data(audit, store, split)
+    labels = changed_labels(config.interventions, store.labels, split.train)
+    changed = dataclasses.replace(store, labels=labels)
+    return config, Data(audit, changed, split, true_labels=store.labels)
 
 
 def _bad_files_text(audit: Audit, data: str, n_shown: int = 10) -> str:
@@ -163,8 +168,12 @@ def train_network(
     with the measurements of the rival explanations.
     """
     model = build_network(network.arch, len(data.class_names), config, seed=network.seed)
+    intervening = Intervening(network, config, data)
+    intervening.start(model)
     state = start_training(model, config, accelerator)
     history, recorded = _go_back_to_checkpoint(network, state)
+    # Before the Recorder, which then sees gradients as the optimizer receives them.
+    intervening.attach(state)
     recorder = _recorder(network, state)
     if recorder is not None and recorded is not None:
         recorder.load_state_dict(recorded)
@@ -192,11 +201,13 @@ def train_network(
         found = recorder.trace.nonfinite()
         raise NonFiniteLoss(error.step, error.loss, error.lr, found[0] if found else None) from None
     finally:
+        intervening.detach()
         if recorder is not None:
             recorder.close()
     if accelerator.is_main_process:
         saver.finish(state, history)
-        _evaluate_network(network, state, data, recorder)
+        intervening.save_checks(state)
+        _evaluate_network(network, state, data, recorder, intervening)
         network.checkpoint.unlink(missing_ok=True)
         # Last, when all else is on disk: a defect here must not cost the training.
         measure_rivals(network, config, data, accelerator)
@@ -323,7 +334,11 @@ class _Saver:
 
 
 def _evaluate_network(
-    network: NetworkDir, state: TrainingState, data: Data, recorder: Recorder | None
+    network: NetworkDir,
+    state: TrainingState,
+    data: Data,
+    recorder: Recorder | None,
+    intervening: Intervening,
 ) -> None:
     """Look at the test set, once: with the weights of the last and of the best epoch."""
     evaluation: dict[str, Any] = {}
@@ -332,8 +347,9 @@ def _evaluate_network(
     for which, epoch in epochs.items():
         state.model.load_state_dict(load_tensors(network.weights(which)))
         evaluation[which] = {"epoch": epoch}
+        model = intervening.evaluated(state)
         for part in ("train", "validation", "test"):
-            predictions = predict(state.model, data.plain(part), state.accelerator)
+            predictions = predict(model, data.plain(part), state.accelerator)
             evaluation[which][part] = evaluate(
                 predictions,
                 data.class_names,

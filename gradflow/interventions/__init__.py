@@ -1,0 +1,38 @@
+"""Interventions: change the one thing that an explanation names, and see whether it matters.
+
+A correlation of gradient norms with accuracy proves nothing. `docs/interventions.md` says what each
+one changes, why, and how the change is checked.
+"""
+
+from gradflow.interventions.applied import Applied, batches_per_step, changed_labels
+from gradflow.interventions.gradients import Freeze, GradientScale, Transplant
+from gradflow.interventions.initial import DeltaOrthogonal, LayerVariance
+from gradflow.interventions.intervention import Check, Evidence, GradientChange, Intervention
+from gradflow.interventions.network import LeakySlope, NormBias, NormFree, SkipStrength
+from gradflow.interventions.text import INTERVENTIONS, parse
+from gradflow.interventions.training import Accumulate, RandomLabels, Recalibrate, Reset
+
+__all__ = [
+    "INTERVENTIONS",
+    "Accumulate",
+    "Applied",
+    "Check",
+    "DeltaOrthogonal",
+    "Evidence",
+    "Freeze",
+    "GradientChange",
+    "GradientScale",
+    "Intervention",
+    "LayerVariance",
+    "LeakySlope",
+    "NormBias",
+    "NormFree",
+    "RandomLabels",
+    "Recalibrate",
+    "Reset",
+    "SkipStrength",
+    "Transplant",
+    "batches_per_step",
+    "changed_labels",
+    "parse",
+]

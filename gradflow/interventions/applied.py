@@ -1,0 +1,95 @@
+"""The interventions of one network in training, at work."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from gradflow.interventions.intervention import Evidence, GradientChange, Intervention
+
+
+@dataclass
+class Applied:
+    """Applies interventions to the gradients of one network, and collects what they did.
+
+    `attach` puts them before the optimizer's step. Make a Recorder after it: hooks run in the order
+    in which they were added, and the Recorder then sees gradients as the optimizer receives them.
+    """
+
+    interventions: Sequence[Intervention]
+    arch: str
+    seed: int
+    _changes: list[tuple[Intervention, GradientChange]] = field(default_factory=list)
+    _hook: RemovableHandle | None = None
+
+    def attach(self, model: nn.Module, optimizer: Optimizer, step: Callable[[], int]) -> None:
+        """Change gradients before each step of `optimizer`; `step` gives the number of the step."""
+        for intervention in self.interventions:
+            change = intervention.gradient_change(model, self.arch, self.seed)
+            if change is not None:
+                self._changes.append((intervention, change))
+        if not self._changes:
+            return
+
+        def before_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
+            # A fused optimizer divides by the loss scale inside its step.
+            scale = getattr(optimizer, "grad_scale", None)
+            for _, change in self._changes:
+                change.before_step(step(), scale if isinstance(scale, Tensor) else None)
+
+        self._hook = optimizer.register_step_pre_hook(before_step)
+
+    def detach(self) -> None:
+        """Leave the optimizer as it was; more calls do nothing."""
+        if self._hook is not None:
+            self._hook.remove()
+
+    def evaluated(
+        self, model: nn.Module, initial: dict[str, Tensor], images: Callable[[], Iterable[Tensor]]
+    ) -> nn.Module:
+        """The network to evaluate in place of `model`."""
+        for intervention in self.interventions:
+            model = intervention.change_evaluated(model, initial, images())
+        return model
+
+    def report(self, evidence: Evidence) -> list[dict[str, Any]]:
+        """Each intervention with its manipulation checks, as plain JSON types."""
+        report = []
+        for intervention in self.interventions:
+            checks = [
+                check
+                for theirs, change in self._changes
+                if theirs is intervention
+                for check in change.checks()
+            ] + intervention.checks(evidence)
+            report.append(
+                {
+                    "intervention": str(intervention),
+                    "name": intervention.name,
+                    "says": intervention.describe(),
+                    "passed": all(check.passed is not False for check in checks),
+                    "checks": [check.to_json() for check in checks],
+                }
+            )
+        return report
+
+
+def batches_per_step(interventions: Sequence[Intervention]) -> int:
+    """How many batches make one optimizer step; 0: all of an epoch."""
+    counts = [one.batches_per_step for one in interventions if one.batches_per_step != 1]
+    if len(counts) > 1:
+        raise ValueError("Expected accumulate(…) at most once, but got it several times.")
+    return counts[0] if counts else 1
+
+
+def changed_labels(
+    interventions: Sequence[Intervention], labels: Tensor, train: np.ndarray
+) -> Tensor:
+    """The labels of all images, as the training is to see them."""
+    for intervention in interventions:
+        labels = intervention.change_labels(labels, train)
+    return labels

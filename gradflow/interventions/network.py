@@ -1,0 +1,238 @@
+"""Interventions on the network itself: skip connections, activations, norms."""
+
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import ClassVar, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+
+from gradflow.examine.path import belonging, path_layers
+from gradflow.interventions.growth import growth_checks
+from gradflow.interventions.intervention import Check, Evidence, Intervention
+from gradflow.interventions.layers import ALL, NONE, check_layers, chosen_layers
+from gradflow.nets import BasicBlock, PadShortcut
+
+NormFreeInit = Literal["fan_in", "keep"]
+
+
+@dataclass(frozen=True)
+class SkipStrength(Intervention):
+    """Multiply every skip connection by `alpha`: relu(branch(x) + α · shortcut(x)).
+
+    The network must be residual, with shortcuts that have no parameters (`--shortcut A`): a
+    projection and its norm could learn to undo α, and would be in the way of a comparison with
+    the plain network. α = 1 is the residual network, α = 0 the plain one, both to the last bit.
+    """
+
+    name: ClassVar[str] = "skip"
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"Expected `alpha` from 0 to 1, but got {self.alpha}.")
+
+    def describe(self) -> str:
+        return f"Every skip connection is multiplied by {self.alpha:g}."
+
+    def sham(self) -> Self:
+        return replace(self, alpha=1.0)
+
+    def change_network(self, model: nn.Module) -> None:
+        blocks = _blocks(model)
+        if not blocks or any(block.skip == 0 for block in blocks):
+            raise ValueError(
+                "Expected a residual network for skip(alpha=…), but got one without skip "
+                "connections. Use `--arch resnet_18` or `resnet_34`; alpha=0 makes it plain."
+            )
+        if any(isinstance(block.downsample, nn.Sequential) for block in blocks):
+            raise ValueError(
+                "Expected shortcuts without parameters for skip(alpha=…), but got projections. "
+                "Use `--shortcut A`."
+            )
+        for block in blocks:
+            block.skip = self.alpha
+            if self.alpha == 0:
+                block.downsample = None
+
+    def checks(self, evidence: Evidence) -> list[Check]:
+        strengths = {block.skip for block in _blocks(evidence.trained)}
+        furthest = max(strengths, key=lambda strength: abs(strength - self.alpha))
+        strength = Check("strength of the skip connections", furthest, expected=self.alpha)
+        n_pads = sum(isinstance(module, PadShortcut) for module in evidence.trained.modules())
+        expected = 0 if self.alpha == 0 else 3
+        pads = Check("shortcuts that change shape", n_pads, expected=expected)
+        return [strength, pads, *growth_checks(evidence, None)]
+
+
+def _blocks(model: nn.Module) -> list[BasicBlock]:
+    return [module for module in model.modules() if isinstance(module, BasicBlock)]
+
+
+@dataclass(frozen=True)
+class NormBias(Intervention):
+    """Start the bias β of every BatchNorm on the main path at `beta`, not at 0.
+
+    A dose on the explosion of gradients in BatchNorm networks: the squared gradient grows per layer
+    by λ = Φ(β) / Var[relu(z + β)] with z standard normal: 1.467, 1.249, 1.120 and 1.018 at
+    β = 0, 0.5, 1 and 2. Norms of projections keep theirs. The bias then learns as ever.
+    """
+
+    name: ClassVar[str] = "norm_bias"
+    beta: float = 0.0
+    layers: str = ALL
+
+    def __post_init__(self) -> None:
+        check_layers(self.layers)
+        if not isfinite(self.beta):
+            raise ValueError(f"Expected `beta` to be finite, but got {self.beta}.")
+
+    def describe(self) -> str:
+        return f"The biases of the norms of layers {self.layers} start at {self.beta:g}."
+
+    def sham(self) -> Self:
+        return replace(self, beta=0.0)
+
+    def change_network(self, model: nn.Module) -> None:
+        for norm in _norms(model, self.layers):
+            nn.init.constant_(norm.bias, self.beta)
+
+    def checks(self, evidence: Evidence) -> list[Check]:
+        from gradflow.controls.closed_forms import expected_growth_bn_bias  # loads scipy
+
+        expected = expected_growth_bn_bias(self.beta) if self.layers == ALL else None
+        return growth_checks(evidence, expected)
+
+
+def _norms(model: nn.Module, layers: str) -> list[nn.BatchNorm2d]:
+    """Those of the named layers, without the norms of projections."""
+    owners = {
+        name.rpartition(".")[0]
+        for name in belonging(model, chosen_layers(model, layers))
+        if ".downsample." not in name
+    }
+    norms = [
+        module
+        for name, module in model.named_modules()
+        if name in owners and isinstance(module, nn.BatchNorm2d)
+    ]
+    if not norms and layers != NONE:
+        raise ValueError(
+            f"Expected BatchNorm in layers {layers}, but there is none. Leave out norm_bias, or "
+            "put it before norm_free."
+        )
+    return norms
+
+
+@dataclass(frozen=True)
+class LeakySlope(Intervention):
+    """Replace every ReLU by a leaky one of this `slope` for negative values.
+
+    Another dose on the explosion: λ = 1 / (1 − (1 − a)² / (π (1 + a²))), which is 1.467, 1.244,
+    1.068 and 1 at a = 0, 0.2, 0.5 and 1. A slope of 0.01 hardly moves λ (1.453) but leaves no unit
+    dead.
+    """
+
+    name: ClassVar[str] = "leaky"
+    slope: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.slope <= 1:
+            raise ValueError(f"Expected `slope` from 0 to 1, but got {self.slope}.")
+
+    def describe(self) -> str:
+        return f"Every ReLU passes on {self.slope:g} of what is negative."
+
+    def sham(self) -> Self:
+        return replace(self, slope=0.0)
+
+    def change_network(self, model: nn.Module) -> None:
+        if self.slope == 0:
+            return  # a LeakyReLU of slope 0 would give −0 where ReLU gives 0
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.ReLU):
+                    setattr(parent, name, nn.LeakyReLU(self.slope))
+
+    def checks(self, evidence: Evidence) -> list[Check]:
+        from gradflow.controls.closed_forms import expected_growth_bn_leaky  # loads scipy
+
+        slopes = [
+            module.negative_slope if isinstance(module, nn.LeakyReLU) else 0.0
+            for module in evidence.trained.modules()
+            if isinstance(module, (nn.ReLU, nn.LeakyReLU))
+        ]
+        slope = Check("mean slope of the activations", sum(slopes) / len(slopes), self.slope, 1e-9)
+        return [slope, *growth_checks(evidence, expected_growth_bn_leaky(self.slope))]
+
+
+@dataclass(frozen=True)
+class NormFree(Intervention):
+    """Take BatchNorm away: its layer gets a bias, which starts at 0, and no norm.
+
+    `init` says with what weights such a network starts. `fan_in` rescales each layer's drawn
+    weights to the variance 2 / fan_in that keeps signal and gradient from layer to layer (He et
+    al. 2015, https://arxiv.org/abs/1502.01852), but for zero padding; lsuv makes up for that.
+    `keep` leaves what `--init` drew: with `torch-default` that is a network whose gradient
+    vanishes, about 0.39 decades per layer.
+
+    Meant for plain networks: without norms, the signal of a residual network doubles per block.
+    """
+
+    name: ClassVar[str] = "norm_free"
+    init: NormFreeInit = "fan_in"
+    layers: str = ALL
+
+    def __post_init__(self) -> None:
+        check_layers(self.layers)
+        if self.init not in get_args(NormFreeInit):
+            raise ValueError(f"Expected `init` in {get_args(NormFreeInit)}, but got {self.init!r}.")
+
+    def describe(self) -> str:
+        weights = "He's by fan-in" if self.init == "fan_in" else "as drawn"
+        return f"Layers {self.layers} have a bias in place of BatchNorm; first weights {weights}."
+
+    def sham(self) -> Self:
+        return replace(self, layers=NONE)
+
+    def change_network(self, model: nn.Module) -> None:
+        chosen = chosen_layers(model, self.layers)
+        owners = {name.rpartition(".")[0] for name in belonging(model, chosen)}
+        conv: nn.Conv2d | None = None
+        for name, module in list(model.named_modules()):
+            if name not in owners:
+                continue
+            if isinstance(module, nn.Conv2d):
+                conv = module
+                if self.init == "fan_in":
+                    rescale(conv.weight, (2 / conv.weight[0].numel()) ** 0.5)
+            elif isinstance(module, nn.BatchNorm2d) and conv is not None:
+                conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, nn.Identity())
+
+    def checks(self, evidence: Evidence) -> list[Check]:
+        chosen = chosen_layers(evidence.trained, self.layers)
+        owners = {name.rpartition(".")[0] for name in belonging(evidence.trained, chosen)}
+        n_norms = sum(
+            isinstance(module, nn.BatchNorm2d)
+            for name, module in evidence.trained.named_modules()
+            if name in owners
+        )
+        return [Check("norms left", n_norms, expected=0.0), *growth_checks(evidence, None)]
+
+
+@torch.no_grad()
+def rescale(weight: Tensor, std: float) -> None:
+    """Multiply a weight so that the root of its mean square is `std`."""
+    weight.mul_(std / weight.double().square().mean().sqrt().to(weight.dtype))
+
+
+def convolutions(model: nn.Module, layers: str) -> list[tuple[str, nn.Conv2d]]:
+    """The convolutions among the chosen layers of the main path, by name."""
+    chosen = set(chosen_layers(model, layers))
+    return [
+        (name, module)
+        for name in path_layers(model)
+        if name in chosen and isinstance(module := model.get_submodule(name), nn.Conv2d)
+    ]
