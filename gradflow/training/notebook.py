@@ -1,7 +1,7 @@
 """What a notebook shows of a run and of a network in it, finished or not."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -10,6 +10,8 @@ from gradflow.record.trace import load_parts
 
 if TYPE_CHECKING:
     from gradflow.training.rundir import NetworkDir, RunDir
+
+T = TypeVar("T")
 
 TITLE = "‖∂L/∂w‖₂ by depth, mean over steps (log scale)"
 
@@ -69,7 +71,7 @@ def _profile(network: "NetworkDir") -> np.ndarray:
     )
 
 
-def _attempt[T](read: Callable[[], T], otherwise: T) -> T:
+def _attempt(read: Callable[[], T], otherwise: T) -> T:
     """What `read` gives. A damaged or unfinished file must not put a traceback in the cell."""
     try:
         return read()
