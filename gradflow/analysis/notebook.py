@@ -3,12 +3,11 @@
 from typing import TYPE_CHECKING
 
 from gradflow.analysis.profile import GRADIENT_SIZES
+from gradflow.analysis.vanishing import JUDGED_SIZES
 from gradflow.record.notebook import card, depth_svg
 
 if TYPE_CHECKING:
     from gradflow.analysis.verdict import Verdict
-
-SHOWN = ("output_gradient", "scale_invariant")  # the judged sizes; g proves nothing
 
 
 def verdict_html(verdict: "Verdict", meaning: str) -> str:
@@ -23,7 +22,7 @@ def verdict_html(verdict: "Verdict", meaning: str) -> str:
         *((f"{one.key}, {one.title}", one.status) for one in verdict.links),
         *((f"rival {one.key}, {one.title}", one.status) for one in verdict.rivals),
     ]
-    return card("Verdict", rows, *(_profile(verdict, size) for size in SHOWN))
+    return card("Verdict", rows, *(_profile(verdict, size) for size in JUDGED_SIZES))
 
 
 def _profile(verdict: "Verdict", size: str) -> str:

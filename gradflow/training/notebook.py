@@ -1,7 +1,7 @@
 """What a notebook shows of a run and of a network in it, finished or not."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -11,12 +11,14 @@ from gradflow.record.trace import load_parts
 if TYPE_CHECKING:
     from gradflow.training.rundir import NetworkDir, RunDir
 
+T = TypeVar("T")
+
 TITLE = "‖∂L/∂w‖₂ by depth, mean over steps (log scale)"
 
 
 def network_html(network: "NetworkDir") -> str:
     """State, accuracies and the depth profile of the gradients."""
-    profile = _attempt(lambda: _profile(network), np.empty(0))
+    profile = _profile(network)
     rows: list[tuple[str, object]] = [
         ("architecture", network.arch),
         ("seed", network.seed),
@@ -38,7 +40,7 @@ def run_html(run: "RunDir") -> str:
         *((one.name, _in_short(one)) for one in networks),
     ]
     first = [one for one in networks if one.seed == networks[0].seed]
-    profiles = {one.name: _attempt(lambda one=one: _profile(one), np.empty(0)) for one in first}
+    profiles = {one.name: _profile(one) for one in first}
     return card(f"Run {run.path.name}", rows, depth_svg(profiles, TITLE))
 
 
@@ -63,10 +65,13 @@ def _accuracies(network: "NetworkDir") -> list[tuple[str, str]]:
 
 
 def _profile(network: "NetworkDir") -> np.ndarray:
-    return trace_profile(load_parts(network.path, measures=["grad_norm"]))[1]
+    """log10 by layer; empty where nothing was recorded."""
+    return _attempt(
+        lambda: trace_profile(load_parts(network.path, measures=["grad_norm"]))[1], np.empty(0)
+    )
 
 
-def _attempt(read: Callable[[], Any], otherwise: Any) -> Any:
+def _attempt(read: Callable[[], T], otherwise: T) -> T:
     """What `read` gives. A damaged or unfinished file must not put a traceback in the cell."""
     try:
         return read()
