@@ -76,7 +76,7 @@ def power(exponent: float) -> str:
     >>> power(-3.0), power(-400.0)
     ('0.001', '1e-400')
     """
-    return f"{10**exponent:.2g}" if abs(exponent) < 300 else f"1e{exponent:.0f}"
+    return f"{10**exponent:.3g}" if abs(exponent) < 300 else f"1e{exponent:.0f}"
 
 
 def _line(values: np.ndarray, low: float, high: float, colour: str, dashes: str) -> str:

@@ -32,7 +32,7 @@ def network_html(network: "NetworkDir") -> str:
 def run_html(run: "RunDir") -> str:
     """Data, one row for each network, and the depth profiles of the first seed."""
     config = _attempt(run.config, None)
-    networks = _attempt(run.networks, [])
+    networks: list[NetworkDir] = _attempt(run.networks, [])
     rows: list[tuple[str, object]] = [
         ("folder", run.path),
         ("data", "config.yaml cannot be read" if config is None else config.data),
@@ -49,19 +49,21 @@ def _in_short(network: "NetworkDir") -> str:
 
 
 def _state(network: "NetworkDir") -> str:
-    n = len(_attempt(network.history, []))
+    n = _attempt(lambda: len(network.history()), 0)
     return f"{'finished' if network.is_finished else 'not finished'}, {n} epochs"
 
 
 def _accuracies(network: "NetworkDir") -> list[tuple[str, str]]:
     """Test accuracy of the best and the last epoch, where the network was evaluated."""
-    return _attempt(
-        lambda: [
-            (f"test accuracy, {which} epoch", f"{network.evaluation()[which]['accuracy']:.1%}")
-            for which in ("best", "last")
-        ],
-        [],
-    )
+
+    def read() -> list[tuple[str, str]]:
+        parts = {which: network.evaluation()[which]["test"] for which in ("best", "last")}
+        return [
+            (f"test accuracy, {which} epoch", f"{part['accuracy']:.1%}")
+            for which, part in parts.items()
+        ]
+
+    return _attempt(read, [])
 
 
 def _profile(network: "NetworkDir") -> np.ndarray:

@@ -103,7 +103,9 @@ def test_a_run_is_shown_whether_unfinished_damaged_or_with_an_evil_name(tmp_path
 def test_a_finished_network_shows_its_accuracies_and_its_profile(tmp_path: Path) -> None:
     network = NetworkDir(tmp_path, "plain", 0)
     network.save_history([{}, {}])
-    network.save_evaluation({"best": {"accuracy": 0.875}, "last": {"accuracy": 0.5}})
+    network.save_evaluation(
+        {which: {"test": {"accuracy": share}} for which, share in (("best", 0.875), ("last", 0.5))}
+    )
     trace = make_trace({"grad_norm": [1, 1, 1, 1, 1, 1, 1, 1, 1, 100.0]}, n_steps=2)
     trace.save_part(tmp_path / "records")
     page = Page(network._repr_html_())

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Figure
 
 # One style for each network. The colours are those of Okabe and Ito, which the colour-blind can
 # tell apart (https://jfly.uni-koeln.de/color/); dashes and markers carry the same in grey print.

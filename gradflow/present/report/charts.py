@@ -1,6 +1,6 @@
 """The figures of a report: each with a title that says what was found, and how to read it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def charts(report: Report) -> list[Chart]:
             *_classes(report)]  # fmt: skip
 
 
-def save_charts(found: list[Chart], folder: Path) -> list[Path]:
+def save_charts(found: Sequence[Chart], folder: Path) -> list[Path]:
     """Every figure as SVG and PNG."""
     return [
         plots.save(figure, folder / f"{chart.key}{suffix}")
@@ -244,6 +244,8 @@ def _differences(report: Report) -> Iterator[Chart]:
     except ValueError:  # one seed of an older run, which did not keep the labels
         return
     worst = max(found, key=lambda one: abs(one.mean))
+    mean, low, high = np.array([[one.mean, one.low, one.high] for one in found]).T
+    label = f"recall of {first} less that of {second}"
     yield Chart(
         "class-differences",
         "classes",
@@ -251,12 +253,7 @@ def _differences(report: Report) -> Iterator[Chart]:
         f"Recall of {first} less that of {second}, with 95 % intervals ({worst.method}). At zero "
         "both do equally well. The classes are looked at together: one interval of twenty misses.",
         lambda: plots.figure_of(
-            plots.interval_plot(
-                [one.name for one in found],
-                *np.array([[one.mean, one.low, one.high] for one in found]).T,
-                f"recall of {first} less that of {second}",
-                "",
-            )
+            plots.interval_plot([one.name for one in found], mean, low, high, label, "")
         ),
     )
 
