@@ -5,6 +5,7 @@ import io
 import json as json_
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -33,8 +34,11 @@ if TYPE_CHECKING:
     from gradflow.present.saliency.asked import Networks
     from gradflow.present.saliency.trust import Trust
     from gradflow.present.wandb_panels import WandbRun
+    from gradflow.studies import Cell
     from gradflow.training.rundir import NetworkDir, RunDir
     from gradflow.training.train import Data
+
+POLL_SECONDS = 2.0  # between two looks at the trainings of a study
 
 OK, FAILED, USAGE, JUDGED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -836,6 +840,134 @@ def report(
         _print(summary_view(content.verdict, braille=braille), page.differs(content))
         _print(f"\nreport   {written[0]}", f"also     {', '.join(one.name for one in written[1:])}")
     return OK
+
+
+# -- study -------------------------------------------------------------------------------------
+
+
+@app.command
+def study(
+    file: Path,
+    *,
+    data: str | None = None,
+    out: Path | None = None,
+    plan: Annotated[bool, Parameter(negative=())] = False,
+    engine: Literal["local", "dask", "ray", "slurm"] = "local",
+    workers: int | None = None,
+    address: str | None = None,
+    slurm: Annotated[dict[str, str] | None, Parameter(name="--slurm")] = None,
+    json: Json = False,
+) -> int:
+    """Test explanations: change one thing at a time, and see which share of the gap goes away.
+
+    A study that was stopped or killed goes on where it stands when it is called again, to the same
+    results. Exits with 1 if a training failed.
+
+    Parameters
+    ----------
+    file
+        The study file, or the folder of a study that was begun. docs/studies.md explains both.
+    data
+        The images, in place of those of the study file.
+    out
+        The folder of the study; by default studies/ and the name of the file.
+    plan
+        Only show the trainings, how long they take, and how many seeds the precision needs.
+    engine
+        Where to train: on this machine, on a Dask or Ray cluster, or as jobs of Slurm.
+    workers
+        How many trainings at a time; by default one per GPU, or as many as the cores carry.
+    address
+        The scheduler of a running Dask or Ray cluster; by default one is started here.
+    slurm
+        Parameters of the jobs, such as --slurm.slurm_partition gpu --slurm.timeout_min 60.
+    json
+        Print the results, or the plan, as one JSON object on stdout.
+    """
+    from gradflow.present import study_view
+    from gradflow.present.study_figures import save_study_figures
+    from gradflow.studies import Engine, Study, StudyDir, run_study
+    from gradflow.studies.engine import default_workers
+    from gradflow.studies.plan import plan_study
+
+    if file.is_dir():
+        folder, content = StudyDir.open(file), StudyDir.open(file).file
+        if data is not None or out is not None:
+            raise ValueError("Expected neither --data nor --out beside the folder of a study.")
+    else:
+        folder, content = StudyDir(out or Path("studies") / file.stem), file
+    asked = Study.load(content, {} if data is None else {"data": data})
+    where = Engine(name=engine, workers=workers, address=address, slurm=_numbers(slurm or {}))
+    if plan:
+        count = workers or default_workers(asked.cells(folder.cells))
+        planned = plan_study(asked, folder, count)
+        if json:
+            print(json_.dumps(planned.to_json(), ensure_ascii=False))
+        else:
+            _print(study_view.plan_view(planned))
+        return OK
+    log = _stderr()
+    log.print(f"study          {folder.path}", soft_wrap=True)
+    with _watching(log) as watch:
+        found = run_study(asked, folder, where, on_begin=watch)
+    pictures = save_study_figures(found, folder.figures)
+    if json:
+        print(json_.dumps(found.to_json(), ensure_ascii=False))
+    else:
+        _print(study_view.results_view(found), f"\nstudy    {folder.path}")
+        _print(*(f"picture  {path}" for path in pictures))
+    return FAILED if any(" failed: " in note for note in found.notes) else OK
+
+
+def _numbers(options: dict[str, str]) -> dict[str, Any]:
+    """Whole numbers as numbers; submitit tells them from text."""
+    return {name: int(value) if value.isdecimal() else value for name, value in options.items()}
+
+
+@contextmanager
+def _watching(log: Console) -> Iterator[Callable[[Sequence["Cell"]], None]]:
+    """Show how far all trainings of a study are: a live table, or a line as each ends."""
+    from rich.live import Live
+
+    from gradflow.present.study_view import end_line, progress_view
+
+    cells: list[Cell] = []
+    said: set[str] = set()
+    is_over = threading.Event()
+
+    def say_ends() -> None:
+        for cell in cells:
+            line = end_line(cell) if cell.name not in said else None
+            if line is not None:
+                said.add(cell.name)
+                log.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def keep_saying() -> None:
+        while not is_over.wait(POLL_SECONDS):
+            say_ends()
+
+    def watch(found: Sequence["Cell"]) -> None:
+        cells[:] = found
+        said.update(cell.name for cell in cells if log.is_terminal or _is_done(cell))
+
+    if log.is_terminal:
+        with Live(get_renderable=lambda: progress_view(cells), console=log, refresh_per_second=1):
+            yield watch
+        return
+    thread = threading.Thread(target=keep_saying, daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        is_over.set()
+        thread.join()
+        say_ends()
+
+
+def _is_done(cell: "Cell") -> bool:
+    from gradflow.studies.folder import CellDir
+
+    return CellDir(cell.folder).state().get("state") in ("done", "diverged")
 
 
 # -- bench -------------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ class ResNet(nn.Module):
         skip: float = 1.0,
         shortcut: Shortcut = "B",
         stem: Stem = "photo",
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         if depth not in BLOCKS_PER_STAGE:
@@ -99,7 +100,8 @@ class ResNet(nn.Module):
         if n_classes < 2:
             raise ValueError(f"Expected `n_classes` to be at least 2, but got {n_classes}.")
         photo = stem == "photo"
-        n_first = CHANNELS_PER_STAGE[0]
+        channels = _channels(width)
+        n_first = channels[0]
         self.conv1 = nn.Conv2d(
             3,
             n_first,
@@ -113,7 +115,7 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if photo else nn.Identity()
         n_in = n_first
         stages: list[nn.Module] = []
-        for n_blocks, n_out in zip(BLOCKS_PER_STAGE[depth], CHANNELS_PER_STAGE, strict=True):
+        for n_blocks, n_out in zip(BLOCKS_PER_STAGE[depth], channels, strict=True):
             blocks = []
             for index in range(n_blocks):
                 stride = 2 if index == 0 and stages else 1
@@ -130,6 +132,14 @@ class ResNet(nn.Module):
             x = stage(x)
         logits: Tensor = self.fc(self.avgpool(x).flatten(1))
         return logits
+
+
+def _channels(width: float) -> tuple[int, ...]:
+    """Of each stage; `width` multiplies them all."""
+    channels = tuple(round(width * n) for n in CHANNELS_PER_STAGE)
+    if channels[0] < 1:
+        raise ValueError(f"Expected `width` to leave at least one channel, but got {width}.")
+    return channels
 
 
 def initialise(model: nn.Module, init: Init = "kaiming", seed: int | None = None) -> None:
@@ -175,10 +185,11 @@ def _build(depth: int, skip: float) -> Callable[..., ResNet]:
         *,
         shortcut: Shortcut = "B",
         stem: Stem = "photo",
+        width: float = 1.0,
         init: Init = "kaiming",
         seed: int | None = None,
     ) -> ResNet:
-        model = ResNet(depth, n_classes, skip=skip, shortcut=shortcut, stem=stem)
+        model = ResNet(depth, n_classes, skip=skip, shortcut=shortcut, stem=stem, width=width)
         initialise(model, init, seed)
         return model
 

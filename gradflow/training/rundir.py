@@ -260,7 +260,12 @@ def build_network(arch: str, n_classes: int, config: TrainConfig, *, seed: int) 
     Without what an intervention makes of the first batch of images.
     """
     model = NETWORKS[arch](
-        n_classes, shortcut=config.shortcut, stem=config.stem, init=config.init, seed=seed
+        n_classes,
+        shortcut=config.shortcut,
+        stem=config.stem,
+        width=config.width,
+        init=config.init,
+        seed=seed,
     )
     for intervention in config.interventions:
         intervention.change_network(model)

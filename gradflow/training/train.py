@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradflow.data import (
     NEAR_TWIN_BITS,
@@ -23,6 +23,7 @@ from gradflow.data import (
     open_source,
 )
 from gradflow.data import split as split_images
+from gradflow.examine.batchnorm import recalibrated
 from gradflow.interventions import changed_labels
 from gradflow.record import DEFAULT_MEASURES, MaxOverhead, Recorder, Trace
 from gradflow.training.config import TrainConfig
@@ -356,6 +357,8 @@ def _evaluate_network(
                 state.config.label_smoothing,
                 keep_probabilities=part != "train",
             )
+            if (which, part) == ("last", "train"):
+                evaluation[which][part]["recalibrated"] = _recalibrated(model, data, state, network)
             text.append(
                 f"{network.name}, {which} epoch ({epoch + 1}), {part} set\n"
                 + report_text(predictions, data.class_names)
@@ -367,6 +370,26 @@ def _evaluate_network(
         text.append(original)
     network.report.write_text("\n".join(text), encoding="utf-8")
     network.save_evaluation(evaluation)
+
+
+def _recalibrated(
+    model: nn.Module, data: Data, state: TrainingState, network: NetworkDir
+) -> dict[str, float]:
+    """The training loss with the statistics of all training images in every BatchNorm.
+
+    Running statistics lag behind the weights, and a loss that measures how well a network fits
+    must not measure how far they lag.
+    """
+    batches = data.training(state.config, network.seed).epoch(
+        0, device=state.accelerator.device, channels_last=state.config.channels_last
+    )
+    steady = recalibrated(model, (batch.images for batch in batches))
+    predictions = predict(steady, data.plain("train"), state.accelerator)
+    return {
+        "loss": predictions.loss(state.config.label_smoothing),
+        "cross_entropy": predictions.loss(0.0),
+        "accuracy": predictions.accuracy,
+    }
 
 
 def _recording(recorder: Recorder | None) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ from gradflow.present.plots.style import (
     to_pixels,
     to_svg,
 )
+from gradflow.present.plots.study import dose_response_plot, forest_plot
 
 __all__ = [
     "COLORMAP",
@@ -44,7 +45,9 @@ __all__ = [
     "confusion_plot",
     "curves_plot",
     "depth_profile_plot",
+    "dose_response_plot",
     "figure_of",
+    "forest_plot",
     "gallery_grid",
     "history_plot",
     "interval_plot",

@@ -1,0 +1,208 @@
+"""Shares of a gap: how much of it goes away when one thing is changed on purpose.
+
+With the badness b of a network (training loss, or minus accuracy) the gap of seed i is
+G_i = b(accused) − b(reference), and D_i is what an arm takes away from it. The share of the gap is
+
+    E = mean D / mean G
+
+a ratio of paired means. That E exceeds θ is that the mean of D_i − θ G_i exceeds 0, which Student's
+t tests exactly for normal values, however small the study (Fieller 1954); its interval holds the θ
+that the test does not reject.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from gradflow.analysis import thresholds as at
+from gradflow.analysis.statistics import MAX_SEEDS, Interval, holm, p_beyond, t_interval
+
+ShareStatus = Literal["main cause", "contributor", "not a cause", "undetermined"]
+
+# Of the two sides of an interval, the one that a rule asks about.
+ALPHA = (1 - at.CONFIDENCE.value) / 2
+
+
+@dataclass(frozen=True)
+class Share:
+    """What an arm takes of the gap: one number per seed for each part.
+
+    The gap of seed i shrinks by what the accused network gains, less what the reference gains.
+    """
+
+    gap: tuple[float, ...]  # G_i, without the arm
+    accused_gain: tuple[float, ...]  # by how much the arm lowers the badness of the accused
+    reference_gain: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.gap) == len(self.accused_gain) == len(self.reference_gain):
+            raise ValueError(
+                "Expected one number per seed in every part, but got "
+                f"{len(self.gap)}, {len(self.accused_gain)} and {len(self.reference_gain)}."
+            )
+
+    @property
+    def n(self) -> int:
+        return len(self.gap)
+
+    @property
+    def taken(self) -> np.ndarray:
+        """(seeds,) D_i."""
+        return np.asarray(self.accused_gain) - np.asarray(self.reference_gain)
+
+    @property
+    def value(self) -> float:
+        """E; NaN without a gap."""
+        gap = float(np.mean(self.gap)) if self.n else 0.0
+        return float(np.mean(self.taken)) / gap if gap else math.nan
+
+    @property
+    def per_seed(self) -> tuple[float, ...]:
+        """(seeds,) E + (D_i − E G_i) / mean G: numbers per seed whose mean is E.
+
+        Their spread is that of E, to first order in the spread of the gap; the plain D_i / G_i
+        would make much of a seed with a small gap.
+        """
+        gap = np.asarray(self.gap)
+        if not math.isfinite(self.value):
+            return (math.nan,) * self.n
+        return tuple((self.value + (self.taken - self.value * gap) / gap.mean()).tolist())
+
+    def p_beyond(self, share: float, side: Literal["below", "above"]) -> float:
+        """The one-sided t test that E lies beyond `share`, given a gap above 0."""
+        return p_beyond(self.taken - share * np.asarray(self.gap), 0.0, side)
+
+    @property
+    def interval(self) -> Interval:
+        """Fieller's 95 % interval; infinite where the gap itself may be 0."""
+        low, high = fieller(self.taken, np.asarray(self.gap))
+        spread = float(np.std(self.per_seed, ddof=1)) if self.n > 1 else math.nan
+        return Interval(self.value, low, high, spread, self.n)
+
+
+def fieller(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, float]:
+    """The interval of mean(numerator) / mean(denominator) of paired values, at 95 %.
+
+    All θ with |mean(x − θ y)| ≤ t · se(x − θ y). NaN for a single pair; (−inf, inf) where the mean
+    of the denominator does not differ from 0, so that no θ can be ruled out on one side.
+    Fieller 1954, https://doi.org/10.1111/j.2517-6161.1954.tb00159.x
+
+    >>> fieller(np.array([1.0, 1.0, 1.0]), np.array([2.0, 2.0, 2.0]))
+    (0.5, 0.5)
+    """
+    n = len(numerator)
+    if n < 2:
+        return math.nan, math.nan
+    quantile = float(stats.t.ppf(1 - ALPHA, n - 1))
+    (xx, xy), (_, yy) = np.cov(numerator, denominator, ddof=1) * quantile**2 / n
+    x, y = float(np.mean(numerator)), float(np.mean(denominator))
+    a, b, c = y * y - yy, x * y - xy, x * x - xx
+    if a <= 0:
+        return -math.inf, math.inf
+    root = math.sqrt(max(b * b - a * c, 0.0))
+    return float((b - root) / a), float((b + root) / a)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A share with its place among the others: p values after Holm's correction over them."""
+
+    status: ShareStatus
+    p_main: float  # that it exceeds a half
+    p_contributor: float  # a tenth
+    p_none: float  # that it stays below a fifth
+    why: str = ""  # what keeps it undetermined, where that is not the interval
+
+
+def judge_shares(
+    shares: Sequence[Share], moved: Sequence[bool], sound: Sequence[str]
+) -> list[Judged]:
+    """The status of each share, among all that a study asked about.
+
+    `moved` is whether the manipulation checks of an arm hold: without it nothing can be ruled out.
+    `sound` holds a reason for each share that may not be judged, such as a positive control that
+    did not react; "" where there is none.
+    """
+    main = holm([_above(one, at.SHARE_MAIN.value) for one in shares])
+    contributor = holm([_above(one, at.SHARE_CONTRIBUTOR.value) for one in shares])
+    none = holm([one.p_beyond(at.SHARE_NONE.value, "below") for one in shares])
+    rows = zip(shares, moved, sound, main, contributor, none, strict=True)
+    return [_judge(*row) for row in rows]
+
+
+def _above(share: Share, limit: float) -> float:
+    """That the arm takes more than `limit` of the gap, and not by spoiling the reference alone.
+
+    Where an arm treats the accused network, that network must gain: a gap closes as well when both
+    are ruined. An arm on the reference alone is meant to spoil it.
+    """
+    p = share.p_beyond(limit, "above")
+    treats_accused = any(share.accused_gain)
+    return max(p, p_beyond(share.accused_gain, 0.0, "above")) if treats_accused else p
+
+
+def _judge(
+    share: Share, moved: bool, reason: str, main: float, contributor: float, none: float
+) -> Judged:
+    def judged(status: ShareStatus, why: str = "") -> Judged:
+        return Judged(status, main, contributor, none, why)
+
+    if reason:
+        return judged("undetermined", reason)
+    if min(main, contributor, none) <= ALPHA and not moved:
+        return judged("undetermined", "its manipulation check failed or is missing")
+    if main <= ALPHA:
+        return judged("main cause")
+    if contributor <= ALPHA:
+        return judged("contributor")
+    if none <= ALPHA:
+        return judged("not a cause")
+    spoiled = share.p_beyond(at.SHARE_CONTRIBUTOR.value, "above") <= ALPHA
+    return judged(
+        "undetermined", "the gap shrank, and the accused network did not gain" if spoiled else ""
+    )
+
+
+def seeds_for_width(spread: float, half_width: float) -> int | None:
+    """The smallest n with t · spread / √n ≤ half_width; None beyond 1000 seeds.
+
+    `spread` is the standard deviation of a share over seeds.
+
+    >>> seeds_for_width(0.3, 0.25)
+    9
+    """
+    n = np.arange(2, MAX_SEEDS + 1)
+    widths = stats.t.ppf(1 - ALPHA, n - 1) * spread / np.sqrt(n)
+    enough = np.flatnonzero(widths <= half_width)
+    return int(n[enough[0]]) if len(enough) else None
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """Of two arms and both together: E_both − E_first − E_second, with its interval over seeds."""
+
+    first: str
+    second: str
+    both: str
+    interval: Interval
+
+    @property
+    def reads(self) -> str:
+        """What its sign says."""
+        if not self.interval.low <= self.interval.high:
+            return "not known from one seed"
+        if self.interval.high < 0:
+            return "they overlap: together they take less than the sum of both"
+        if self.interval.low > 0:
+            return "they need each other: together they take more than the sum of both"
+        return "no interaction beyond chance"
+
+
+def interaction(names: tuple[str, str, str], shares: tuple[Share, Share, Share]) -> Interaction:
+    """The 2 × 2 of two arms; `names` and `shares` of the first, the second and both."""
+    first, second, both = (np.asarray(one.per_seed) for one in shares)
+    return Interaction(*names, t_interval(both - first - second))

@@ -1,0 +1,117 @@
+"""The figures of a study: a forest plot of the shares, and one plot per series of doses."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from gradflow.analysis import thresholds as at
+from gradflow.analysis.statistics import Interval
+from gradflow.present import plots
+from gradflow.studies.outcomes import MEASURES
+from gradflow.studies.results import ArmResult, Results
+from gradflow.studies.study import PLACES, Place
+
+ZONES = {
+    "contributor": at.SHARE_CONTRIBUTOR.value,
+    "main cause": at.SHARE_MAIN.value,
+}
+
+
+def save_study_figures(found: Results, folder: Path) -> list[Path]:
+    """Draw what there is to draw, as PNG; nothing before the first arm is complete."""
+    figures = study_figures(found)
+    return [plots.save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def study_figures(found: Results) -> dict[str, plots.Figure]:
+    """By name: `forest`, and `dose-…` for each series of two doses or more."""
+    figures = {}
+    if found.causes:
+        figures["forest"] = _forest(found)
+    for series, arms in _series(found).items():
+        figures[f"dose-{_slug(series)}"] = _dose_response(found, series, arms)
+    return figures
+
+
+def _forest(found: Results) -> plots.Figure:
+    arms = found.strongest
+    shares = [one.shares[MEASURES[0].name] for one in arms]
+    ax = plots.forest_plot(
+        [one.arm.name for one in arms],
+        np.array([share.value for share in shares]),
+        np.array([(share.interval.low, share.interval.high) for share in shares]),
+        [one.primary.status if one.primary else "" for one in arms],
+        ZONES,
+    )
+    ax.set_title(finding(found), fontsize=10)
+    return plots.figure_of(ax)
+
+
+def finding(found: Results) -> str:
+    """What the shares say, in one line."""
+    names: dict[str, list[str]] = {
+        status: [] for status in ("main cause", "contributor", "not a cause")
+    }
+    for one in found.strongest:
+        if one.primary is not None:
+            names.setdefault(one.primary.status, []).append(one.arm.name)
+    if names["main cause"]:
+        return f"Takes away more than half of the gap: {', '.join(names['main cause'])}"
+    if names["contributor"]:
+        return f"Takes away part of the gap: {', '.join(names['contributor'])}"
+    if len(names["not a cause"]) == len(found.causes):
+        return "No arm takes away a fifth of the gap"
+    return "No arm surely takes away part of the gap"
+
+
+def _series(found: Results) -> dict[str, list[ArmResult]]:
+    by_name: dict[str, list[ArmResult]] = {}
+    for one in found.arms:
+        if one.arm.series:
+            by_name.setdefault(one.arm.series, []).append(one)
+    return {name: arms for name, arms in by_name.items() if len(arms) > 1}
+
+
+def _dose_response(found: Results, series: str, arms: list[ArmResult]) -> plots.Figure:
+    """Both outcomes side by side, for each network that the series treats."""
+    doses = [dose for one in arms for dose in (one.arm.dose, one.arm.dose_without)
+             if dose is not None]  # fmt: skip
+    log = min(doses) > 0 and max(doses) > 50 * min(doses)
+    fig = plots.new_figure(11.0, 3.6)
+    for ax, measure in zip(fig.subplots(1, len(MEASURES)), MEASURES, strict=True):
+        responses = {}
+        for place in PLACES:
+            levels = _levels(found, arms, place, measure.name)
+            if levels:
+                responses[found.study.network(place).arch] = _arrays(levels)
+        unit = f" ({measure.unit})" if measure.unit else ""
+        plots.dose_response_plot(responses, series, f"{measure.title}{unit}", ax, log=log)
+    fig.suptitle(f"Answer to the dose: {series}", fontsize=10)
+    return fig
+
+
+def _levels(
+    found: Results, arms: list[ArmResult], place: Place, measure: str
+) -> list[tuple[float, Interval]]:
+    """(dose, level) of a network that the series treats, and of the arm without a dose."""
+    levels = {}
+    for one in arms:
+        if place not in one.levels or one.arm.dose is None:
+            continue
+        levels[one.arm.dose] = one.levels[place][measure]
+        if one.arm.dose_without is not None:
+            without = found.level(one.arm.against, place, measure)
+            if without is not None:
+                levels[one.arm.dose_without] = without
+    return sorted(levels.items())
+
+
+def _arrays(levels: list[tuple[float, Interval]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    doses = np.array([dose for dose, _ in levels])
+    means = np.array([level.mean for _, level in levels])
+    return doses, means, np.array([(level.low, level.high) for _, level in levels])
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "series"

@@ -1,0 +1,228 @@
+"""A study in the terminal: its plan, its progress, and what it found, as text for rich."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gradflow.analysis.statistics import Interval
+from gradflow.studies import Cell, Results
+from gradflow.studies.folder import CellDir
+from gradflow.studies.outcomes import MEASURES
+from gradflow.studies.plan import Plan, total_seconds
+from gradflow.studies.results import ArmResult
+
+STATUS_STYLES = {
+    "main cause": "bold green",
+    "contributor": "green",
+    "not a cause": "dim",
+    "undetermined": "",
+}
+
+
+def duration(seconds: float) -> str:
+    """1 h 20 min, 3 min, or 12 s.
+
+    >>> duration(4800), duration(190), duration(12.3)
+    ('1 h 20 min', '3 min', '12 s')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+# -- before ------------------------------------------------------------------------------------
+
+
+def plan_view(plan: Plan) -> RenderableType:
+    """The cells, how long they take, and how many seeds the wished precision needs."""
+    study = plan.study
+    table = Table(box=None, pad_edge=False)
+    for name in ("arm", "network", "seeds", "steps each", "time each", "changes"):
+        table.add_column(name, justify="right" if name in ("steps each", "time each") else "left")
+    rows: dict[tuple[str, str], list[Any]] = {}
+    for one in plan.cells:
+        rows.setdefault((one.cell.arm, one.cell.place), []).append(one)
+    for (name, place), cells in rows.items():
+        arm = study.arm(name)
+        changes = [f"{key} = {value}" for key, value in arm.set.items()]
+        changes += [arm.intervene] if arm.intervene else []
+        table.add_row(
+            Text(name), f"{study.network(place).arch}", _seeds([one.cell.seed for one in cells]),
+            str(cells[0].n_steps), duration(cells[0].seconds), Text("; ".join(changes) or "-"),
+        )  # fmt: skip
+    done = f", {plan.n_done} are done" if plan.n_done else ""
+    total = duration(total_seconds(plan.cells))
+    lines = [
+        f"{len(plan.cells)} trainings to do{done}: about {duration(plan.seconds)} with "
+        f"{plan.workers} at a time, {total} one by one (from measured steps, one training alone)",
+        _seeds_sentence(plan),
+    ]
+    return Group(Text(study.question, style="bold"), Text(), table, Text(), *map(Text, lines))
+
+
+def _seeds_sentence(plan: Plan) -> str:
+    study = plan.study
+    source = (
+        "as the finished ones vary" if plan.spread_is_measured
+        else f"if runs of one recipe differ by 0.05 nats and the gap is {study.expected_gap:g} nats"
+    )  # fmt: skip
+    needed = "more than 1000" if plan.seeds_needed is None else str(plan.seeds_needed)
+    return (
+        f"shares of the gap to ±{study.precision:g} need {needed} seeds, {source} (this study has "
+        f"{len(study.seeds)})"
+    )
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    ordered = sorted(seeds)
+    is_range = len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1))
+    return f"{ordered[0]} to {ordered[-1]}" if is_range else ", ".join(map(str, ordered))
+
+
+# -- meanwhile ---------------------------------------------------------------------------------
+
+
+def progress_view(cells: Sequence[Cell]) -> RenderableType:
+    """One row per arm and network, one column per seed: how far each training is."""
+    states = {cell.name: CellDir(cell.folder).state() for cell in cells}
+    seeds = sorted({cell.seed for cell in cells})
+    table = Table(box=None, pad_edge=False)
+    for name in ("arm", "network", *(f"seed {seed}" for seed in seeds)):
+        table.add_column(name)
+    rows: dict[tuple[str, str], dict[int, Text]] = {}
+    for cell in cells:
+        row = rows.setdefault((cell.arm, f"{cell.place} ({cell.config.arch})"), {})
+        row[cell.seed] = _state(states[cell.name], cell.config.epochs)
+    for (arm, network), row in rows.items():
+        table.add_row(Text(arm), network, *(row.get(seed, Text()) for seed in seeds))
+    n_done = sum(state.get("state") in ("done", "diverged") for state in states.values())
+    return Group(table, Text(f"{n_done} of {len(cells)} trainings are done"))
+
+
+def _state(state: Mapping[str, Any], n_epochs: int) -> Text:
+    name = state.get("state", "waiting")
+    if name == "running":
+        return Text(f"epoch {state.get('epoch', 0)}/{n_epochs}", style="yellow")
+    styles = {"done": "green", "failed": "red", "diverged": "red"}
+    return Text(str(name), style=styles.get(name, "dim"))
+
+
+def end_line(cell: Cell) -> str | None:
+    """What to say of a training that has ended; None before."""
+    state = CellDir(cell.folder).state()
+    if state.get("state") == "done":
+        return f"{cell.name} is done ({duration(state.get('seconds', math.nan))})"
+    if state.get("state") in ("failed", "diverged"):
+        return f"{cell.name} {state['state']}: {state.get('message', '')}"
+    return None
+
+
+# -- after -------------------------------------------------------------------------------------
+
+
+def results_view(found: Results) -> RenderableType:
+    """The question, the gap, one row per arm, the controls, the 2 × 2 and the notes."""
+    study = found.study
+    lines: list[RenderableType] = [Text(study.question, style="bold")]
+    lines += [Text(line) for line in gap_lines(found)]
+    if found.causes:
+        lines += [Text(), _table(found)]
+    lines += [Text(line) for line in control_lines(found)]
+    if found.interaction is not None:
+        pair = found.interaction
+        lines.append(
+            Text(f"{pair.both}: interaction {_span(pair.interval)} of the gap; {pair.reads}")
+        )
+    lines += [Text(line) for one in found.arms if (line := why_line(one))]
+    lines += [Text(f"note: {note}") for note in found.notes]
+    return Group(*lines)
+
+
+def gap_lines(found: Results) -> list[str]:
+    """By how much the accused network does worse, for both outcomes."""
+    lines = []
+    for measure in MEASURES:
+        gap = found.gap[measure.name]
+        unit = f" {measure.unit}" if measure.unit else ""
+        sure = "" if found.gap_is_sure[measure.name] else "; not surely above zero"
+        lines.append(
+            f"gap in {measure.title}: {_number(gap.mean)}{unit} (95 % {_number(gap.low)} to "
+            f"{_number(gap.high)}, {gap.n} seeds{sure})"
+        )
+    return lines
+
+
+def control_lines(found: Results) -> list[str]:
+    """Whether the positive controls reacted."""
+    return [
+        f"positive control {one.arm.name}: "
+        f"{'reacts' if one.reacts else 'does not surely react'}, training loss "
+        f"{_signed(one.change.mean)} nats ({_signed(one.change.low)} to "
+        f"{_signed(one.change.high)}, {one.change.n} seeds)"
+        for one in found.controls
+    ]
+
+
+def why_line(one: ArmResult) -> str | None:
+    """What keeps an arm undetermined, where that is not its interval alone."""
+    judged = one.primary
+    return f"{one.arm.name}: {judged.why}" if judged is not None and judged.why else None
+
+
+def _table(found: Results) -> Table:
+    table = Table(box=None, pad_edge=False)
+    right = ("share of the gap", "of the accuracy gap", "accused", "reference", "time")
+    for name in ("arm", "it is", "share of the gap", "95 %", "of the accuracy gap", "accused",
+                 "reference", "check", "time"):  # fmt: skip
+        table.add_column(name, justify="right" if name in right else "left")
+    for one in found.strongest:
+        loss, accuracy = (one.shares[measure.name] for measure in MEASURES)
+        status = one.primary.status if one.primary is not None else "undetermined"
+        table.add_row(
+            Text(one.arm.name),
+            Text(status, style=STATUS_STYLES[status]),
+            _number(loss.value),
+            _range(loss.interval),
+            _number(accuracy.value),
+            _gain(loss.accused_gain),
+            _gain(loss.reference_gain),
+            "passed" if one.moved else "failed",
+            duration(one.seconds),
+        )
+    table.caption = (
+        "accused, reference: what each network gains by the arm, in nats of training loss"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _gain(values: Sequence[float]) -> str:
+    if not any(values):
+        return "untouched"
+    return _signed(sum(values) / len(values))
+
+
+def _range(found: Interval) -> str:
+    return f"{_number(found.low)} to {_number(found.high)}"
+
+
+def _span(found: Interval) -> str:
+    return f"{_signed(found.mean)} ({_signed(found.low)} to {_signed(found.high)})"
+
+
+def _number(value: float) -> str:
+    """Two decimals, with a true minus; a dash where it is not known."""
+    if math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.2f}".replace("-", "−")
+
+
+def _signed(value: float) -> str:
+    return f"+{_number(value)}" if value > 0 else _number(value)

@@ -1,0 +1,22 @@
+"""Studies: causes by intervention. Change one thing in both networks, and see which share of the
+gap goes away, over seeds.
+"""
+
+from gradflow.studies.engine import Engine
+from gradflow.studies.folder import StudyDir
+from gradflow.studies.results import Results, analyse, results
+from gradflow.studies.run import run_study
+from gradflow.studies.study import Arm, Cell, Network, Study
+
+__all__ = [
+    "Arm",
+    "Cell",
+    "Engine",
+    "Network",
+    "Results",
+    "Study",
+    "StudyDir",
+    "analyse",
+    "results",
+    "run_study",
+]

@@ -1,0 +1,175 @@
+"""One cell of a study: train it where it stands, once, and alone in its failures."""
+
+import dataclasses
+import os
+import platform
+import re
+import time
+from dataclasses import dataclass
+from multiprocessing import current_process
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock
+
+from gradflow.studies.folder import CellDir
+from gradflow.studies.study import Cell
+from gradflow.training.config import TrainConfig
+from gradflow.training.fit import NonFiniteLoss, make_accelerator
+from gradflow.training.intervening import check_interventions
+from gradflow.training.rundir import RunDir
+from gradflow.training.summary import environment, summarise
+from gradflow.training.train import Data, check_same_data, load_data, train_network
+
+# What decides the images of a cell and their labels.
+DATA_FIELDS = (
+    "data", "image_size", "split", "twins", "split_seed", "val_fraction", "test_fraction",
+    "on_bad", "memory_budget", "intervene",
+)  # fmt: skip
+
+MAX_STARTS = 3  # of a cell whose process was killed each time
+
+
+@dataclass(frozen=True)
+class CellEnd:
+    """How a cell ended: trained, or failed and why."""
+
+    name: str
+    state: Literal["done", "diverged", "failed"]
+    message: str = ""
+
+
+def run_cell(cell: Cell) -> CellEnd:
+    """Train a cell to its end, from where it stands; does nothing where it is done.
+
+    Any failure is the cell's own: it is written down and returned, and other cells go on. A cell
+    that another process is training is waited for.
+    """
+    folder = CellDir(cell.folder)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.lock):
+            return _run(cell, folder)
+    except NonFiniteLoss as error:
+        return _ended(folder, CellEnd(cell.name, "diverged", str(error)))
+    except Exception as error:  # what it is, the person reads; the other cells go on
+        return _ended(folder, CellEnd(cell.name, "failed", f"{type(error).__name__}: {error}"))
+
+
+def _run(cell: Cell, folder: CellDir) -> CellEnd:
+    state = folder.state()
+    if state.get("state") in ("done", "diverged"):
+        return CellEnd(cell.name, state["state"], state.get("message", ""))
+    starts = int(state.get("starts", 0)) + 1
+    if state.get("state") == "running" and starts > MAX_STARTS:
+        raise RuntimeError(
+            f"its process was killed {MAX_STARTS} times, perhaps for want of memory. Try fewer "
+            "workers or a smaller batch"
+        )
+    started = {"state": "running", "starts": starts, "host": platform.node(), "pid": os.getpid()}
+    folder.save_state(started | {"n_epochs": cell.config.epochs})
+    begin = time.perf_counter()
+    seconds = _train(cell, folder, started)
+    overhead = time.perf_counter() - begin - seconds
+    end = CellEnd(cell.name, "done")
+    folder.save_state(
+        {"state": "done", "starts": starts, "seconds": seconds, "seconds_around": overhead}
+    )
+    return end
+
+
+def _train(cell: Cell, folder: CellDir, started: dict[str, Any]) -> float:
+    """Returns the seconds from the first step to the evaluation."""
+    torch.set_num_threads(cell.threads)
+    _choose_gpu(cell.config)
+    accelerator = make_accelerator(cell.config)
+    config, data = load_once(cell.config)
+    facts = data.to_json()
+    run = folder.run()
+    if run is None:
+        check_interventions(config, len(data.class_names))
+        run = RunDir(folder.path)
+        run.save_data(facts)
+        run.save_environment(environment(accelerator))
+        run.save_config(config)  # last: with it, it is a run
+    else:
+        _check_same_config(run.config(), config, cell)
+        check_same_data(run, facts)
+    begin = time.perf_counter()
+    network = run.network(config.arch, cell.seed)
+    if not network.is_finished:
+        for epoch, _ in train_network(network, config, data, accelerator):
+            folder.save_state(
+                started | {"epoch": epoch.index + 1, "n_epochs": config.epochs,
+                           "train_loss": epoch.train_loss, "seconds": epoch.seconds}
+            )  # fmt: skip
+    summarise(run)
+    if not cell.keep_weights:
+        for path in network.path.glob("*.pt"):
+            path.unlink()
+    return time.perf_counter() - begin
+
+
+@dataclass
+class _Loaded:
+    """The images that this process decoded last: most cells of a study share theirs."""
+
+    key: tuple[Any, ...] = ()
+    image_size: int = 0
+    mirror: bool = False
+    data: Data | None = None
+
+
+_loaded = _Loaded()
+
+
+def load_once(config: TrainConfig) -> tuple[TrainConfig, Data]:
+    """As load_data, but what this process loaded last is not decoded again."""
+    key = tuple(getattr(config, name) for name in DATA_FIELDS)
+    if _loaded.data is None or _loaded.key != key:
+        found, data = load_data(dataclasses.replace(config, flip=None))
+        _loaded.key, _loaded.data = key, data
+        _loaded.image_size, _loaded.mirror = found.image_size or 0, bool(found.flip)
+    return config.resolved(image_size=_loaded.image_size, mirror=_loaded.mirror), _loaded.data
+
+
+def _check_same_config(before: TrainConfig, now: TrainConfig, cell: Cell) -> None:
+    differing = [
+        field.name
+        for field in dataclasses.fields(TrainConfig)
+        if getattr(before, field.name) != getattr(now, field.name)
+        and field.name not in ("out", "device")
+    ]
+    if differing:
+        raise ValueError(
+            f"Expected the configuration with which {cell.folder} was begun, but "
+            f"{', '.join(differing)} differ. Give the changed study a folder of its own"
+        )
+
+
+def _choose_gpu(config: TrainConfig) -> None:
+    """Let the workers of one machine take turns over its GPUs."""
+    if config.device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(gpu_of(current_process().name, torch.cuda.device_count()))
+
+
+def gpu_of(process_name: str, n_gpus: int) -> int:
+    """The GPU for a worker, by the number at the end of its name; 0 without one.
+
+    >>> gpu_of("LokyProcess-3", 2), gpu_of("MainProcess", 2)
+    (0, 0)
+    """
+    number = re.search(r"(\d+)$", process_name)
+    return (int(number[1]) - 1) % n_gpus if number else 0
+
+
+def _ended(folder: CellDir, end: CellEnd) -> CellEnd:
+    """Write down how it ended, if the disk allows."""
+    try:
+        before = folder.state()
+        folder.save_state(
+            {"state": end.state, "message": end.message, "starts": before.get("starts", 0)}
+        )
+    except OSError:
+        pass  # the disk is full: what was written before stays as it was
+    return end

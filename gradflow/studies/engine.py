@@ -1,0 +1,173 @@
+"""Engines: where the cells of a study are trained. None is written here.
+
+joblib on this machine (loky), on a Dask or on a Ray cluster; submitit on Slurm. A cell is a folder
+that trains itself to its end, so an engine only has to call `run_cell` for each, and a cell that is
+called twice, or again after its process was killed, does no harm. All engines share the file
+system with the process that started the study.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky.process_executor import BrokenProcessPool
+
+from gradflow.studies.cell import CellEnd, run_cell
+from gradflow.studies.folder import CellDir
+from gradflow.studies.study import Cell
+
+EngineName = Literal["local", "dask", "ray", "slurm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Where to train, and how many cells at a time."""
+
+    name: EngineName = "local"
+    workers: int | None = None  # None: what the machine or the cluster has
+    address: str | None = None  # of the scheduler of a running Dask or Ray cluster
+    slurm: dict[str, Any] = field(default_factory=dict)  # submitit's parameters, time and partition
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(EngineName):
+            raise ValueError(f"Expected `engine` in {get_args(EngineName)}, got {self.name!r}.")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"Expected `workers` of at least 1, but got {self.workers}.")
+
+    def run(self, cells: Sequence[Cell], jobs: Path) -> list[CellEnd]:
+        """Train all cells; `jobs` is a folder for a scheduler's logs. Returns how they ended."""
+        if not cells:
+            return []
+        if self.name == "slurm":
+            return _run_on_slurm(cells, self, jobs)
+        with _backend(self, cells) as (count, broken):
+            return _run_with_joblib(cells, count, broken)
+
+
+def default_workers(cells: Sequence[Cell]) -> int:
+    """One per GPU where the cells train on GPUs, else as many as the cores carry."""
+    import torch
+
+    if cells[0].config.device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.device_count()
+    return max(1, _cores() // cells[0].threads)
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+Broken = tuple[type[BaseException], ...]  # what a backend raises when it lost a worker
+
+
+@contextmanager
+def _backend(engine: Engine, cells: Sequence[Cell]) -> Iterator[tuple[int, Broken]]:
+    """joblib's backend for this engine; yields how many cells it trains at a time."""
+    count = engine.workers or default_workers(cells)
+    if engine.name == "local":
+        with parallel_config("loky", inner_max_num_threads=cells[0].threads):
+            yield min(count, len(cells)), (BrokenProcessPool,)
+    elif engine.name == "dask":
+        with _dask_client(engine.address, count) as client:
+            n_workers = len(client.scheduler_info(n_workers=-1)["workers"])
+            distributed = _optional("distributed", "dask")
+            with parallel_config("dask", client=client):
+                yield engine.workers or max(1, n_workers), (distributed.scheduler.KilledWorker,)
+    else:
+        with _ray(engine.address, count) as ray, parallel_config("ray"):
+            yield count, (ray.exceptions.RayError,)
+
+
+@contextmanager
+def _dask_client(address: str | None, count: int) -> Iterator[Any]:
+    """A client of the cluster at `address`, or of one on this machine that ends with it."""
+    distributed = _optional("distributed", "dask")
+    if address is not None:
+        with distributed.Client(address) as client:
+            yield client
+        return
+    cluster = distributed.LocalCluster(
+        n_workers=count, threads_per_worker=1, dashboard_address=None
+    )
+    with cluster, distributed.Client(cluster) as client:
+        yield client
+
+
+@contextmanager
+def _ray(address: str | None, count: int) -> Iterator[Any]:
+    ray = _optional("ray", "ray")
+    from ray.util.joblib import register_ray
+
+    options = {"address": address} if address is not None else {"num_cpus": count}
+    ray.init(include_dashboard=False, log_to_driver=False, **options)
+    try:
+        register_ray()
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _run_with_joblib(cells: Sequence[Cell], count: int, broken: Broken) -> list[CellEnd]:
+    """A pool that a killed worker broke is made anew, for the cells that are left.
+
+    That comes to an end: a cell whose process was killed several times fails.
+    """
+    ends: dict[str, CellEnd] = {}
+    while left := [cell for cell in cells if cell.name not in ends]:
+        try:
+            # One cell per task: they take minutes, and a batch of them would idle a worker.
+            found = Parallel(n_jobs=count, batch_size=1, pre_dispatch="all")(
+                delayed(run_cell)(cell) for cell in left
+            )
+            ends |= {end.name: end for end in found}
+        except broken:
+            ends |= {end.name: end for end in map(_ended_already, left) if end is not None}
+    return [ends[cell.name] for cell in cells]
+
+
+def _ended_already(cell: Cell) -> CellEnd | None:
+    """How a cell ended before its pool broke; None where it has to be trained (on)."""
+    state = CellDir(cell.folder).state()
+    if state.get("state") in ("done", "diverged", "failed"):
+        return CellEnd(cell.name, state["state"], state.get("message", ""))
+    return None
+
+
+def _run_on_slurm(cells: Sequence[Cell], engine: Engine, jobs: Path) -> list[CellEnd]:
+    submitit = _optional("submitit", "slurm")
+    options = dict(engine.slurm)
+    executor = submitit.AutoExecutor(folder=jobs, cluster=options.pop("cluster", "slurm"))
+    wished = {"cpus_per_task": cells[0].threads, "timeout_min": 24 * 60}
+    if engine.workers is not None:
+        wished["slurm_array_parallelism"] = engine.workers
+    executor.update_parameters(**wished | options)
+    submitted = executor.map_array(run_cell, cells)
+    return [_of_job(cell, job.result) for cell, job in zip(cells, submitted, strict=True)]
+
+
+def _of_job(cell: Cell, result: Callable[[], CellEnd]) -> CellEnd:
+    """A job that the scheduler ended fails alone."""
+    try:
+        return result()
+    except Exception as error:  # submitit raises its own, and those of the job
+        return CellEnd(cell.name, "failed", f"the job ended without a result: {error}")
+
+
+def _optional(module: str, extra: str) -> Any:
+    """A library that not everybody needs."""
+    from importlib import import_module
+
+    try:
+        return import_module(module)
+    except ImportError:
+        raise RuntimeError(
+            f"Expected {module} to be installed for this engine, but it is not. Install it with "
+            f"pip install 'gradflow-diagnostics[{extra}]'."
+        ) from None

@@ -1,0 +1,172 @@
+"""The study on disk: the only module that knows file names inside a study's folder.
+
+studies/photographs-64px/
+    study.yaml  cells.json  combination.json  results.json  figures/  jobs/  .lock
+    cells/
+        baseline/accused-s0/      one run each, as `gradflow train` leaves it, and
+            state.json  .lock
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from filelock import FileLock, Timeout
+
+from gradflow.studies.study import Study
+from gradflow.training.rundir import NetworkDir, RunDir, write_json
+
+CELLS = "cells"
+STUDY = "study.yaml"
+
+
+@dataclass(frozen=True)
+class CellDir:
+    """The folder of one cell: a run with one network, and how far it is."""
+
+    path: Path
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    def state(self) -> dict[str, Any]:
+        """How far it is; empty where it never began, or was killed while it wrote that."""
+        try:
+            return dict(json.loads((self.path / "state.json").read_text(encoding="utf-8")))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        write_json(self.path / "state.json", dict(state))
+
+    def run(self) -> RunDir | None:
+        """The run that was begun here, if there is one."""
+        return RunDir(self.path) if (self.path / "config.yaml").exists() else None
+
+    def network(self) -> NetworkDir | None:
+        """The network, where its training has ended."""
+        run = self.run()
+        finished = [one for one in run.networks() if one.is_finished] if run is not None else []
+        return finished[0] if finished else None
+
+
+@dataclass(frozen=True)
+class StudyDir:
+    """The folder of a study."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """An existing study."""
+        if not cls.holds(path):
+            raise FileNotFoundError(
+                f"Expected the folder of a study in {path}, but it has no {STUDY}. Give the one "
+                "that `gradflow study` printed."
+            )
+        return cls(path)
+
+    @classmethod
+    def holds(cls, path: Path) -> bool:
+        """Whether `path` is the folder of a study."""
+        return (path / STUDY).exists() and (path / CELLS).is_dir()
+
+    @property
+    def file(self) -> Path:
+        """The study as it was last begun."""
+        return self.path / STUDY
+
+    @property
+    def cells(self) -> Path:
+        return self.path / CELLS
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def jobs(self) -> Path:
+        """Where a cluster's scheduler keeps its logs."""
+        return self.path / "jobs"
+
+    def begin(self, study: Study) -> None:
+        """Make the folder, or see that it belongs to this study.
+
+        Seeds and arms may be added; what was begun may not change. Raises ValueError.
+        """
+        if self.holds(self.path):
+            self._check_same(study)
+        self.cells.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(dict(study.source), sort_keys=False, allow_unicode=True)
+        self.file.write_text(text, encoding="utf-8")
+        write_json(self.path / "cells.json", _recipes(study))
+
+    def _check_same(self, study: Study) -> None:
+        before, now = self._begun(), _recipes(study)
+        for cell, recipe in before.items():
+            if cell not in now:
+                continue  # an arm that was left out stays on disk
+            differing = sorted(key for key in recipe if recipe[key] != now[cell].get(key))
+            if differing:
+                raise ValueError(
+                    f"Expected the study that was begun in {self.path}, but {cell} differs in "
+                    f"{', '.join(differing)}. Give the changed study a folder of its own with "
+                    "--out, or delete this one."
+                )
+
+    def _begun(self) -> dict[str, dict[str, Any]]:
+        path = self.path / "cells.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+    def locked(self) -> AbstractContextManager[Any]:
+        """Hold the folder for this process. Raises RuntimeError where another one has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            return lock.acquire()
+        except Timeout:
+            raise RuntimeError(
+                f"Expected {self.path} for this study alone, but another `gradflow study` is "
+                "at work there. Wait for it, or choose another folder with --out."
+            ) from None
+
+    def study(self) -> Study:
+        """The study as it was last begun, with the arm that combines the two strongest."""
+        study = Study.load(self.file)
+        pair = self.combination()
+        return study.with_arm(study.combined(*pair)) if pair is not None else study
+
+    def combination(self) -> tuple[str, str] | None:
+        """The two arms that are combined, None as long as that was not decided."""
+        path = self.path / "combination.json"
+        if not path.exists():
+            return None
+        first, second = json.loads(path.read_text(encoding="utf-8"))
+        return str(first), str(second)
+
+    def save_combination(self, pair: tuple[str, str]) -> None:
+        write_json(self.path / "combination.json", pair)
+
+    def save_results(self, results: Mapping[str, Any]) -> None:
+        write_json(self.path / "results.json", dict(results))
+
+
+def _recipes(study: Study) -> dict[str, dict[str, Any]]:
+    """By cell, what its result depends on, as JSON gives it back."""
+    free = ("out", "device", "wandb", "project", "seeds")
+    return {
+        f"{arm.name}/{place}": {
+            name: value
+            for name, value in dataclasses.asdict(study.config(arm.name, place, 0)).items()
+            if name not in free
+        }
+        | {"threads": study.threads}
+        for arm in study.arms
+        for place in arm.networks
+    }

@@ -1,0 +1,169 @@
+"""The plan of a study, before anything runs: its cells, how long they take, how many seeds it needs."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gradflow.analysis.shares import seeds_for_width
+from gradflow.analysis.thresholds import LOSS_MARGIN
+from gradflow.studies.cell import load_once
+from gradflow.studies.folder import CellDir, StudyDir
+from gradflow.studies.outcomes import MEASURES
+from gradflow.studies.results import analyse
+from gradflow.studies.study import Cell, Study
+from gradflow.training.config import TrainConfig
+from gradflow.training.evaluate import predict
+from gradflow.training.fit import make_accelerator, start_training, train_steps
+from gradflow.training.intervening import check_interventions
+from gradflow.training.rundir import build_network
+from gradflow.training.train import Data
+
+N_TIMED = 4  # steps, of which the first is not counted: it also sets up what later ones reuse
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One training that is still to do."""
+
+    cell: Cell
+    n_steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study will cost, and what it can then tell apart."""
+
+    study: Study
+    cells: tuple[PlannedCell, ...]
+    n_done: int
+    workers: int
+    spread: float  # of a share over seeds
+    spread_is_measured: bool
+    seeds_needed: int | None  # for the wished precision; None beyond 1000
+
+    @property
+    def seconds(self) -> float:
+        """Of all cells, were each worker always busy; the longest cell alone if that is more."""
+        times = [one.seconds for one in self.cells]
+        return max(sum(times) / self.workers, max(times, default=0.0))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "study": self.study.name,
+            "cells": [
+                {"cell": one.cell.name, "steps": one.n_steps, "seconds": one.seconds}
+                for one in self.cells
+            ],
+            "n_done": self.n_done,
+            "workers": self.workers,
+            "seconds": self.seconds,
+            "precision": self.study.precision,
+            "spread": self.spread,
+            "spread_is_measured": self.spread_is_measured,
+            "seeds_needed": self.seeds_needed,
+        }
+
+
+def plan_study(study: Study, folder: StudyDir, workers: int) -> Plan:
+    """Measure a step and a look at the validation set of every kind of cell, and count.
+
+    Trains a few steps of fresh networks and writes nothing. The kinds are told apart by what a step
+    costs: network, size of image and batch. Raises as a training would: a missing folder, layers
+    that a network lacks.
+    """
+    cells = study.cells(folder.cells)
+    left = [cell for cell in cells if CellDir(cell.folder).state().get("state") != "done"]
+    costs: dict[tuple[Any, ...], tuple[float, float, int, dict[str, int]]] = {}
+    planned = []
+    for cell in left:
+        kind = _kind(cell.config)
+        if kind not in costs:
+            costs[kind] = _measure(cell)
+        planned.append(_planned(cell, *costs[kind]))
+    spread, is_measured = _spread(study, folder)
+    return Plan(
+        study, tuple(planned), len(cells) - len(left), workers, spread, is_measured,
+        seeds_for_width(spread, study.precision),
+    )  # fmt: skip
+
+
+def _kind(config: TrainConfig) -> tuple[Any, ...]:
+    return (config.arch, config.image_size, config.batch_size, config.width, config.data,
+            config.precision, config.batches_per_step, config.log_grads)  # fmt: skip
+
+
+def _measure(cell: Cell) -> tuple[float, float, int, dict[str, int]]:
+    """(seconds of a step, of the look at one image, steps per epoch, images of each part)."""
+    torch.set_num_threads(cell.threads)
+    accelerator = make_accelerator(cell.config)
+    config, data = load_once(cell.config)
+    if not cell.needs_others:
+        check_interventions(config, len(data.class_names))
+    model = build_network(config.arch, len(data.class_names), config, seed=cell.seed)
+    state = start_training(model, config, accelerator)
+    training = data.training(config, cell.seed)
+    n_batches = training.n_batches(accelerator.num_processes)
+    per_step = config.batches_per_step or n_batches
+    times: list[float] = []
+
+    def after_step() -> None:
+        times.append(time.perf_counter())
+        if len(times) > N_TIMED:
+            raise _Enough
+
+    try:
+        for _ in range(N_TIMED):
+            train_steps(state, training, after_step)
+    except _Enough:
+        pass
+    step = (times[-1] - times[0]) / (len(times) - 1)
+    start = time.perf_counter()
+    predict(state.model, data.plain("validation"), accelerator)
+    look = (time.perf_counter() - start) / len(data.split.validation)
+    accelerator.free_memory()
+    return step, look, math.ceil(n_batches / per_step), _counts(data)
+
+
+class _Enough(Exception):
+    """Enough steps were timed."""
+
+
+def _counts(data: Data) -> dict[str, int]:
+    return {part: len(getattr(data.split, part)) for part in ("train", "validation", "test")}
+
+
+def _planned(
+    cell: Cell, step: float, look: float, steps_per_epoch: int, counts: dict[str, int]
+) -> PlannedCell:
+    """The steps, a look at the validation set per epoch, and the evaluation at the end.
+
+    That is every part with the weights of the last and of the best epoch, and two passes over the
+    training set to recalibrate BatchNorm and to see the loss with it.
+    """
+    epochs = cell.config.epochs
+    n_steps = epochs * steps_per_epoch
+    looked = epochs * counts["validation"] + 2 * sum(counts.values()) + 2 * counts["train"]
+    return PlannedCell(cell, n_steps, n_steps * step + looked * look)
+
+
+def _spread(study: Study, folder: StudyDir) -> tuple[float, bool]:
+    """The standard deviation of a share over seeds: of the cells that are done, or expected.
+
+    A share is made of four losses, each of which varies by the spread between runs of one recipe.
+    """
+    if StudyDir.holds(folder.path):
+        found = [one.shares[MEASURES[0].name].interval for one in analyse(folder).causes]
+        spreads = [one.sd for one in found if one.n > 1 and math.isfinite(one.sd)]
+        if spreads:
+            return max(spreads), True
+    return 2 * LOSS_MARGIN.value / study.expected_gap, False
+
+
+def total_seconds(cells: Sequence[PlannedCell]) -> float:
+    """Of one worker alone."""
+    return sum(one.seconds for one in cells)

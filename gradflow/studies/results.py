@@ -1,0 +1,412 @@
+"""The analysis of a study: which share of the gap each arm takes away, and what that makes it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradflow.analysis import thresholds as at
+from gradflow.analysis.shares import (
+    ALPHA,
+    Interaction,
+    Judged,
+    Share,
+    interaction,
+    judge_shares,
+)
+from gradflow.analysis.statistics import Interval, p_beyond, t_interval
+from gradflow.studies.folder import StudyDir
+from gradflow.studies.outcomes import MEASURES, Measure, Outcome, Outcomes, failures, read_outcomes
+from gradflow.studies.study import BASELINE, PLACES, Arm, Place, Study
+
+SCHEMA_VERSION = 1
+PRIMARY = MEASURES[0]  # an explanation of bad training is judged by the training
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm over its seeds; `shares` and `judged` by the name of the outcome measure."""
+
+    arm: Arm
+    seeds: tuple[int, ...]
+    shares: Mapping[str, Share]
+    judged: Mapping[str, Judged]
+    levels: Mapping[Place, Mapping[str, Interval]]  # of each network in the arm
+    checks: tuple[Mapping[str, Any], ...]  # the mean of each over seeds and networks
+    decades: Mapping[Place, Mapping[str, float]]
+    seconds: float  # of one training, the mean
+
+    @property
+    def moved(self) -> bool:
+        """Whether the arm changed what it says: no check failed, and some passed."""
+        verdicts = [check["passed"] for check in self.checks if check["passed"] is not None]
+        return bool(verdicts) and all(verdicts)
+
+    @property
+    def primary(self) -> Judged | None:
+        """What it is by the training loss; None for an arm that is no candidate for a cause."""
+        return self.judged.get(PRIMARY.name)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A positive control: an arm that must change the training, else others prove nothing."""
+
+    arm: Arm
+    seeds: tuple[int, ...]
+    change: Interval  # of the training loss, in nats
+    reacts: bool
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a study found; `to_json` is its results.json."""
+
+    study: Study
+    baseline: ArmResult
+    gap: Mapping[str, Interval]
+    gap_is_sure: Mapping[str, bool]
+    arms: tuple[ArmResult, ...]
+    controls: tuple[Control, ...]
+    interaction: Interaction | None
+    notes: tuple[str, ...]
+
+    @property
+    def causes(self) -> tuple[ArmResult, ...]:
+        """The arms that are candidates for a cause, in the order of the file."""
+        return tuple(one for one in self.arms if one.arm.role == "cause" and one.primary)
+
+    @property
+    def strongest(self) -> tuple[ArmResult, ...]:
+        """The candidates, the one that takes most of the gap first."""
+        return tuple(sorted(self.causes, key=lambda one: -_value(one)))
+
+    def level(self, arm: str, place: Place, measure: str) -> Interval | None:
+        """An outcome of a network in an arm; None where the arm has no cells of it."""
+        for one in (self.baseline, *self.arms):
+            if one.arm.name == arm and place in one.levels:
+                return one.levels[place][measure]
+        return None
+
+    def gap_shares(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """(seeds, shares) of the arm that restores the gradients; for link 4 of the verdict."""
+        for one in self.causes:
+            if one.arm.name == self.study.restores:
+                return one.seeds, one.shares[PRIMARY.name].per_seed
+        return (), ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "study": self.study.name,
+            "question": self.study.question,
+            "accused": self.study.accused.label(),
+            "reference": self.study.reference.label(),
+            "seeds": list(self.study.seeds),
+            "gap": {
+                name: _interval(found) | {"is_sure": self.gap_is_sure[name]}
+                for name, found in self.gap.items()
+            },
+            "arms": [_arm_json(one) for one in (self.baseline, *self.arms)],
+            "controls": [
+                {
+                    "arm": one.arm.name,
+                    "tests": one.arm.tests,
+                    "seeds": list(one.seeds),
+                    "change": _interval(one.change),
+                    "reacts": one.reacts,
+                }
+                for one in self.controls
+            ],
+            "interaction": _interaction_json(self.interaction),
+            "notes": list(self.notes),
+        }
+
+
+def analyse(folder: StudyDir) -> Results:
+    """What the finished cells of a study say so far."""
+    study = folder.study()
+    return results(study, read_outcomes(folder, study), failures(folder, study))
+
+
+def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None = None) -> Results:
+    """The analysis, a pure function of what the cells left."""
+    notes = [f"{name} failed: {why}" for name, why in (failed or {}).items()]
+    baseline = _seeds(study, outcomes, study.arm(BASELINE))
+    gaps = {
+        measure.name: _gaps(study, outcomes, BASELINE, baseline, measure) for measure in MEASURES
+    }
+    controls = [
+        _control(study, outcomes, arm) for arm in study.arms if arm.role == "positive control"
+    ]
+    plain = [_arm_result(study, outcomes, arm) for arm in study.arms if arm.name != BASELINE]
+    arms = _judged(study, [one for one in plain if one.seeds], gaps, controls)
+    notes += [
+        f"{one.arm.name}: {len(one.seeds)} of {len(study.seeds)} seeds are complete."
+        for one in plain
+        if len(one.seeds) < len(study.seeds)
+    ]
+    return Results(
+        study,
+        _arm_result(study, outcomes, study.arm(BASELINE)),
+        {name: t_interval(values) for name, values in gaps.items()},
+        {name: p_beyond(values, 0.0, "above") <= ALPHA for name, values in gaps.items()},
+        tuple(arms),
+        tuple(one for one in controls if one.seeds),
+        _interaction(study, arms),
+        tuple(notes),
+    )
+
+
+def _seeds(study: Study, outcomes: Outcomes, arm: Arm) -> tuple[int, ...]:
+    """Those for which the arm and the one that it is compared with are complete."""
+    needed = {
+        (study.trained_in(name, place), place)
+        for name in (arm.name, arm.against)
+        for place in (arm.networks if arm.role == "positive control" else PLACES)
+    }
+    return tuple(
+        seed
+        for seed in study.seeds
+        if all((name, place, seed) in outcomes for name, place in needed)
+    )
+
+
+def _of(study: Study, outcomes: Outcomes, name: str, place: Place, seed: int) -> Outcome:
+    return outcomes[study.trained_in(name, place), place, seed]
+
+
+def _badness(
+    study: Study,
+    outcomes: Outcomes,
+    name: str,
+    place: Place,
+    seeds: Sequence[int],
+    measure: Measure,
+) -> np.ndarray:
+    return np.array(
+        [_of(study, outcomes, name, place, seed).badness(measure) for seed in seeds], dtype=float
+    )
+
+
+def _gaps(
+    study: Study, outcomes: Outcomes, name: str, seeds: Sequence[int], measure: Measure
+) -> np.ndarray:
+    """(seeds,) how much worse the accused network is than the reference."""
+    accused, reference = (
+        _badness(study, outcomes, name, place, seeds, measure) for place in PLACES
+    )
+    return np.asarray(accused - reference)
+
+
+def _arm_result(study: Study, outcomes: Outcomes, arm: Arm) -> ArmResult:
+    seeds = _seeds(study, outcomes, arm)
+    shares = {}
+    for measure in MEASURES if arm.role == "cause" else ():
+        gain = [
+            _badness(study, outcomes, arm.against, place, seeds, measure)
+            - _badness(study, outcomes, arm.name, place, seeds, measure)
+            for place in PLACES
+        ]
+        gap = _gaps(study, outcomes, arm.against, seeds, measure)
+        shares[measure.name] = Share(tuple(gap), *(tuple(one) for one in gain))
+    cells = {place: [outcomes[arm.name, place, seed] for seed in seeds] for place in arm.networks}
+    return ArmResult(
+        arm,
+        seeds,
+        shares,
+        {},
+        {place: _levels(found) for place, found in cells.items()},
+        _mean_checks([one for found in cells.values() for one in found]),
+        {place: _mean_decades(found) for place, found in cells.items()},
+        _mean([one.seconds for found in cells.values() for one in found]),
+    )
+
+
+def _levels(found: Sequence[Outcome]) -> dict[str, Interval]:
+    return {
+        measure.name: t_interval([getattr(one, measure.name) for one in found])
+        for measure in MEASURES
+    }
+
+
+def _mean_decades(found: Sequence[Outcome]) -> dict[str, float]:
+    sizes = sorted({size for one in found for size in one.decades})
+    return {size: _mean([one.decades.get(size, math.nan) for one in found]) for size in sizes}
+
+
+def _mean_checks(found: Sequence[Outcome]) -> tuple[dict[str, Any], ...]:
+    """Each check once: its mean, and passed only if it did everywhere."""
+    by_name: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for one in found:
+        for check in one.checks:
+            by_name.setdefault((check["of"], check["what"]), []).append(check)
+    merged = []
+    for (of, what), checks in by_name.items():
+        verdicts = [check["passed"] for check in checks if check["passed"] is not None]
+        merged.append(
+            {
+                "of": of,
+                "what": what,
+                "measured": _common([check["measured"] for check in checks]),
+                "expected": _common([check["expected"] for check in checks
+                                     if check["expected"] is not None]),
+                "passed": all(verdicts) if verdicts else None,
+            }
+        )  # fmt: skip
+    return tuple(merged)
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """The mean of numbers, and what is the same of all else."""
+    if not values:
+        return None
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        return _mean([float(value) for value in values])
+    return values[0] if len(set(map(str, values))) == 1 else "differs"
+
+
+def _control(study: Study, outcomes: Outcomes, arm: Arm) -> Control:
+    """Whether the training loss of the network that the arm treats moved beyond the margin.
+
+    One of the controls of an explanation has to react: with Bonferroni's correction over them.
+    """
+    seeds = _seeds(study, outcomes, arm)
+    place = arm.networks[0]
+    change = _badness(study, outcomes, arm.name, place, seeds, PRIMARY) - _badness(
+        study, outcomes, arm.against, place, seeds, PRIMARY
+    )
+    n = sum(one.role == "positive control" and one.tests == arm.tests for one in study.arms)
+    margin = at.LOSS_MARGIN.value
+    p = min(p_beyond(change, margin, "above"), p_beyond(change, -margin, "below"))
+    return Control(arm, seeds, t_interval(change), p <= ALPHA / n)
+
+
+def _judged(
+    study: Study,
+    arms: Sequence[ArmResult],
+    gaps: Mapping[str, np.ndarray],
+    controls: Sequence[Control],
+) -> list[ArmResult]:
+    """Each arm with what it is, after Holm's correction over the candidates of the study."""
+    candidates = [one for one in arms if one.arm.role == "cause"]
+    judged: dict[str, dict[str, Judged]] = {one.arm.name: {} for one in arms}
+    for measure in MEASURES:
+        found = judge_shares(
+            [one.shares[measure.name] for one in candidates],
+            [one.moved for one in candidates],
+            [_unsound(one, measure, controls) for one in candidates],
+        )
+        for one, what in zip(candidates, found, strict=True):
+            judged[one.arm.name][measure.name] = what
+    return [
+        ArmResult(
+            one.arm, one.seeds, one.shares, judged[one.arm.name], one.levels, one.checks,
+            one.decades, one.seconds,
+        )
+        for one in arms
+    ]  # fmt: skip
+
+
+def _unsound(one: ArmResult, measure: Measure, controls: Sequence[Control]) -> str:
+    """Why an arm may not be judged; "" where it may."""
+    if len(one.seeds) < at.MIN_SEEDS.value:
+        return f"{len(one.seeds)} seeds cannot decide; {at.MIN_SEEDS.value} are the least"
+    theirs = [control for control in controls if control.arm.tests == one.arm.tests]
+    if theirs and not any(control.reacts for control in theirs):
+        names = ", ".join(control.arm.name for control in theirs)
+        return f"no positive control reacted ({names})"
+    if p_beyond(one.shares[measure.name].gap, 0.0, "above") > ALPHA:
+        return "the gap is not surely above zero"
+    return ""
+
+
+def _interaction(study: Study, arms: Sequence[ArmResult]) -> Interaction | None:
+    """The 2 × 2, where an arm combines two others and all three have the same seeds."""
+    by_name = {one.arm.name: one for one in arms}
+    for one in arms:
+        first, plus, second = one.arm.name.partition(" + ")
+        if not plus or first not in by_name or second not in by_name:
+            continue
+        three = (by_name[first], by_name[second], one)
+        if len({arm.seeds for arm in three}) == 1:
+            shares = tuple(arm.shares[PRIMARY.name] for arm in three)
+            return interaction((first, second, one.arm.name), (shares[0], shares[1], shares[2]))
+    return None
+
+
+def _value(one: ArmResult) -> float:
+    value = one.shares[PRIMARY.name].value
+    return value if math.isfinite(value) else -math.inf
+
+
+def _mean(values: Sequence[float]) -> float:
+    usable = [value for value in values if math.isfinite(value)]
+    return float(np.mean(usable)) if usable else math.nan
+
+
+def _arm_json(one: ArmResult) -> dict[str, Any]:
+    return {
+        "name": one.arm.name,
+        "says": one.arm.says,
+        "tests": one.arm.tests,
+        "role": one.arm.role,
+        "against": one.arm.against,
+        "networks": list(one.arm.networks),
+        "series": one.arm.series or None,
+        "dose": one.arm.dose,
+        "seeds": list(one.seeds),
+        "shares": {
+            name: _interval(share.interval)
+            | {
+                "per_seed": [_plain(value) for value in share.per_seed],
+                "status": one.judged[name].status,
+                "why": one.judged[name].why,
+                "p_main": one.judged[name].p_main,
+                "p_contributor": one.judged[name].p_contributor,
+                "p_none": one.judged[name].p_none,
+                "accused_gain": _interval(t_interval(share.accused_gain)),
+                "reference_gain": _interval(t_interval(share.reference_gain)),
+            }
+            for name, share in one.shares.items()
+        },
+        "levels": {
+            place: {name: _interval(found) for name, found in levels.items()}
+            for place, levels in one.levels.items()
+        },
+        "moved": one.moved,
+        "checks": [
+            {key: _plain(value) if isinstance(value, float) else value for key, value in c.items()}
+            for c in one.checks
+        ],
+        "decades": {
+            place: {size: _plain(value) for size, value in sizes.items()}
+            for place, sizes in one.decades.items()
+        },
+    }
+
+
+def _interaction_json(found: Interaction | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return _interval(found.interval) | {
+        "first": found.first,
+        "second": found.second,
+        "both": found.both,
+        "reads": found.reads,
+    }
+
+
+def _interval(found: Interval) -> dict[str, Any]:
+    return {
+        "mean": _plain(found.mean),
+        "interval": [_plain(found.low), _plain(found.high)],
+        "sd": _plain(found.sd),
+        "n_seeds": found.n,
+    }
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

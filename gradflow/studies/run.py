@@ -1,0 +1,81 @@
+"""Run a study: train what is left, combine the strongest arms if that is asked, analyse."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from gradflow.studies.cell import CellEnd
+from gradflow.studies.engine import Engine
+from gradflow.studies.folder import CellDir, StudyDir
+from gradflow.studies.results import Results, analyse
+from gradflow.studies.study import Cell, Study
+
+
+def run_study(
+    study: Study,
+    folder: StudyDir,
+    engine: Engine,
+    *,
+    on_begin: Callable[[Sequence[Cell]], None] = lambda cells: None,
+) -> Results:
+    """Train every cell that is not done, and save what all of them say.
+
+    A study that was killed at any time continues where it stands, to the same results. `on_begin`
+    is told the cells as soon as they are known. Raises RuntimeError where another process works in
+    the folder, ValueError where another study began it.
+    """
+    with folder.locked():
+        folder.begin(study)
+        study = folder.study()
+        _train(study.cells(folder.cells), engine, folder, on_begin)
+        pair = _pair(study, folder)
+        if pair is not None:
+            folder.save_combination(pair)
+            study = folder.study()
+            _train(study.cells(folder.cells), engine, folder, on_begin)
+        found = analyse(folder)
+        folder.save_results(found.to_json())
+        return found
+
+
+def _train(
+    cells: Sequence[Cell],
+    engine: Engine,
+    folder: StudyDir,
+    on_begin: Callable[[Sequence[Cell]], None],
+) -> list[CellEnd]:
+    on_begin(cells)
+    for cell in cells:
+        _forget_failure(CellDir(cell.folder))
+    first, then = ([one for one in cells if one.needs_others is late] for late in (False, True))
+    return engine.run(_unfinished(first), folder.jobs) + engine.run(_unfinished(then), folder.jobs)
+
+
+def _unfinished(cells: Iterable[Cell]) -> list[Cell]:
+    return [
+        cell
+        for cell in cells
+        if CellDir(cell.folder).state().get("state") not in ("done", "diverged")
+    ]
+
+
+def _forget_failure(folder: CellDir) -> None:
+    """What failed for want of a disk or a machine is tried again; a loss of NaN stays one."""
+    state = folder.state()
+    if state.get("state") in ("failed", "running"):
+        folder.save_state({"state": "waiting", "epoch": state.get("epoch", 0)})
+
+
+def _pair(study: Study, folder: StudyDir) -> tuple[str, str] | None:
+    """The two arms to combine, where that is asked and was not yet decided."""
+    if study.combine == "none" or folder.combination() is not None:
+        return None
+    if isinstance(study.combine, tuple):
+        return study.combine
+    ranked = [one.arm.name for one in analyse(folder).strongest]
+    for i, first in enumerate(ranked):
+        for second in ranked[i + 1 :]:
+            try:
+                study.combined(first, second)
+            except ValueError:
+                continue  # they exclude each other, such as two doses of one thing
+            return first, second
+    return None

@@ -1,0 +1,378 @@
+"""Study: arms × networks × seeds, read from a YAML file. Each cell of it is one training.
+
+An *arm* is a recipe with one thing changed on purpose. Every arm is compared with another one, the
+`baseline` unless the file says otherwise, and starts from that one's recipe.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+
+from gradflow.training.config import TrainConfig
+
+Place = Literal["accused", "reference"]
+PLACES: tuple[Place, ...] = get_args(Place)
+Role = Literal["cause", "positive control", "baseline"]
+Combine = Literal["none", "strongest"]
+
+BASELINE = "baseline"
+CELLS = "{cells}"  # in an intervention: the folder of the study's cells, as in a transplant
+# What belongs to the study as a whole, or is decided cell by cell.
+NOT_IN_ARMS = ("arch", "seeds", "out", "device", "precision", "wandb", "project")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """One of the two networks of a study, with what sets it apart from the recipe."""
+
+    arch: str
+    set: Mapping[str, Any] = field(default_factory=dict)
+    intervene: str = ""
+
+    @classmethod
+    def read(cls, given: Any, where: str) -> Self:
+        return cls(arch=given) if isinstance(given, str) else _read(cls, given, where)
+
+    def label(self) -> str:
+        """The network's name, and what sets it apart."""
+        changes = [f"{key} {value}" for key, value in self.set.items()]
+        changes += [self.intervene] if self.intervene else []
+        return f"{self.arch} ({'; '.join(changes)})" if changes else self.arch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A recipe with one thing changed: for `networks`, on top of the recipe of `against`.
+
+    `set` replaces fields of the training's configuration; `intervene` is added to the
+    interventions that are there already. A network that an arm leaves alone is that of `against`.
+    """
+
+    name: str
+    says: str = ""
+    tests: str = ""  # the explanation that it tests
+    role: Role = "cause"
+    against: str = BASELINE
+    networks: tuple[Place, ...] = PLACES
+    set: Mapping[str, Any] = field(default_factory=dict)
+    intervene: str = ""
+    series: str = ""  # arms of one series are doses of one thing
+    dose: float | None = None
+    dose_without: float | None = None  # the dose that `against` has
+
+    def __post_init__(self) -> None:
+        where = f"arm {self.name!r}"
+        if not re.fullmatch(r"\w[\w .,+=()-]*", self.name):
+            raise ValueError(
+                f"Expected the name of {where} to suit a folder: letters, digits and . , + = ( ) -."
+            )
+        _check_choice(where, "role", self.role, get_args(Role))
+        for place in self.networks:
+            _check_choice(where, "networks", place, PLACES)
+        if not self.networks:
+            raise ValueError(f"Expected {where} to have `networks` of {PLACES}, but got none.")
+        if not (self.set or self.intervene) and self.name != BASELINE:
+            raise ValueError(f"Expected {where} to change something with `set` or `intervene`.")
+        if (self.series == "") != (self.dose is None) or (
+            self.dose_without is not None and self.dose is None
+        ):
+            raise ValueError(
+                f"Expected `series` and `dose` of {where} together, or neither, and "
+                "`dose_without` only beside them."
+            )
+        fixed = [key for key in self.set if key in NOT_IN_ARMS]
+        if fixed:
+            raise ValueError(
+                f"Expected `set` of {where} without {', '.join(fixed)}: it holds for the whole "
+                "study. Put it into `base`."
+            )
+
+    @classmethod
+    def read(cls, name: str, given: Any) -> Self:
+        fields = dict(given) if isinstance(given, Mapping) else given
+        if isinstance(fields, dict) and "networks" in fields:
+            places = fields["networks"]
+            fields["networks"] = (places,) if isinstance(places, str) else tuple(places)
+        return _read(cls, fields, f"arm {name!r}", name=name)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a study: this arm, this network, this seed, this configuration."""
+
+    arm: str
+    place: Place
+    seed: int
+    config: TrainConfig
+    folder: Path
+    threads: int
+    keep_weights: bool
+    needs_others: bool = False  # reads what the cells without it recorded
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}/{self.place}-s{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question, two networks, and the arms that put it to the test. Checks itself."""
+
+    name: str
+    question: str
+    base: TrainConfig
+    accused: Network
+    reference: Network
+    seeds: tuple[int, ...]
+    arms: tuple[Arm, ...]  # the baseline first
+    restores: str = ""  # the arm that restores the gradients: link 4 of the verdict
+    combine: Combine | tuple[str, str] = "none"
+    threads: int = 1
+    keep_weights: bool = False
+    expected_gap: float = 0.3  # nats of training loss, for the plan
+    precision: float = 0.25  # wished half width of the interval of a share, for the plan
+    source: Mapping[str, Any] = field(default_factory=dict, repr=False)  # as the file gave it
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        for arm in self.arms[1:]:
+            if arm.against not in names or arm.against == arm.name:
+                raise ValueError(_expected("`against` of arm " + repr(arm.name), names,
+                                           arm.against))  # fmt: skip
+            self._check_no_circle(arm)
+        if self.restores and self.restores not in names:
+            raise ValueError(_expected("`restores`", names, self.restores))
+        if self.restores and self.arm(self.restores).role != "cause":
+            raise ValueError("Expected `restores` to name an arm with the role cause.")
+        for name in self.combine if isinstance(self.combine, tuple) else ():
+            if name not in names:
+                raise ValueError(_expected("`combine`", names, name))
+        _check_least("threads", self.threads, 1)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"Expected different `seeds`, but got {list(self.seeds)}.")
+        for value, name in ((self.expected_gap, "expected_gap"), (self.precision, "precision")):
+            if not value > 0:
+                raise ValueError(f"Expected `{name}` above 0, but got {value}.")
+        self.cells(Path())  # every configuration checks itself
+
+    def _check_no_circle(self, arm: Arm) -> None:
+        seen = [arm.name]
+        while arm.name != BASELINE:
+            arm = self.arm(arm.against)
+            if arm.name in seen:
+                raise ValueError(
+                    f"Expected every arm to lead back to {BASELINE!r} by `against`, but "
+                    f"{', '.join(seen)} go in a circle."
+                )
+            seen.append(arm.name)
+
+    @classmethod
+    def load(cls, path: Path, changes: Mapping[str, Any] | None = None) -> Self:
+        """Read a study file; `changes` replaces fields of its `base`. Raises ValueError."""
+        if not path.is_file():
+            raise FileNotFoundError(f"Expected a study file, but there is no file {path}.")
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"Expected {path} to be YAML, but it cannot be read: {error}"
+            ) from None
+        try:
+            return cls.read(content, name=path.stem, changes=changes or {})
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def read(cls, content: Any, *, name: str, changes: Mapping[str, Any]) -> Self:
+        """The study that `content`, as YAML gives it, describes."""
+        given = _fields(cls, content, "the study")
+        if not isinstance(given.get("base", {}), Mapping):
+            raise ValueError(f"Expected `base` to be a mapping, but got {given['base']!r}.")
+        given["base"] = _with_absolute_data(given.get("base", {}) | dict(changes))
+        given["source"] = {"name": name, **given}
+        for needed in ("accused", "reference", "arms"):
+            if needed not in given:
+                raise ValueError(f"Expected `{needed}` in the study, but it is missing.")
+        given["base"] = _config(TrainConfig(), given["base"], "`base`")
+        for place in PLACES:
+            given[place] = Network.read(given[place], f"`{place}`")
+        given["seeds"] = _seeds(given.get("seeds", 3))
+        if not isinstance(given["arms"], Mapping) or not given["arms"]:
+            raise ValueError("Expected `arms` to be a mapping from names to arms, but it is not.")
+        arms = {str(key): Arm.read(str(key), value) for key, value in given["arms"].items()}
+        if BASELINE in arms:
+            raise ValueError(f"Expected no arm named {BASELINE!r}: it is the recipe of `base`.")
+        given["arms"] = (Arm(name=BASELINE, role="baseline"), *arms.values())
+        if isinstance(given.get("combine"), list):
+            given["combine"] = tuple(given["combine"])
+            if len(given["combine"]) != 2:
+                raise ValueError(f"Expected `combine` to name two arms, got {given['combine']}.")
+        elif given.get("combine", "none") not in get_args(Combine):
+            raise ValueError(_expected("`combine`", get_args(Combine), given["combine"]))
+        given.setdefault("name", name)
+        given.setdefault("question", "Why does the accused network do worse?")
+        return cls(**given)
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def network(self, place: Place) -> Network:
+        return self.accused if place == "accused" else self.reference
+
+    def trained_in(self, name: str, place: Place) -> str:
+        """The arm whose cells stand for this network in the arm `name`: itself, or `against`."""
+        arm = self.arm(name)
+        while place not in arm.networks:
+            arm = self.arm(arm.against)
+        return arm.name
+
+    def config(self, name: str, place: Place, seed: int) -> TrainConfig:
+        """The configuration of one cell, without its folder."""
+        network = self.network(place)
+        where = f"arm {name!r}, {place}"
+        config = _config(self.base, network.set, where)
+        config = _intervened(config, network.intervene, where)
+        for arm in self._way(name):
+            if place in arm.networks:
+                config = _intervened(_config(config, arm.set, where), arm.intervene, where)
+        if name != BASELINE:
+            # The verdict is about the baseline: only there are the rivals measured.
+            config = dataclasses.replace(config, rivals=False, checkpoint_budget=0.0)
+        return dataclasses.replace(config, arch=network.arch, seeds=f"{seed},", wandb="off")
+
+    def _way(self, name: str) -> list[Arm]:
+        """The arms from the baseline to this one."""
+        arm = self.arm(name)
+        return [*([] if arm.name == BASELINE else self._way(arm.against)), arm]
+
+    def cells(self, folder: Path) -> list[Cell]:
+        """Every training, seed by seed, so that a study that is stopped has whole pairs."""
+        return [
+            self._cell(folder, arm.name, place, seed)
+            for seed in self.seeds
+            for arm in self.arms
+            for place in arm.networks
+        ]
+
+    def _cell(self, folder: Path, arm: str, place: Place, seed: int) -> Cell:
+        config = self.config(arm, place, seed)
+        text = config.intervene.replace(CELLS, str(folder.resolve()))
+        return Cell(
+            arm,
+            place,
+            seed,
+            dataclasses.replace(config, intervene=text),
+            folder / arm / f"{place}-s{seed}",
+            self.threads,
+            self.keep_weights,
+            needs_others=CELLS in config.intervene,
+        )
+
+    def with_arm(self, arm: Arm) -> Self:
+        return dataclasses.replace(self, arms=(*self.arms, arm))
+
+    def combined(self, first: str, second: str) -> Arm:
+        """The arm that makes both changes. Raises ValueError where they exclude each other."""
+        one, other = self.arm(first), self.arm(second)
+        both = sorted(set(one.set) & set(other.set))
+        if both:
+            raise ValueError(
+                f"Expected arms that can be combined, but {first} and {second} both set "
+                f"{', '.join(both)}."
+            )
+        if one.tests and one.tests == other.tests:
+            raise ValueError(
+                f"Expected arms of two explanations, but {first} and {second} both test {one.tests}."
+            )
+        if one.against != other.against or one.networks != other.networks:
+            raise ValueError(
+                f"Expected arms that can be combined, but {first} and {second} do not start from "
+                "the same arm and change the same networks."
+            )
+        return Arm(
+            name=f"{first} + {second}",
+            says=f"Both: {one.says or first} {other.says or second}",
+            tests="both together",
+            against=one.against,
+            networks=one.networks,
+            set={**one.set, **other.set},
+            intervene="; ".join(part for part in (one.intervene, other.intervene) if part),
+        )
+
+
+def _with_absolute_data(base: Mapping[str, Any]) -> dict[str, Any]:
+    """A worker may stand in another folder."""
+    data = base.get("data")
+    if isinstance(data, str) and Path(data).exists():
+        return {**base, "data": str(Path(data).resolve())}
+    return dict(base)
+
+
+def _intervened(config: TrainConfig, added: str, where: str) -> TrainConfig:
+    """`config` with these interventions after its own."""
+    if not added:
+        return config
+    text = "; ".join(part for part in (config.intervene, added) if part)
+    return _config(config, {"intervene": text}, where)
+
+
+def _config(base: TrainConfig, changes: Any, where: str) -> TrainConfig:
+    """`base` with some fields replaced. Raises ValueError."""
+    fields = _fields(TrainConfig, changes, where)
+    try:
+        return dataclasses.replace(base, **fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _fields(kind: type, given: Any, where: str) -> dict[str, Any]:
+    """`given` as fields of a dataclass; says so, with the nearest name, where one is unknown."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"Expected {where} to be a mapping of names to values, but got {given!r}.")
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in given:
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(known)}."
+            raise ValueError(f"Expected the fields of {where}, but got {name!r}.{hint}")
+    fields = {str(name): value for name, value in given.items()}
+    for name in ("out",):
+        if kind is TrainConfig and name in fields:
+            fields[name] = Path(fields[name])
+    return fields
+
+
+def _read(kind: Any, given: Any, where: str, **more: Any) -> Any:
+    try:
+        return kind(**more, **_fields(kind, given, where))
+    except TypeError as error:  # a field without a default is missing
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _seeds(given: Any) -> tuple[int, ...]:
+    """A count, or the seeds themselves."""
+    if isinstance(given, int) and given >= 1:
+        return tuple(range(given))
+    if isinstance(given, list) and given and all(isinstance(seed, int) for seed in given):
+        return tuple(given)
+    raise ValueError(f"Expected `seeds` to be a count or a list of whole numbers, got {given!r}.")
+
+
+def _check_choice(where: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(_expected(f"`{name}` of {where}", choices, value))
+
+
+def _check_least(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"Expected `{name}` to be a whole number from {least}, got {value!r}.")
+
+
+def _expected(what: str, choices: Any, got: Any) -> str:
+    return f"Expected {what} to be one of {', '.join(map(str, choices))}, but got {got!r}."
