@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gradflow.present.saliency.asked import Networks
     from gradflow.present.saliency.trust import Trust
     from gradflow.present.wandb_panels import WandbRun
-    from gradflow.studies import Cell
+    from gradflow.studies import Cell, StudyDir
     from gradflow.training.rundir import NetworkDir, RunDir
     from gradflow.training.train import Data
 
@@ -684,8 +684,9 @@ def diagnose(
     Parameters
     ----------
     runs
-        Folders of runs, or of what a Recorder wrote, whose names may end in the seed (plain-s3).
-        By default the newest run in runs/.
+        Folders of runs, or of what a Recorder wrote, whose names may end in the seed (plain-s3);
+        or the folder of one study, whose interventions then answer for the cause. By default the
+        newest run in runs/.
     accused
         The network that is said to suffer; by default the first.
     reference
@@ -702,9 +703,22 @@ def diagnose(
     from gradflow.training.diagnosis import diagnose as run_diagnosis
 
     runs = runs or (_newest_run(),)
-    if measure:
-        _measure_rivals(runs)
-    verdict = run_diagnosis(runs, accused=accused, reference=reference)
+    study = _study_among(runs)
+    if study is not None:
+        if measure or accused is not None or reference is not None:
+            raise ValueError(
+                "Expected neither --measure, --accused nor --reference beside a study, which says "
+                "itself who is accused. Leave them out."
+            )
+        from gradflow.studies import analyse
+        from gradflow.studies.diagnosis import judge_study
+
+        found = analyse(study)
+        verdict = judge_study(study, found)
+    else:
+        if measure:
+            _measure_rivals(runs)
+        verdict = run_diagnosis(runs, accused=accused, reference=reference)
     if json:
         print(json_.dumps(verdict.to_json(), ensure_ascii=False))
     else:
@@ -714,8 +728,25 @@ def diagnose(
 
         picture = save_verdict_figure(verdict, output or runs[0] / "figures" / "verdict.png")
         braille = can_show_braille(sys.stdout.encoding)
-        _print(verdict_view(verdict, braille=braille), f"\npicture  {picture}")
+        _print(verdict_view(verdict, braille=braille))
+        if study is not None:
+            from gradflow.present.study_view import results_view
+
+            _print("\nStudy", results_view(found))
+        _print(f"\npicture  {picture}")
     return JUDGED if fail_on is not None and verdict.has(fail_on) else OK
+
+
+def _study_among(runs: Sequence[Path]) -> "StudyDir | None":
+    """The study, where the one folder that is given is that of a study."""
+    from gradflow.studies import StudyDir
+
+    studies = [path for path in runs if StudyDir.holds(path)]
+    if studies and len(runs) > 1:
+        raise ValueError(
+            f"Expected a study alone, but got {len(runs)} folders. A study holds all its runs."
+        )
+    return StudyDir.open(studies[0]) if studies else None
 
 
 def _newest_run() -> Path:

@@ -22,6 +22,7 @@ ORDER = [
     "controls",
     "interventions",
     "training",
+    "studies",
     "present",
     "cli",
 ]
@@ -35,6 +36,7 @@ OWNERS = {
         "present/plots/classes.py",
         "present/plots/saliency.py",
         "present/plots/gallery.py",
+        "present/plots/study.py",
         "present/wandb_panels.py",  # a type
     },
     "plotly": {"present/report/interactive.py"},
@@ -54,6 +56,11 @@ OWNERS = {
     "pytorch_lightning": {"bridges/lightning.py"},
     "transformers": {"bridges/transformers.py"},
     "keras": {"bridges/keras.py"},
+    "joblib": {"studies/engine.py"},
+    "distributed": {"studies/engine.py"},
+    "ray": {"studies/engine.py"},
+    "submitit": {"studies/engine.py"},
+    "filelock": {"studies/cell.py", "studies/folder.py"},
 }
 
 MODULES = sorted(

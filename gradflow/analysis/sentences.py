@@ -173,7 +173,10 @@ def next_steps(verdict: "Verdict") -> tuple[str, ...]:
     elif verdict.gap_status == "undetermined" and not is_discordant(verdict):
         steps.append("Train more seeds: whether there is a gap cannot be told from these.")
     if verdict.links[0].status == "yes" and verdict.links[3].status == "not measured":
-        steps.append("Change the gradients on purpose: only if the gap closes are they the cause.")
+        steps.append(
+            "Change the gradients on purpose (`gradflow study`, docs/studies.md): only if the gap "
+            "closes are they the cause."
+        )
     for rival in verdict.rivals:
         if rival.status == "yes":
             steps.append(

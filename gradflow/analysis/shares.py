@@ -13,7 +13,7 @@ that the test does not reject.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy import stats
@@ -52,7 +52,7 @@ class Share:
     @property
     def taken(self) -> np.ndarray:
         """(seeds,) D_i."""
-        return np.asarray(self.accused_gain) - np.asarray(self.reference_gain)
+        return np.subtract(self.accused_gain, self.reference_gain)
 
     @property
     def value(self) -> float:

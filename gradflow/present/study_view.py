@@ -12,8 +12,9 @@ from gradflow.analysis.statistics import Interval
 from gradflow.studies import Cell, Results
 from gradflow.studies.folder import CellDir
 from gradflow.studies.outcomes import MEASURES
-from gradflow.studies.plan import Plan, total_seconds
+from gradflow.studies.plan import Plan, PlannedCell, total_seconds
 from gradflow.studies.results import ArmResult
+from gradflow.studies.study import Place
 
 STATUS_STYLES = {
     "main cause": "bold green",
@@ -44,7 +45,7 @@ def plan_view(plan: Plan) -> RenderableType:
     table = Table(box=None, pad_edge=False)
     for name in ("arm", "network", "seeds", "steps each", "time each", "changes"):
         table.add_column(name, justify="right" if name in ("steps each", "time each") else "left")
-    rows: dict[tuple[str, str], list[Any]] = {}
+    rows: dict[tuple[str, Place], list[PlannedCell]] = {}
     for one in plan.cells:
         rows.setdefault((one.cell.arm, one.cell.place), []).append(one)
     for (name, place), cells in rows.items():

@@ -2,6 +2,7 @@
 gap goes away, over seeds.
 """
 
+from gradflow.studies.diagnosis import diagnose_study
 from gradflow.studies.engine import Engine
 from gradflow.studies.folder import StudyDir
 from gradflow.studies.results import Results, analyse, results
@@ -17,6 +18,7 @@ __all__ = [
     "Study",
     "StudyDir",
     "analyse",
+    "diagnose_study",
     "results",
     "run_study",
 ]

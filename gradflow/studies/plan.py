@@ -1,4 +1,4 @@
-"""The plan of a study, before anything runs: its cells, how long they take, how many seeds it needs."""
+"""The plan of a study before it runs: its cells, how long they take, how many seeds it needs."""
 
 import math
 import time

@@ -99,7 +99,8 @@ class Arm:
         if isinstance(fields, dict) and "networks" in fields:
             places = fields["networks"]
             fields["networks"] = (places,) if isinstance(places, str) else tuple(places)
-        return _read(cls, fields, f"arm {name!r}", name=name)
+        arm: Self = _read(cls, fields, f"arm {name!r}", name=name)
+        return arm
 
 
 @dataclass(frozen=True)
@@ -288,7 +289,8 @@ class Study:
             )
         if one.tests and one.tests == other.tests:
             raise ValueError(
-                f"Expected arms of two explanations, but {first} and {second} both test {one.tests}."
+                f"Expected arms of two explanations, but {first} and {second} both test "
+                f"{one.tests}."
             )
         if one.against != other.against or one.networks != other.networks:
             raise ValueError(

@@ -120,7 +120,7 @@ def load_networks(runs: Sequence[Path]) -> tuple[dict[str, list[TrainedNetwork]]
             recorded.append(from_records(folder))
     _check_alike(trained)
     examined = [network.examination() or {} for network in trained]
-    recalibrated = [_recalibrated(one) for one in examined]
+    recalibrated = list(map(recalibrated_loss, trained, examined))
     losses = recalibrated if None not in recalibrated else [None] * len(trained)
     found = list(map(from_training, trained, examined, losses)) + recorded
     if trained and None in recalibrated:
@@ -195,7 +195,11 @@ def from_records(folder: Path) -> TrainedNetwork:
     return TrainedNetwork(name, seed, Trace.load(folder, measures=NEEDED))
 
 
-def _recalibrated(examined: Mapping[str, Any]) -> float | None:
+def recalibrated_loss(network: NetworkDir, examined: Mapping[str, Any]) -> float | None:
+    """The training loss with BatchNorm's statistics of all training images, if it is known."""
+    evaluated = network.evaluation()["last"]["train"].get("recalibrated")
+    if evaluated is not None:
+        return float(evaluated["loss"])
     try:
         return float(examined["batchnorm"]["end"]["train"]["plain"]["recalibrated"]["loss"])
     except (KeyError, TypeError):

@@ -17,6 +17,7 @@ from gradflow.present.plots.profiles import (
     profile_bands_plot,
 )
 from gradflow.present.plots.saliency import MAP_COLORS, MAP_PERCENTILE, ClassMaps, saliency_grid
+from gradflow.present.plots.study import dose_response_plot, forest_plot
 from gradflow.present.plots.style import (
     DPI,
     GRAD_NORM,
@@ -28,7 +29,6 @@ from gradflow.present.plots.style import (
     to_pixels,
     to_svg,
 )
-from gradflow.present.plots.study import dose_response_plot, forest_plot
 
 __all__ = [
     "COLORMAP",

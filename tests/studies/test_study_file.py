@@ -1,0 +1,181 @@
+"""The study file: what it means, and what is said of a wrong one."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gradflow.studies import Study
+
+FILES = sorted((Path(__file__).parents[2] / "experiments" / "studies").glob("*.yaml"))
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    """A study of two arms; `changes` of its top level, None takes a field away."""
+    whole = {
+        "base": {"data": "digits", "epochs": 2},
+        "accused": "plain_18",
+        "reference": "resnet_18",
+        "seeds": 2,
+        "arms": {
+            "bias": {"tests": "explosion", "intervene": "norm_bias(beta=1)"},
+            "constant": {"tests": "schedule", "set": {"schedule": "constant"}},
+        },
+    } | changes
+    return {key: value for key, value in whole.items() if value is not None}
+
+
+def read(**changes: Any) -> Study:
+    return Study.read(content(**changes), name="study", changes={})
+
+
+def arms(**arms: Any) -> Study:
+    return read(arms=arms)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_studies_of_this_repository_can_be_read(path: Path) -> None:
+    study = Study.load(path)
+    assert study.restores in [arm.name for arm in study.arms if arm.role == "cause"]
+    assert all(arm.says and (arm.tests or arm.role == "baseline") for arm in study.arms[1:])
+
+
+def test_a_study_is_every_arm_with_every_network_and_every_seed_in_whole_pairs() -> None:
+    cells = read().cells(Path("cells"))
+    assert [(cell.seed, cell.arm, cell.place) for cell in cells] == [
+        (seed, arm, place)
+        for seed in (0, 1)
+        for arm in ("baseline", "bias", "constant")
+        for place in ("accused", "reference")
+    ]
+    assert cells[0].folder == Path("cells/baseline/accused-s0")
+    assert {cell.config.arch for cell in cells if cell.place == "accused"} == {"plain_18"}
+    assert all(cell.config.seed_list == (cell.seed,) for cell in cells)
+
+
+def test_an_arm_changes_its_field_and_no_other() -> None:
+    study = read()
+    without = dataclasses.asdict(study.config("baseline", "accused", 0))
+    for name, field, value in [
+        ("bias", "intervene", "norm_bias(beta=1)"),
+        ("constant", "schedule", "constant"),
+    ]:
+        changed = dataclasses.asdict(study.config(name, "accused", 0))
+        differing = {key for key in without if without[key] != changed[key]}
+        # The rivals are measured in the baseline alone, which the verdict is about.
+        assert differing == {field, "rivals", "checkpoint_budget"}
+        assert changed[field] == value
+
+
+def test_interventions_are_added_to_those_that_are_there_and_set_replaces_them() -> None:
+    study = read(
+        base={"data": "digits", "intervene": "leaky(slope=0.1)"},
+        accused={"arch": "plain_18", "intervene": "norm_free(init=keep)"},
+        arms={
+            "added": {"intervene": "lsuv()"},
+            "replaced": {"set": {"intervene": "lsuv()"}},
+        },
+    )
+    added = study.config("added", "accused", 0).intervene
+    assert added == "leaky(slope=0.1); norm_free(init=keep); lsuv()"
+    assert study.config("added", "reference", 0).intervene == "leaky(slope=0.1); lsuv()"
+    assert study.config("replaced", "accused", 0).intervene == "lsuv()"
+
+
+def test_an_arm_starts_from_the_one_that_it_is_compared_with() -> None:
+    study = arms(
+        sgd={"role": "baseline", "networks": "accused", "set": {"optimizer": "sgd", "lr": 0.1}},
+        down={
+            "role": "positive control", "against": "sgd", "networks": ["accused"],
+            "tests": "vanishing", "intervene": "gradient_scale(layers=1, factor=0.1)",
+        },
+    )  # fmt: skip
+    config = study.config("down", "accused", 0)
+    assert (config.optimizer, config.lr) == ("sgd", 0.1)
+    assert study.trained_in("down", "reference") == "baseline", "no arm of the way treats it"
+    assert study.trained_in("down", "accused") == "down"
+
+
+def test_the_combination_of_two_arms_makes_both_changes() -> None:
+    study = read()
+    both = study.with_arm(study.combined("bias", "constant"))
+    config = both.config("bias + constant", "accused", 0)
+    assert (config.intervene, config.schedule) == ("norm_bias(beta=1)", "constant")
+
+
+def test_doses_of_one_explanation_are_not_combined() -> None:
+    study = arms(
+        one={"tests": "explosion", "intervene": "norm_bias(beta=1)"},
+        two={"tests": "explosion", "intervene": "norm_bias(beta=2)"},
+    )
+    with pytest.raises(ValueError, match="two explanations.*both test explosion"):
+        study.combined("one", "two")
+
+
+def test_a_transplant_waits_for_the_cells_that_it_reads(tmp_path: Path) -> None:
+    profile = "transplant(profile={cells}/baseline/reference-s{seed}/{arch}-s{seed})"
+    study = arms(given={"networks": "accused", "intervene": profile})
+    late = [cell for cell in study.cells(tmp_path) if cell.needs_others]
+    assert {cell.arm for cell in late} == {"given"}
+    assert str(tmp_path) in late[0].config.intervene
+
+
+def test_what_a_study_keeps_of_its_file_gives_the_same_study(tmp_path: Path) -> None:
+    study = Study.read(content(), name="study", changes={"epochs": 3})
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(dict(study.source)), encoding="utf-8")
+    assert Study.load(path).cells(tmp_path) == study.cells(tmp_path)
+    assert study.base.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base": {"epocs": 3}}, "'epocs'. Did you mean 'epochs'"),
+        ({"base": {"epochs": 0}}, "`epochs` to be at least 1"),
+        ({"base": 3}, "`base` to be a mapping"),
+        ({"accused": None}, "`accused` in the study, but it is missing"),
+        ({"arms": {}}, "`arms` to be a mapping"),
+        ({"accused": "plain_99"}, "plain_99"),
+        ({"seeds": [1, 1]}, r"different `seeds`, but got \[1, 1\]"),
+        ({"seeds": "many"}, "a count or a list of whole numbers"),
+        ({"restores": "bais"}, "`restores` to be one of baseline, bias, constant, but got 'bais'"),
+        ({"combine": "all"}, "`combine` to be one of none, strongest"),
+        ({"combine": ["bias", "no"]}, "`combine` to be one of"),
+        ({"threads": 0}, "`threads` to be a whole number from 1"),
+        ({"precision": 0}, "`precision` above 0"),
+        ({"arms": {"baseline": {"intervene": "lsuv()"}}}, "no arm named 'baseline'"),
+        ({"arms": {"a": {"intervene": "lsvu()"}}}, "arm 'a', accused.*lsvu"),
+        ({"arms": {"a": {"intervenes": "lsuv()"}}}, "Did you mean 'intervene'"),
+        ({"arms": {"a": {}}}, "arm 'a' to change something"),
+        ({"arms": {"a": {"set": {"seeds": "3"}}}}, "without seeds.*whole study"),
+        ({"arms": {"a": {"set": {"lr": 1}, "role": "cuase"}}}, "`role` of arm 'a'"),
+        ({"arms": {"a": {"set": {"lr": 1}, "networks": "plain"}}}, "`networks` of arm 'a'"),
+        ({"arms": {"a": {"set": {"lr": 1}, "networks": []}}}, "to have `networks`"),
+        ({"arms": {"a": {"set": {"lr": 1}, "series": "lr"}}}, "`series` and `dose`"),
+        ({"arms": {"a": {"set": {"lr": 1}, "against": "b"}}}, "`against` of arm 'a'"),
+        ({"arms": {"a/b": {"set": {"lr": 1}}}}, "suit a folder"),
+        (
+            {"arms": {"a": {"set": {"lr": 1}, "against": "b"},
+                      "b": {"set": {"lr": 2}, "against": "a"}}},
+            "go in a circle",
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_study_file_says_what_is_wrong(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(**changes)
+
+
+def test_a_file_that_is_no_yaml_and_one_that_is_not_there_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        Study.load(path)
+    path.write_text("arms: [", encoding="utf-8")
+    with pytest.raises(ValueError, match="to be YAML"):
+        Study.load(path)
+    path.write_text("- just a list", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"study\.yaml: Expected the study to be a mapping"):
+        Study.load(path)
