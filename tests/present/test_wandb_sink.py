@@ -150,7 +150,7 @@ def test_a_table_is_kept_whole(tmp_path):
     run = start(tmp_path)
     run.table("verdict/findings", ("key", "p"), [("link 1", 0.25), ("a|b <script>", math.nan)])
     run.finish({"verdict/outcome": "refuted"})
-    (path,) = tmp_path.glob("wandb/*/files/media/table/verdict/*.json")
+    (path,) = tmp_path.glob("wandb/offline-run-*/files/media/table/verdict/*.json")
     assert json.loads(path.read_text())["columns"] == ["key", "p"]
     assert json.loads(path.read_text())["data"][0] == ["link 1", 0.25]
     summaries = [r["summary"]["update"] for r in read(tmp_path) if r["type"] == "summary"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import FileWriter, SummaryWriter
 
 from gradflow.present.tracking.sink import STEP, Cell
 
@@ -19,8 +19,9 @@ class TensorBoardSink:
 
     def __init__(self, folder: Path, *, first_step: int = 0) -> None:
         self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
-        assert self._writer.file_writer is not None
-        self._events = self._writer.file_writer
+        events = self._writer.file_writer
+        assert events is not None
+        self._events: FileWriter = events
 
     def log(self, values: Mapping[str, float], at: int, axis: str = STEP) -> None:
         # One event for all: `add_scalar` writes one for each, which takes several times as long.
