@@ -2,8 +2,8 @@
 
     python experiments/tracking_cost.py
 
-The claim: less than 2 ms a step. Measured is the time that `log` takes in the training process; what
-wandb's own process does beside it is not counted.
+The claim: less than 2 ms a step. Measured is the time that `log` takes in the training process;
+what wandb's own process does beside it is not counted.
 """
 
 import argparse

@@ -117,7 +117,7 @@ def test_json_prints_the_workspace_and_sends_nothing(capsys: Capture) -> None:
 
 
 def test_without_a_login_it_says_so_and_asks_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -127,8 +127,9 @@ def test_without_a_login_it_says_so_and_asks_nothing(
             pytest.fail("wandb asked for a key")
 
     monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(sys, "stderr", Terminal())
     assert main(ASK) == 1
-    err = capsys.readouterr().err
+    err = sys.stderr.getvalue()
     assert "Expected W&B to save the workspace in team/food" in err
     assert "Log in with `wandb login`, or look at it with --json." in err
 

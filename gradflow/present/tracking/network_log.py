@@ -139,7 +139,7 @@ class NetworkLog:
         drawn = {"all epochs so far": (so_far.sites, so_far.values)}
         if chunk is not None and len(chunk):
             profile = depth_profile(chunk)
-            drawn = {f"epoch {epoch.index}": (profile.sites, profile.values), **drawn}
+            drawn = {f"epoch {epoch.index + 1}": (profile.sites, profile.values), **drawn}
         ax = plots.depth_profile_plot(drawn, plots.GRAD_NORM)
         ax.set_title(f"{self.name}: {ax.get_title()}", parse_math=False)
         return plots.to_pixels(plots.figure_of(ax), IMAGE_DPI)
