@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from gradflow.present.saliency.asked import Networks
     from gradflow.present.saliency.trust import Trust
-    from gradflow.present.wandb_panels import WandbRun
+    from gradflow.present.tracking.budget import Budget
     from gradflow.studies import Cell, StudyDir
     from gradflow.training.rundir import NetworkDir, RunDir
     from gradflow.training.train import Data
@@ -132,6 +132,7 @@ def train(
     json
         Print one JSON object on stdout instead of the summary.
     """
+    from gradflow.present.tracking.start import check_trackers
     from gradflow.training.fit import make_accelerator
     from gradflow.training.rundir import RunDir
 
@@ -142,6 +143,7 @@ def train(
                 "config. Leave them out, or start a new run."
             )
         config = RunDir.open(resume).config()
+    check_trackers(config)
     accelerator = make_accelerator(config)
     log = _stderr(quiet=not accelerator.is_main_process)
     run, config, data = _open_run(config, resume, accelerator, log)
@@ -151,6 +153,7 @@ def train(
         log.print(f"Stopped. Continue with: gradflow train --resume {run.path}", soft_wrap=True)
         return INTERRUPTED
     if accelerator.is_main_process:
+        _track_verdict(run, config, log)
         _print_summary(run, as_json=json)
     accelerator.end_training()
     return OK
@@ -195,8 +198,10 @@ def _train_all(
     run: "RunDir", config: TrainConfig, data: "Data", accelerator: "Accelerator", log: Console
 ) -> None:
     """Every network of every seed that is not finished yet."""
+    from gradflow.present.tracking.budget import Budget
     from gradflow.training.train import measure_rivals
 
+    budget = Budget()
     cells = [(arch, seed) for seed in config.seed_list for arch in config.networks]
     n_batches = data.training(config, 0).n_batches(accelerator.num_processes)
     n_steps = -(-n_batches // (config.batches_per_step or n_batches)) * config.epochs
@@ -212,7 +217,7 @@ def _train_all(
         for number, (arch, seed) in enumerate(cells, start=1):
             network = run.network(arch, seed)
             if not network.is_finished:
-                _train_one(run, network, config, data, accelerator, log, on_step)
+                _train_one(run, network, config, data, accelerator, log, budget, on_step)
             elif accelerator.is_main_process:
                 measure_rivals(network, config, data, accelerator)  # killed before it came to it
             bar.update(task, completed=number * n_steps)
@@ -226,27 +231,26 @@ def _train_one(
     data: "Data",
     accelerator: "Accelerator",
     log: Console,
+    budget: "Budget",
     on_step: Callable[[], None],
 ) -> None:
-    """Train one network; print and log each epoch."""
+    """Train one network; print each epoch and tell it the trackers."""
     from gradflow.present import terminal
+    from gradflow.present.tracking.start import network_log
     from gradflow.training.train import train_network
 
     epochs = train_network(network, config, data, accelerator, on_step=on_step)
-    with ExitStack() as stack:
-        sink = _wandb_run(run, network, config, accelerator)
-        if sink is not None:
-            stack.enter_context(sink)
+    is_main = accelerator.is_main_process
+    with network_log(run, network, config, budget, is_main=is_main) as trackers:
         for epoch, chunk in epochs:
             log.print(
                 terminal.epoch_line(network.name, epoch, config.epochs),
                 highlight=False,
                 soft_wrap=True,
             )
-            if sink is not None:
-                sink.log_epoch(epoch, chunk, network.trace() if network.has_trace() else None)
-        if sink is not None:
-            sink.close(_accuracies(network))
+            trackers.log_epoch(epoch, chunk)
+        if is_main:
+            trackers.close(_accuracies(network))
 
 
 @contextmanager
@@ -275,35 +279,35 @@ def _stopping_between_steps(log: Console) -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _wandb_run(
-    run: "RunDir", network: "NetworkDir", config: TrainConfig, accelerator: "Accelerator"
-) -> "WandbRun | None":
-    if config.wandb == "off" or not accelerator.is_main_process:
-        return None
-    from gradflow.present.wandb_panels import WandbRun
-
-    sink = WandbRun(
-        run.path,
-        mode=config.wandb,
-        project=config.project,
-        group=run.path.name,
-        arch=network.arch,
-        seed=network.seed,
-        config=dataclasses.asdict(config) | {"out": str(config.out)},
-        resume_id=network.wandb_id(),
-    )
-    network.save_wandb_id(sink.id)
-    return sink
-
-
 def _accuracies(network: "NetworkDir") -> dict[str, float]:
-    """For the summary of the W&B run."""
+    """For the summary in the trackers."""
     evaluation = network.evaluation()
     return {
         f"{which}/{part}_accuracy": evaluation[which][part]["accuracy"]
         for which in ("best", "last")
         for part in ("train", "validation", "test")
     }
+
+
+def _track_verdict(run: "RunDir", config: TrainConfig, log: Console) -> None:
+    """Tell the trackers the verdict over a recorded run, once, when all networks are trained."""
+    if (
+        not config.log_grads
+        or run.is_finished
+        or (config.wandb == "off" and not config.tensorboard)
+    ):
+        return
+    from gradflow.present.tracking.start import verdict_sinks
+    from gradflow.present.tracking.verdict_log import log_verdict
+    from gradflow.training.diagnosis import diagnose as run_diagnosis
+
+    try:
+        verdict = run_diagnosis([run.path])
+        for sink in verdict_sinks(run, config):
+            log_verdict(verdict, sink)
+    except (ValueError, RuntimeError) as error:
+        # Three networks, nothing to judge by, no network: the training is complete all the same.
+        log.print(f"No verdict for the trackers: {error}", markup=False, soft_wrap=True)
 
 
 def _print_summary(run: "RunDir", *, as_json: bool) -> None:
@@ -999,6 +1003,41 @@ def _is_done(cell: "Cell") -> bool:
     from gradflow.studies.folder import CellDir
 
     return CellDir(cell.folder).state().get("state") in ("done", "diverged")
+
+
+# -- wandb-panels --------------------------------------------------------------------------------
+
+
+@app.command
+def wandb_panels(
+    *, entity: str, project: str = "gradflow", name: str = "gradflow", json: Json = False
+) -> int:
+    """Save a W&B workspace: verdict, gradient by depth, norms by stage, seeds as bands.
+
+    Needs wandb-workspaces and a login; without a login --json shows it.
+
+    Parameters
+    ----------
+    entity
+        Who owns the project: a user or a team.
+    project
+        The project that the runs are in, as `--project` of train.
+    name
+        What the workspace is called there.
+    json
+        Print the workspace as one JSON object on stdout, and send nothing.
+    """
+    from gradflow.present.tracking.start import check_installed
+
+    check_installed("wandb_workspaces", "wandb-workspaces>=0.4.8", "`gradflow wandb-panels`")
+    from gradflow.present.tracking import wandb_workspace
+
+    page = wandb_workspace.workspace(entity, project, name)
+    if json:
+        print(json_.dumps(wandb_workspace.to_json(page), ensure_ascii=False))
+    else:
+        _print(f"workspace  {wandb_workspace.save(page)}")
+    return OK
 
 
 # -- bench -------------------------------------------------------------------------------------

@@ -37,11 +37,12 @@ OWNERS = {
         "present/plots/saliency.py",
         "present/plots/gallery.py",
         "present/plots/study.py",
-        "present/wandb_panels.py",  # a type
     },
     "plotly": {"present/report/interactive.py"},
     "jinja2": {"present/report/page.py"},
-    "wandb": {"present/wandb_panels.py"},
+    "wandb": {"present/tracking/wandb_sink.py", "present/tracking/wandb_workspace.py"},
+    "wandb_workspaces": {"present/tracking/wandb_workspace.py"},
+    "tensorboard": {"present/tracking/tensorboard_sink.py"},
     "sklearn": {
         "training/evaluate.py",
         "data/split.py",

@@ -40,7 +40,12 @@ def save_figures(run: RunDir) -> dict[str, DepthProfile]:
 
 
 def save_verdict_figure(verdict: Verdict, path: Path) -> Path:
-    """Draw the depth profiles of δ and ŝ of both networks, early in training, side by side."""
+    """Write `verdict_figure` to `path`."""
+    return plots.save(verdict_figure(verdict), path)
+
+
+def verdict_figure(verdict: Verdict) -> plots.Figure:
+    """The depth profiles of δ and ŝ of both networks, early in training, side by side."""
     sizes = [size for size in JUDGED_SIZES if any(band.size == size for band in verdict.bands)]
     fig = plots.new_figure(7.0 * len(sizes), 3.8)
     for ax, size in zip(fig.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
@@ -56,7 +61,7 @@ def save_verdict_figure(verdict: Verdict, path: Path) -> Path:
             _title(verdict, size),
             ax,
         )
-    return plots.save(fig, path)
+    return fig
 
 
 def _title(verdict: Verdict, size: str) -> str:

@@ -108,7 +108,7 @@ def _ray(address: str | None, count: int) -> Iterator[Any]:
     options = {"address": address} if address is not None else {"num_cpus": count}
     ray.init(include_dashboard=False, log_to_driver=False, **options)
     try:
-        register_ray()  # type: ignore[no-untyped-call]
+        register_ray()
         yield ray
     finally:
         ray.shutdown()

@@ -117,6 +117,8 @@ class TrainConfig:
     """Weights & Biases: a local file (no account), the service, or nothing."""
     project: str = "gradflow"
     """W&B project."""
+    tensorboard: bool = False
+    """Write TensorBoard event files into the run as well; needs tensorboard."""
     out: Path = Path("runs")
     """The folder in which the run gets a folder of its own."""
 

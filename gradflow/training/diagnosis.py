@@ -144,7 +144,10 @@ def network_dirs(path: Path) -> list[NetworkDir]:
 
 
 # What may differ between runs that are judged together: which networks, and how they were run.
-FREE = ("arch", "seeds", "out", "wandb", "project", "device", "checkpoint_budget", "rivals")
+FREE = (
+    "arch", "seeds", "out", "wandb", "project", "tensorboard", "device", "checkpoint_budget",
+    "rivals",
+)  # fmt: skip
 
 
 def _check_alike(networks: Sequence[NetworkDir]) -> None:

@@ -1,7 +1,8 @@
 """The run on disk: the only module that knows file names inside a run.
 
 runs/20261123-210000-digits/
-    config.yaml  environment.json  data.json  summary.json  figures/  saliency/  wandb/
+    config.yaml  environment.json  data.json  summary.json  figures/  saliency/
+    wandb/  tensorboard/
     plain_34-s0/
         history.json  evaluation.json  examination.json  report.txt  records/part-*.parquet
         interventions.json
@@ -182,6 +183,11 @@ class RunDir:
     @property
     def figures(self) -> Path:
         return self.path / "figures"
+
+    @property
+    def tensorboard(self) -> Path:
+        """What `tensorboard --logdir` takes: one folder for each network, and the verdict's."""
+        return self.path / "tensorboard"
 
     @property
     def is_finished(self) -> bool:

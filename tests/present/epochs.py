@@ -1,0 +1,91 @@
+"""Epochs and traces whose numbers tell where they belong, and a sink that only remembers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradflow.present.tracking.sink import STEP
+from gradflow.record.trace import Trace
+from gradflow.training.fit import Epoch
+
+PARAMETERS = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "layer1.0.conv2.weight", "fc.weight")  # fmt: skip  # noqa: E501
+OUTPUTS = tuple(name.removesuffix(".weight") for name in PARAMETERS)
+KINDS = ("conv", "norm", "conv", "conv", "linear")
+
+
+def epoch_of(
+    index: int, step: int, step_losses: tuple[float, ...], val_accuracy: float = 0.5
+) -> Epoch:
+    return Epoch(
+        index=index,
+        step=step,
+        lr=6e-4,
+        train_loss=1.5,
+        train_accuracy=0.25,
+        val_loss=1.25,
+        val_accuracy=val_accuracy,
+        is_best=False,
+        seconds=1.0,
+        step_losses=step_losses,
+    )
+
+
+def trace_of(steps: Sequence[int] | range, with_outputs: bool = True) -> Trace:
+    """Gradient norms that tell their step and site: step + site / 10 + 1."""
+    outputs = OUTPUTS if with_outputs else ()
+    sites = outputs + PARAMETERS
+    kinds = KINDS[: len(outputs)] + tuple(f"{kind}.weight" for kind in KINDS)
+    taken = np.asarray(steps, dtype=np.int64)
+    told = taken[:, None] + np.arange(len(sites)) / 10 + 1
+    is_output = np.arange(len(sites)) < len(outputs)
+    values = {
+        "grad_norm": np.where(is_output, np.nan, told),
+        "output_grad_norm": np.where(is_output, told, np.nan),
+        "weight_norm": np.where(is_output, np.nan, 1.0) * np.ones_like(told),
+        "grad_nonfinite": np.where(is_output, np.nan, 0.0) * np.ones_like(told),
+    }
+    return Trace(taken, sites, kinds, np.ones(len(sites), np.int64), values)
+
+
+class Clock:
+    """Stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Memory:
+    """A sink that remembers what it was told, and when."""
+
+    def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
+        self.clock = clock
+        self.rows: list[tuple[str, int, dict[str, float]]] = []
+        self.pictures: list[tuple[str, int, np.ndarray]] = []
+        self.tables: dict[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {}
+        self.values: list[tuple[float, int]] = []  # (time, how many)
+        self.ends: list[tuple[dict[str, Any], bool]] = []
+
+    def log(self, values: Mapping[str, float], at: int, axis: str = STEP) -> None:
+        self.rows.append((axis, at, dict(values)))
+        self.values.append((self.clock(), len(values) + 1))
+
+    def picture(self, key: str, pixels: np.ndarray, at: int) -> None:
+        self.pictures.append((key, at, pixels))
+        self.values.append((self.clock(), 2))
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        self.tables[key] = (columns, rows)
+
+    def finish(self, summary: Mapping[str, Any], *, failed: bool = False) -> None:
+        self.ends.append((dict(summary), failed))
+
+    def most_in_a_minute(self) -> int:
+        """The largest number of values within any 60 seconds."""
+        return max(
+            sum(n for at, n in self.values if start <= at <= start + 60)
+            for start in {at for at, _ in self.values}
+        )

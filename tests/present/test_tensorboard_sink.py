@@ -1,0 +1,95 @@
+"""An event file, read back by TensorBoard's own EventAccumulator."""
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
+
+from gradflow.present.tracking.budget import Budget
+from gradflow.present.tracking.network_log import NetworkLog
+from gradflow.present.tracking.rows import step_rows
+from gradflow.present.tracking.tensorboard_sink import TensorBoardSink
+from tests.present.epochs import Memory, epoch_of, trace_of
+
+
+def read(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
+
+
+def scalars(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def text(events: EventAccumulator, tag: str) -> str:
+    (event,) = events.Tensors(f"{tag}/text_summary")
+    return str(tensor_util.make_ndarray(event.tensor_proto).item().decode())
+
+
+def test_an_event_file_holds_what_any_sink_is_told(tmp_path: Path) -> None:
+    memory = Memory()
+    log = NetworkLog("plain_18-s0", [TensorBoardSink(tmp_path), memory], Budget())
+    first = trace_of([0, 1])
+    log.log_epoch(epoch_of(0, 2, (2.0, 1.5)), first)
+    log.log_epoch(epoch_of(1, 4, (1.0, 0.5), val_accuracy=0.75), trace_of([2, 3]))
+    log.close({"best/test_accuracy": 0.8})
+    events = read(tmp_path)
+
+    told = {key for _, _, row in memory.rows for key in row}
+    assert set(events.Tags()["scalars"]) == told
+    assert scalars(events, "train/loss") == [(0, 2.0), (1, 1.5), (2, 1.0), (3, 0.5)]
+    assert scalars(events, "val/accuracy") == [(2, 0.5), (4, 0.75)]
+    expected = step_rows(epoch_of(0, 2, (2.0, 1.5)), first, 1000)[1]["stage/layer1/weight"]
+    assert dict(scalars(events, "stage/layer1/weight"))[1] == pytest.approx(expected)
+    profile = scalars(events, "profile/output_gradient")
+    assert [layer for layer, _ in profile] == [0, 1, 2]
+    assert profile[0][1] == pytest.approx((1.1 * 2.1 * 3.1 * 4.1) ** 0.25)
+    assert set(events.Tags()["images"]) == {"gradient/heatmap", "gradient/depth_profile"}
+    last = events.Images("gradient/heatmap")[-1]
+    with Image.open(io.BytesIO(last.encoded_image_string)) as image:
+        assert (last.step, image.width) == (4, 700)
+    assert "| best/test_accuracy | 0.8 |" in text(events, "summary")
+
+
+def test_nan_and_inf_stay_what_they_are(tmp_path: Path) -> None:
+    sink = TensorBoardSink(tmp_path)
+    sink.log({"train/loss": math.nan, "lr": math.inf}, 0)
+    sink.finish({})
+    events = read(tmp_path)
+    assert math.isnan(events.Scalars("train/loss")[0].value)
+    assert events.Scalars("lr")[0].value == math.inf
+
+
+def test_a_resumed_training_hides_the_steps_that_are_trained_again(tmp_path: Path) -> None:
+    killed = TensorBoardSink(tmp_path)
+    for step in range(6):
+        killed.log({"train/loss": 10.0 + step}, step)
+    killed.finish({}, failed=True)
+    resumed = TensorBoardSink(tmp_path, first_step=4)
+    for step in range(4, 8):
+        resumed.log({"train/loss": 20.0 + step}, step)
+    resumed.finish({})
+    found = scalars(read(tmp_path), "train/loss")
+    assert found == [(i, 10.0 + i) for i in range(4)] + [(i, 20.0 + i) for i in range(4, 8)]
+
+
+def test_a_table_is_markdown_and_a_bar_in_a_cell_does_not_break_it(tmp_path: Path) -> None:
+    sink = TensorBoardSink(tmp_path)
+    sink.table("verdict/findings", ("key", "p"), [("a|b\nc", 0.25), ("‖∂L/∂z‖", math.nan)])
+    sink.finish({})
+    lines = text(read(tmp_path), "verdict/findings").splitlines()
+    assert lines == ["| key | p |", "| --- | --- |", r"| a\|b c | 0.25 |", "| ‖∂L/∂z‖ | nan |"]
+
+
+def test_a_picture_keeps_its_pixels(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    sink = TensorBoardSink(tmp_path)
+    sink.picture("gradient/heatmap", pixels, 3)
+    sink.finish({})
+    (event,) = read(tmp_path).Images("gradient/heatmap")
+    with Image.open(io.BytesIO(event.encoded_image_string)) as image:
+        np.testing.assert_array_equal(np.asarray(image), pixels)

@@ -1,0 +1,323 @@
+"""What trackers are told of a training: which values, at which steps, how many, how often."""
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from gradflow.analysis.profile import geometric_mean, layer_table, weight_table
+from gradflow.present.tracking import network_log
+from gradflow.present.tracking.budget import VALUES_PER_LOG, VALUES_PER_MINUTE, Budget
+from gradflow.present.tracking.network_log import NetworkLog
+from gradflow.present.tracking.rows import n_values, step_rows
+from gradflow.present.tracking.running import GeometricMean, RunningTrace, ThinnedTable
+from gradflow.present.tracking.sink import LAYER, STEP
+from gradflow.record.trace import Table, Trace
+from tests.present.epochs import Clock, Memory, epoch_of, trace_of
+
+PLENTY = 10**6
+
+# -- the rows of an epoch ----------------------------------------------------------------------
+
+
+def test_a_row_holds_the_loss_each_layer_on_the_path_in_depth_order_and_the_stages() -> None:
+    rows = step_rows(epoch_of(0, 12, (0.5, 0.25)), trace_of([10, 11]), PLENTY)
+    layers = {
+        "grad_norm/00.conv1/weight": 11.5,
+        "grad_norm/00.conv1/output": 11.0,
+        "grad_norm/01.layer1.0.conv1/weight": 11.7,
+        "grad_norm/01.layer1.0.conv1/output": 11.2,
+        "grad_norm/02.layer1.0.conv2/weight": 11.8,
+        "grad_norm/02.layer1.0.conv2/output": 11.3,
+        "grad_norm/03.fc/weight": 11.9,
+        "grad_norm/03.fc/output": 11.4,
+    }
+    stages = {
+        "stage/conv1/weight": 11.5,
+        "stage/conv1/output": 11.0,
+        "stage/layer1/weight": math.sqrt(11.7 * 11.8),
+        "stage/layer1/output": math.sqrt(11.2 * 11.3),
+        "stage/fc/weight": 11.9,
+        "stage/fc/output": 11.4,
+    }
+    assert list(rows) == [10, 11]
+    assert rows[10] == pytest.approx({"train/loss": 0.5, **layers, **stages})
+    assert rows[11]["grad_norm/03.fc/weight"] == pytest.approx(12.9)
+    told = [key for key in rows[10] if key.startswith("grad_norm/")]
+    assert told == sorted(told, key=lambda key: key.split("/")[1])
+
+
+def test_without_records_a_row_is_the_loss() -> None:
+    assert step_rows(epoch_of(0, 2, (0.5, 0.25)), None, PLENTY) == {
+        0: {"train/loss": 0.5},
+        1: {"train/loss": 0.25},
+    }
+
+
+def test_outputs_that_were_not_recorded_are_left_out() -> None:
+    row = step_rows(epoch_of(0, 1, (0.5,)), trace_of([0], with_outputs=False), PLENTY)[0]
+    assert [key for key in row if key.endswith("/output")] == []
+    assert len(row) == 1 + 4 + 3
+
+
+def test_a_layer_keeps_its_number_while_another_is_frozen() -> None:
+    trace = trace_of([0])
+    trace.values["grad_norm"][:, 5] = np.nan  # conv1.weight
+    row = step_rows(epoch_of(0, 1, (0.5,)), trace, PLENTY)[0]
+    assert "grad_norm/00.conv1/weight" not in row
+    assert "stage/conv1/weight" not in row
+    assert row["grad_norm/01.layer1.0.conv1/weight"] == pytest.approx(1.7)
+
+
+@pytest.mark.parametrize(("every", "n_per_step"), [(1, 16), (4, 17)])
+def test_a_long_epoch_is_thinned_evenly_and_keeps_its_ends(every: int, n_per_step: int) -> None:
+    n, most = 5001, 10_000
+    losses = tuple(float(i) for i in range(n))
+    rows = step_rows(epoch_of(0, n, losses), trace_of(range(0, n, every)), most)
+    assert most - n_per_step < len(_steps_with(rows, "stage/fc/weight")) * n_per_step <= most
+    assert n_values(rows) <= most
+    for key in ("train/loss", "grad_norm/00.conv1/weight"):
+        steps = _steps_with(rows, key)
+        assert (steps[0], steps[-1]) == (0, n - 1)
+        assert np.ptp(np.diff(steps)) <= every
+    assert all(row["train/loss"] == step for step, row in rows.items() if "train/loss" in row)
+
+
+def _steps_with(rows: dict[int, dict[str, float]], key: str) -> np.ndarray:
+    return np.array(sorted(step for step, row in rows.items() if key in row))
+
+
+@pytest.mark.parametrize("most", [-5, 0, 15])
+def test_with_too_little_left_no_half_row_is_logged(most: int) -> None:
+    assert step_rows(epoch_of(0, 2, (0.5, 0.25)), trace_of([0, 1]), most) == {}
+
+
+@pytest.mark.parametrize("name", ["{i}.weight", "part{i}.conv.weight", "stage{s}.{i}.weight"])
+def test_a_network_of_a_thousand_layers_stays_within_a_log(name: str) -> None:
+    n = 1000
+    sites = tuple(name.format(i=i, s=i // 40) for i in range(n))
+    ones = np.ones((1, n))
+    values = {"grad_norm": ones, "weight_norm": ones, "output_grad_norm": ones * np.nan}
+    kinds = ("linear.weight",) * n
+    trace = Trace(np.zeros(1, np.int64), sites, kinds, np.ones(n, np.int64), values)
+    rows = step_rows(epoch_of(0, 1, (0.5,)), trace, PLENTY)
+    assert 400 < n_values(rows) <= VALUES_PER_LOG
+    layers = [key for key in rows[0] if key.startswith("grad_norm/")]
+    assert layers[0].startswith("grad_norm/000.")
+    assert layers[-1].startswith("grad_norm/999.")
+
+
+# -- the budget --------------------------------------------------------------------------------
+
+
+def test_a_full_bucket_refills_within_a_minute() -> None:
+    clock = Clock()
+    budget = Budget(clock)
+    assert budget.left() == 50_000
+    budget.spend(50_000)
+    assert budget.left() == 0
+    clock.now = 30.0
+    assert budget.left() == 25_000
+    clock.now = 1000.0
+    assert budget.left() == 50_000
+
+
+def test_what_overdraws_is_waited_for() -> None:
+    clock = Clock()
+    budget = Budget(clock)
+    budget.spend(60_000)
+    assert budget.left() == -10_000
+    clock.now = 12.0
+    assert budget.left() == 0
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.5, 3.0, 61.0, 600.0])
+def test_no_minute_sees_more_than_a_hundred_thousand_values(seconds: float) -> None:
+    """Greedy epochs of ten thousand steps each, short and long, over at least three minutes."""
+    clock = Clock()
+    sink, budget = Memory(clock), Budget(clock)
+    n_epochs = 30 if seconds < 0.1 else max(4, int(180 / seconds))
+    n_steps = 5_000
+    for index in range(n_epochs):
+        clock.now += seconds
+        log = NetworkLog("a-s0", [sink], budget, clock=clock)  # also over networks
+        end = (index + 1) * n_steps
+        log.log_epoch(epoch_of(index, end, (1.0,) * n_steps), None)
+    assert sink.most_in_a_minute() <= VALUES_PER_MINUTE
+    assert max(n for _, n in sink.values) <= VALUES_PER_LOG
+    spent = sum(n for _, n in sink.values)
+    wanted = n_epochs * (2 * n_steps + 7)
+    assert spent >= 0.9 * min(wanted, 50_000 + seconds * n_epochs * 50_000 / 60), "not idle either"
+    assert len([row for _, _, row in sink.rows if "epoch" in row]) == n_epochs
+
+
+# -- a trace that grows ------------------------------------------------------------------------
+
+
+def chunks(n_steps: int, n_chunks: int) -> Iterator[Trace]:
+    edges = np.linspace(0, n_steps, n_chunks + 1).astype(int)
+    return (trace_of(range(a, b)) for a, b in itertools.pairwise(edges))
+
+
+def test_running_means_are_those_of_the_whole_trace() -> None:
+    running, whole = RunningTrace(1000), trace_of(range(300))
+    for chunk in chunks(300, 7):
+        running.add(chunk)
+    weights = weight_table(whole)
+    assert running.weight_profile.sites == weights.sites
+    np.testing.assert_allclose(running.weight_profile.values, geometric_mean(weights.values))
+    for size, mean in running.sizes.items():
+        table = layer_table(whole, size)
+        assert mean.sites == table.sites
+        np.testing.assert_allclose(mean.values, geometric_mean(table.values))
+    assert running.weights.table is not None
+    np.testing.assert_array_equal(running.weights.table.values, weights.values)
+
+
+def test_a_mean_leaves_out_what_has_no_logarithm() -> None:
+    mean = GeometricMean()
+    for row in ([1.0, 0.0, np.nan], [100.0, 4.0, np.inf], [np.nan, 9.0, 0.0]):
+        mean.add(Table(np.zeros(1), ("a", "b", "c"), np.array([row])))
+    np.testing.assert_allclose(mean.values, [10.0, 6.0, np.nan])
+
+
+def test_a_long_trace_is_thinned_evenly_and_never_grows_beyond_its_bound() -> None:
+    thinned, most = ThinnedTable(64), 64
+    for chunk in chunks(1000, 9):
+        thinned.add(weight_table(chunk))
+        assert thinned.table is not None
+        assert len(thinned.table.steps) <= most
+    assert thinned.every == 16
+    np.testing.assert_array_equal(thinned.table.steps, np.arange(0, 1000, 16))
+    np.testing.assert_allclose(thinned.table.values[:, 0], np.arange(0, 1000, 16) + 1.5)
+
+
+# -- the training of one network ----------------------------------------------------------------
+
+
+def train(log: NetworkLog, n_epochs: int, clock: Clock, seconds: float, first: int = 0) -> None:
+    """Two recorded steps an epoch."""
+    for index in range(first, n_epochs):
+        clock.now += seconds
+        chunk = trace_of([2 * index, 2 * index + 1])
+        log.log_epoch(epoch_of(index, 2 * index + 2, (1.0, 0.5)), chunk)
+
+
+@pytest.fixture
+def drawing_takes_a_second(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Of the clock that is handed out; the pictures are those of the real functions."""
+    clock = Clock()
+    to_pixels = network_log.plots.to_pixels
+
+    def draw(*arguments: object) -> np.ndarray:
+        clock.now += 0.5
+        return to_pixels(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(network_log.plots, "to_pixels", draw)
+    return clock
+
+
+def test_pictures_take_a_small_share_of_the_time_and_the_last_epoch_has_them(
+    drawing_takes_a_second: Clock,
+) -> None:
+    clock = drawing_takes_a_second
+    sink = Memory(clock)
+    log = NetworkLog("plain_18-s0", [sink], Budget(clock), clock=clock)
+    train(log, 80, clock, seconds=1.0)
+    log.close({})
+    heatmaps = [step for key, step, _ in sink.pictures if key == "gradient/heatmap"]
+    # The first at once; then 1 s of drawing needs 33 s of training; the last in any case.
+    assert heatmaps == [2, 2 + 2 * 34, 2 + 2 * 68, 160]
+    profiles = [step for key, step, _ in sink.pictures if key == "gradient/depth_profile"]
+    assert profiles == heatmaps
+    assert all(p.dtype == np.uint8 and p.shape[1:] == (700, 3) for _, _, p in sink.pictures)
+
+
+def test_a_training_ends_with_its_profiles_by_layer_and_its_summary() -> None:
+    clock, sink = Clock(), Memory()
+    with NetworkLog("plain_18-s0", [sink], Budget(clock), clock=clock) as log:
+        train(log, 3, clock, seconds=1.0)
+        log.close({"best/test_accuracy": 0.8})
+    whole = trace_of(range(6))
+    rows = {at: row for axis, at, row in sink.rows if axis == LAYER}
+    for size in ("output_gradient", "scale_invariant", "gradient_rms"):
+        expected = geometric_mean(layer_table(whole, size).values)
+        told = [rows[layer][f"profile/{size}"] for layer in range(3)]
+        np.testing.assert_allclose(told, expected)
+    assert sorted(rows) == [0, 1, 2], "the classifier does not compare with convolutions"
+    assert sink.ends == [({"best/test_accuracy": 0.8}, False)], "once"
+
+
+def test_a_resumed_training_draws_and_means_over_what_came_before_it() -> None:
+    """The steps behind the checkpoint, which are trained again, count once."""
+    clock, sink, asked = Clock(), Memory(), []
+
+    def earlier() -> Trace:
+        asked.append(True)
+        return trace_of(range(6))  # a killed process left steps 4 and 5 behind; they come again
+
+    log = NetworkLog("plain_18-s0", [sink], Budget(clock), earlier=earlier, clock=clock)
+    train(log, 5, clock, seconds=1.0, first=2)
+    log.close({})
+    assert asked == [True], "read once, not each epoch"
+    expected = geometric_mean(layer_table(trace_of(range(10)), "output_gradient").values)
+    told = [row["profile/output_gradient"] for axis, _, row in sink.rows if axis == LAYER]
+    np.testing.assert_allclose(told, expected)
+
+
+def test_a_fresh_training_reads_no_records_again() -> None:
+    clock = Clock()
+    log = NetworkLog(
+        "a", [Memory()], Budget(clock), earlier=lambda: pytest.fail("read"), clock=clock
+    )
+    train(log, 3, clock, seconds=1.0)
+    log.close({})
+
+
+def test_without_records_numbers_are_logged_and_nothing_is_drawn() -> None:
+    clock, sink = Clock(), Memory()
+    log = NetworkLog("a", [sink], Budget(clock), clock=clock)
+    log.log_epoch(epoch_of(0, 2, (1.0, 0.5)), None)
+    log.close({})
+    assert [(axis, at, len(row)) for axis, at, row in sink.rows] == [
+        (STEP, 0, 1),
+        (STEP, 1, 1),
+        (STEP, 2, 6),
+    ]
+    assert sink.pictures == []
+
+
+def test_every_sink_is_told_the_same_and_is_ended_though_another_fails() -> None:
+    class Full(Memory):
+        def finish(self, summary: object, *, failed: bool = False) -> None:
+            raise OSError("disk full")
+
+    clock, first, second = Clock(), Full(), Memory()
+    log = NetworkLog("a", [second, first], Budget(clock), clock=clock)
+    train(log, 2, clock, seconds=1.0)
+    with pytest.raises(OSError, match="disk full"):
+        log.close({})
+    assert first.rows == second.rows
+    assert second.ends == [({}, False)]
+
+
+def test_a_training_that_fails_ends_its_sinks_as_failed() -> None:
+    clock, sink = Clock(), Memory()
+
+    def stopped() -> None:
+        with NetworkLog("a", [sink], Budget(clock), clock=clock) as log:
+            train(log, 1, clock, seconds=1.0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert sink.ends == [({}, True)]
+
+
+def test_without_sinks_nothing_happens() -> None:
+    clock = Clock()
+    with NetworkLog("a", [], Budget(clock), clock=clock) as log:
+        train(log, 2, clock, seconds=1.0)
+        log.close({})

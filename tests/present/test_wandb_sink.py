@@ -1,0 +1,182 @@
+"""An offline W&B run, read back by wandb's own reader. No network, no account."""
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+from PIL import Image
+
+from gradflow.present.tracking.budget import Budget
+from gradflow.present.tracking.network_log import NetworkLog
+from gradflow.present.tracking.rows import step_rows
+from gradflow.present.tracking.sink import LAYER, STEP
+from gradflow.present.tracking.wandb_sink import WandbSink
+from tests.present.epochs import epoch_of, trace_of
+
+
+@pytest.fixture(autouse=True)
+def _without_account(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_ERROR_REPORTING"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def start(folder: Path, **changes: Any) -> WandbSink:
+    facts = {"mode": "offline", "project": "gradflow", "group": "digits", "job_type": "plain_34"}
+    config = {"batch": 50, "arch": "plain_34", "seed": 3}
+    return WandbSink(folder, **{**facts, "name": "plain_34-s3", "config": config, **changes})
+
+
+def log_of(*sinks: WandbSink) -> NetworkLog:
+    return NetworkLog("plain_34-s3", sinks, Budget())
+
+
+def read(folder: Path) -> list[dict]:
+    """The records of the only run in `folder`."""
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    reader = Path(sys.executable).with_name("wandb")
+    command = [reader, "leet", "inspect", "--json", file]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def history(records) -> list[dict]:
+    """The logged rows, without wandb's own keys."""
+    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+    return [{key: v for key, v in row.items() if not key.startswith("_")} for row in rows]
+
+
+def test_an_offline_run_holds_what_was_logged(tmp_path):
+    first, log = trace_of([0, 1]), log_of(start(tmp_path))
+    log.log_epoch(epoch_of(0, 2, (2.0, math.nan)), first)
+    log.log_epoch(epoch_of(1, 4, (math.inf, 0.5), val_accuracy=0.75), trace_of([2, 3]))
+    log.close({"test/accuracy": 0.8})
+    records = read(tmp_path)
+
+    rows = history(records)
+    by_step = [row for row in rows if "train/loss" in row]
+    assert [row["trainer/step"] for row in by_step] == [0, 1, 2, 3]
+    assert by_step[0] == {
+        "trainer/step": 0,
+        **step_rows(epoch_of(0, 2, (2.0, 0.0)), first, 1000)[0],
+    }
+    losses = [row["train/loss"] for row in by_step]
+    assert losses == [2.0, "NaN", "Infinity", 0.5]  # JSON's spelling of what wandb stored
+    assert by_step[3]["grad_norm/03.fc/weight"] == pytest.approx(4.9)
+    epochs = [row for row in rows if "epoch" in row]
+    assert [row["epoch"] for row in epochs] == [0, 1]
+    assert epochs[1] == {
+        "train/loss_epoch": 1.5,
+        "train/accuracy": 0.25,
+        "val/loss": 1.25,
+        "val/accuracy": 0.75,
+        "lr": 6e-4,
+        "epoch": 1,
+        "trainer/step": 4,
+    }
+    for key in ("gradient/heatmap", "gradient/depth_profile"):
+        last = [row for row in rows if f"{key}.path" in row][-1]
+        assert last["trainer/step"] == 4
+        picture = next(tmp_path.glob(f"wandb/*/files/{last[f'{key}.path']}"))
+        with Image.open(picture) as image:
+            assert image.width == 700
+    profile = [row for row in rows if LAYER in row]
+    assert [row[LAYER] for row in profile] == [0, 1, 2]
+    assert profile[0]["profile/output_gradient"] == pytest.approx((1.1 * 2.1 * 3.1 * 4.1) ** 0.25)
+
+    (about,) = [record["run"] for record in records if record["type"] == "run"]
+    assert (about["project"], about["run_group"]) == ("gradflow", "digits")
+    assert (about["job_type"], about["display_name"]) == ("plain_34", "plain_34-s3")
+    config = about["config"]["update"]
+    assert (config["arch"], config["seed"], config["batch"]) == ("plain_34", 3, 50)
+    metrics = [record["metric"] for record in records if record["type"] == "metric"]
+    globs = {m["glob_name"]: m["step_metric"] for m in metrics if "glob_name" in m}
+    assert globs == {"*": STEP, "profile/*": LAYER}
+    summaries = [r["summary"]["update"] for r in records if r["type"] == "summary"]
+    assert {"test/accuracy": 0.8}.items() <= {k: v for s in summaries for k, v in s.items()}.items()
+
+
+def test_nothing_private_goes_into_a_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    start(tmp_path).finish({})
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"k" * 40 not in written
+    assert "environment" not in {record["type"] for record in read(tmp_path)}
+    assert not list(tmp_path.glob("wandb/*/files/*"))
+    assert "WANDB_ERROR_REPORTING" not in os.environ
+
+
+def test_two_networks_run_one_after_the_other_and_side_by_side(tmp_path):
+    mine = wandb.run
+    plain = start(tmp_path / "plain")
+    residual = start(tmp_path / "residual")
+    plain.log({"train/loss": 1.0}, 0)
+    residual.log({"train/loss": 2.0}, 0)
+    residual.finish({})
+    plain.log({"train/loss": 3.0}, 1)
+    plain.finish({})
+    assert wandb.run is mine  # the user's own run, none here, is left alone
+    assert plain.id != residual.id
+    losses = {
+        name: [row["train/loss"] for row in history(read(tmp_path / name)) if "train/loss" in row]
+        for name in ("plain", "residual")
+    }
+    assert losses == {"plain": [1.0, 3.0], "residual": [2.0]}
+
+
+def test_an_error_in_training_keeps_what_was_logged(tmp_path):
+    def train():
+        with log_of(start(tmp_path)) as log:
+            log.log_epoch(epoch_of(0, 1, (1.0,)), None)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    records = read(tmp_path)
+    assert history(records)[0]["train/loss"] == 1.0
+    assert records[-1]["type"] == "exit"
+    assert records[-1]["exit"]["exit_code"] == 1
+
+
+def test_a_table_is_kept_whole(tmp_path):
+    run = start(tmp_path)
+    run.table("verdict/findings", ("key", "p"), [("link 1", 0.25), ("a|b <script>", math.nan)])
+    run.finish({"verdict/outcome": "refuted"})
+    (path,) = tmp_path.glob("wandb/offline-run-*/files/media/table/verdict/*.json")
+    assert json.loads(path.read_text())["columns"] == ["key", "p"]
+    assert json.loads(path.read_text())["data"][0] == ["link 1", 0.25]
+    summaries = [r["summary"]["update"] for r in read(tmp_path) if r["type"] == "summary"]
+    told = {key: value for one in summaries for key, value in one.items()}
+    assert told["verdict/outcome"] == "refuted"
+
+
+def test_a_run_can_go_on_under_its_id(tmp_path):
+    first = start(tmp_path / "a")
+    first.finish({})
+    second = start(tmp_path / "b", resume_id=first.id)
+    second.finish({})
+    assert second.id == first.id
+
+
+def test_online_without_a_login_is_an_error_and_no_question(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+        def readline(self, *args):
+            pytest.fail("wandb asked for a key")
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdin", terminal)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with pytest.raises(RuntimeError, match=r"`wandb login`, or train with `--wandb offline`"):
+        start(tmp_path, mode="online")
+    assert sys.stdin is terminal
