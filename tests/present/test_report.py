@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from gradflow.cli import main
-from gradflow.present.report import interactive, page
+from gradflow.present.report import interactive, page, words
 from gradflow.present.report.charts import charts
 from gradflow.present.report.content import Report, collect
+from gradflow.present.report.markdown import markdown
 from gradflow.record.trace import Table
 from gradflow.training.rundir import RunDir
 
@@ -61,7 +62,7 @@ def test_the_numbers_are_those_of_the_evaluation(run: Path, report: Report, text
         low, high = test["accuracy_interval"]
         cells = f"{test['accuracy']:.3f} ({low:.3f} to {high:.3f})"
         assert cells in text
-        assert cells in page.markdown(report, charts(report), "figures")
+        assert cells in markdown(report, charts(report), "figures")
 
 
 def test_the_first_screen_holds_question_answer_and_how_sure(report: Report, text: str) -> None:
@@ -83,7 +84,7 @@ def test_the_layer_that_differs_most_is_the_largest_ratio_of_the_comparison(repo
     found = report.largest_difference
     assert found is not None
     assert found[1].layer == largest.layer
-    assert f"at {largest.layer}:" in page.differs(report)
+    assert f"at {largest.layer}:" in words.differs(report)
 
 
 def test_a_class_called_a_script_cannot_run(text: str) -> None:

@@ -6,13 +6,25 @@ from pathlib import Path
 
 import numpy as np
 
-from gradflow.analysis.profile import GRADIENT_SIZES
+from gradflow.analysis.case import Case
+from gradflow.analysis.overview import Band
+from gradflow.analysis.profile import GRADIENT_SIZES, geometric_mean
 from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades
 from gradflow.present import plots
 from gradflow.present.report import interactive
-from gradflow.present.report.content import ACTIVATIONS, Profile, Report
-from gradflow.training.classes import Part, part_reliability, recall_differences
+from gradflow.present.report.content import Report
+from gradflow.present.report.depth import ACTIVATIONS, UPDATES, Profile
+from gradflow.present.report.rows import evaluated
+from gradflow.training.classes import part_reliability, recall_differences
 from gradflow.training.evaluate import Reliability, reliability
+
+SECTIONS = {
+    "gradients": "Gradients by depth",
+    "activations": "Activations by depth",
+    "updates": "Updates by depth",
+    "training": "Loss and accuracy",
+    "classes": "Classes",
+}
 
 
 @dataclass(frozen=True)
@@ -47,56 +59,83 @@ def save_charts(found: Sequence[Chart], folder: Path) -> list[Path]:
 
 
 def _gradients(report: Report) -> Iterator[Chart]:
-    if report.verdict.bands:
+    verdict = report.verdict
+    if verdict is not None and verdict.bands:
         yield Chart(
             "gradient-profiles",
             "gradients",
-            gradient_title(report),
+            gradient_title(verdict.case),
             "Each point is a layer, the input at the left; the line is the mean over seeds, early "
             "in training, the band their range. Vanishing would be a line that falls ten-fold or "
             "more from right to left. δ is what is passed on from layer to layer, ŝ what a small "
             "relative change of a weight does, g the raw gradient.",
-            lambda: _profiles_figure(report),
-            lambda: interactive.to_html(interactive.gradient_profiles(report), "gradient-profiles"),
+            lambda: _profiles_figure(verdict.bands),
+            lambda: interactive.to_html(
+                interactive.gradient_profiles(verdict.bands, report.names), "gradient-profiles"
+            ),
         )
     if report.tables:
-        seed = report.verdict.case.seeds[0]
         yield Chart(
             "gradient-heat-map",
             "gradients",
-            "Every layer at every recorded step",
-            f"Seed {seed}. The input is at the top, training runs to the right; yellow is a large "
-            "gradient, blue a small one, on one scale for all networks. Long trainings are thinned "
-            "to 400 steps for drawing; no number is computed from thinned values.",
+            heat_title(report),
+            f"Seed {report.seeds[0]}. The input is at the top, training runs to the right; yellow "
+            "is a large gradient, blue a small one, on one scale for all networks."
+            f"{_thinning(report)}",
             lambda: _heat_figure(report),
-            lambda: interactive.to_html(interactive.heat_map(report), "gradient-heat-map"),
+            lambda: interactive.to_html(interactive.heat_map(report.tables), "gradient-heat-map"),
         )
 
 
-def gradient_title(report: Report) -> str:
-    """By how much δ changes from the output to the input."""
-    change = early_decades(report.verdict.case, "output_gradient").mean
-    name = report.verdict.case.name
-    if not np.isfinite(change):
-        return f"Gradient by depth of {name}"
-    grows = "larger" if change > 0 else "smaller"
+def gradient_title(case: Case) -> str:
+    """By how much δ changes from the output to the input, in each network."""
+    changes = {case.name: early_decades(case, "output_gradient").mean}
+    if case.reference:
+        changes[case.reference_name] = early_decades(Case(case.reference), "output_gradient").mean
+    known = [
+        f"{10 ** abs(change):.3g} times {'larger' if change > 0 else 'smaller'} in {name}"
+        for name, change in changes.items()
+        if np.isfinite(change)
+    ]
+    if not known:
+        return f"Gradient by depth of {' and '.join(changes)}"
+    return f"At the first layer the gradient is {' and '.join(known)} than at the last"
+
+
+def heat_title(report: Report) -> str:
+    """Between which layers the gradient that is drawn first ranges, over the whole training."""
+    (name, size), table = next(iter(report.tables.items()))
+    typical = geometric_mean(table.values)
+    if not np.isfinite(typical).any():
+        return "Every layer at every recorded step"
+    high, low = (table.sites[int(at(typical))] for at in (np.nanargmax, np.nanargmin))
+    symbol = GRADIENT_SIZES[size].symbol
+    return f"Over the training {symbol} of {name} is largest at {high} and smallest at {low}"
+
+
+def _thinning(report: Report) -> str:
+    """Says so where not every recorded step is drawn."""
+    longest = max(report.tables.values(), key=lambda table: len(table.steps))
+    drawn, recorded = len(interactive.thinned(longest).steps), len(longest.steps)
+    if drawn == recorded:
+        return ""
     return (
-        f"In {name} the gradient is {10 ** abs(change):.3g} times {grows} at the first layer "
-        "than at the last"
+        f" Of {recorded} recorded steps {drawn} are drawn, evenly spaced; no number is computed "
+        "from these alone."
     )
 
 
-def _profiles_figure(report: Report) -> plots.Figure:
-    sizes = [size for size in JUDGED_SIZES if any(b.size == size for b in report.verdict.bands)]
+def _profiles_figure(bands: Sequence[Band]) -> plots.Figure:
+    sizes = [size for size in JUDGED_SIZES if any(band.size == size for band in bands)]
     fig = plots.new_figure(7.0, 3.8 * len(sizes))
     for ax, size in zip(fig.subplots(len(sizes), 1, squeeze=False)[:, 0], sizes, strict=True):
         one = GRADIENT_SIZES[size]
-        bands = {
+        by_name = {
             band.network: (band.layers, band.mean, band.low, band.high)
-            for band in report.verdict.bands
+            for band in bands
             if band.size == size
         }
-        plots.profile_bands_plot(bands, f"{one.symbol} ({one.unit})", one.formula, ax)
+        plots.profile_bands_plot(by_name, f"{one.symbol} ({one.unit})", one.formula, ax)
     return fig
 
 
@@ -124,39 +163,63 @@ def _heat_figure(report: Report) -> plots.Figure:
 
 def _activations(report: Report) -> Iterator[Chart]:
     for measure, profiles in report.activations.items():
-        means = {name: float(np.nanmean(one.mean)) for name, one in profiles.items()}
-        listed = ", ".join(f"{name} {mean:.3g}" for name, mean in means.items())
-        yield Chart(
-            measure.replace("_", "-"),
+        yield _by_depth(
+            report.names,
+            measure,
             "activations",
-            f"{ACTIVATIONS[measure].capitalize()}: mean over layers {listed}",
+            profiles,
+            ACTIVATIONS[measure],
             "Behind each activation, over all recorded steps; the band is the range of the seeds.",
-            lambda profiles=profiles, measure=measure: _layer_figure(  # type: ignore[misc]
-                profiles, ACTIVATIONS[measure]
-            ),
-            lambda profiles=profiles, measure=measure: interactive.to_html(  # type: ignore[misc]
-                interactive.layer_profiles(report, profiles, ACTIVATIONS[measure]),
-                measure.replace("_", "-"),
-            ),
         )
+
+
+UPDATE_CAPTIONS = {
+    "relative_update": "The size of one step beside that of the weights, the geometric mean over "
+    "the recorded steps; about 10⁻³ is usual.",
+    "distance": "The sum over all steps of the relative size of the update. A layer that does not "
+    "move does not learn, whatever its gradient; Adam moves layers alike, although their "
+    "gradients differ.",
+    "angle_from_start": "Between the weights at the last recorded step and when the recording "
+    "began. What BatchNorm makes free of size, only the angle changes.",
+}
 
 
 def _updates(report: Report) -> Iterator[Chart]:
-    known = {name: one for name, one in report.distance.items() if np.isfinite(one.mean).any()}
-    if known:
-        unit = "way of the weights, Σ ‖Δw‖ / ‖w‖"
-        yield Chart(
-            "distance",
-            "updates",
-            "How far each layer travelled, relative to its weights",
-            "The sum over all steps of the relative size of the update. A layer that does not move "
-            "does not learn, whatever its gradient; Adam moves layers alike, although their "
-            "gradients differ.",
-            lambda: _layer_figure(known, unit),
-            lambda: interactive.to_html(
-                interactive.layer_profiles(report, known, unit), "distance"
-            ),
-        )
+    for measure, profiles in report.updates.items():
+        caption = UPDATE_CAPTIONS[measure]
+        yield _by_depth(report.names, measure, "updates", profiles, UPDATES[measure], caption)
+
+
+def _by_depth(
+    names: Sequence[str],
+    measure: str,
+    section: str,
+    profiles: dict[str, Profile],
+    unit: str,
+    caption: str,
+) -> Chart:
+    key = measure.replace("_", "-")
+    return Chart(
+        key,
+        section,
+        depth_title(profiles, unit),
+        caption,
+        lambda: _layer_figure(profiles, unit),
+        lambda: interactive.to_html(interactive.layer_profiles(names, profiles, unit), key),
+    )
+
+
+def depth_title(profiles: dict[str, Profile], unit: str) -> str:
+    """Where each network has the most of it, and how much."""
+    what = f"{unit[0].upper()}{unit[1:]}"
+    if all(np.nanmax(one.mean) == 0 for one in profiles.values()):
+        return f"{what}: none in any layer"
+    most = [
+        f"{name} {one.mean[at]:.3g} at {one.layers[at]}"
+        for name, one in profiles.items()
+        for at in [int(np.nanargmax(one.mean))]
+    ]
+    return f"{what}: the most in {', in '.join(most)}"
 
 
 def _layer_figure(profiles: dict[str, Profile], unit: str) -> plots.Figure:
@@ -185,9 +248,9 @@ def _training(report: Report) -> Iterator[Chart]:
         yield Chart(
             f"{what}-by-epoch",
             "training",
-            f"{what.capitalize()} by epoch, over the learning rate",
+            curve_title(series, what),
             "Training as a thin line (augmented images, train mode), validation as a thick one: "
-            "the mean over seeds and their range.",
+            "the mean over seeds and their range. Below, the learning rate.",
             lambda s=series, u=unit: plots.figure_of(  # type: ignore[misc]
                 plots.curves_plot(s, rates, u, "")[0]
             ),
@@ -195,6 +258,15 @@ def _training(report: Report) -> Iterator[Chart]:
                 interactive.curves(s, rates, u), f"{w}-by-epoch"
             ),
         )
+
+
+def curve_title(series: dict[str, tuple[np.ndarray, np.ndarray]], what: str) -> str:
+    """Where each network's validation curve ends, as the mean over the seeds that came so far."""
+    ends = []
+    for name, (_, validation) in series.items():
+        known = validation[:, -1][np.isfinite(validation[:, -1])]
+        ends.append(f"{name} {known.mean():.3g}" if len(known) else f"{name} not finite")
+    return f"Validation {what} after the last epoch: {', '.join(ends)}"
 
 
 def _series(report: Report, name: str, what: str) -> tuple[np.ndarray, np.ndarray]:
@@ -206,11 +278,6 @@ def _series(report: Report, name: str, what: str) -> tuple[np.ndarray, np.ndarra
         for j, part in enumerate(("train", "val")):
             values[j, i, : len(history)] = [epoch[f"{part}_{what}"] for epoch in history]
     return values[0], values[1]
-
-
-def evaluated(report: Report, name: str) -> list[Part]:
-    """The evaluation on the test images after the last epoch, per seed."""
-    return [one.evaluation["last"]["test"] for one in report.of(name)]
 
 
 def _classes(report: Report) -> Iterator[Chart]:
