@@ -215,11 +215,11 @@ def depth_title(profiles: dict[str, Profile], unit: str) -> str:
     if all(np.nanmax(one.mean) == 0 for one in profiles.values()):
         return f"{what}: none in any layer"
     most = [
-        f"{name} {one.mean[at]:.3g} at {one.layers[at]}"
+        f"{name} at {one.layers[at]} ({one.mean[at]:.3g})"
         for name, one in profiles.items()
         for at in [int(np.nanargmax(one.mean))]
     ]
-    return f"{what}: the most in {', in '.join(most)}"
+    return f"{what}: most in {', in '.join(most)}"
 
 
 def _layer_figure(profiles: dict[str, Profile], unit: str) -> plots.Figure:

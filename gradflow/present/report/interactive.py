@@ -1,6 +1,7 @@
 """Figures to hover over and to switch. The only module that imports plotly."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -8,15 +9,18 @@ from plotly.offline import get_plotlyjs
 
 from gradflow.analysis.overview import Band
 from gradflow.analysis.profile import GRADIENT_SIZES
-from gradflow.present.plots import COLORMAP, STYLES
+from gradflow.present.plots import COLORMAP, STYLES, rate_ticks
 from gradflow.present.report.depth import Profile
 from gradflow.record.trace import Table
 
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash")  # as plots.STYLES, for grey print
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down")
 MAX_STEPS = 400  # columns of a heat map: more would not be seen, and each is text in the page
-LAYOUT = {
-    "margin": {"l": 60, "r": 15, "t": 80, "b": 80},
+SMALLEST_SHARE = (
+    0.01  # where an axis of shares ends at least: zero everywhere is a line at its foot
+)
+LAYOUT: dict[str, Any] = {
+    "margin": {"l": 60, "r": 15, "t": 40, "b": 80},
     "height": 400,
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
@@ -26,7 +30,8 @@ LAYOUT = {
 }  # fmt: skip
 GRID = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "automargin": True}
 # Above the legend, and flush with the axis: they would lie on each other on a narrow screen.
-MENU = {"x": 0, "xanchor": "left", "y": 1.13, "yanchor": "bottom", "pad": {"t": 0, "b": 0}}
+MENU_MARGIN = {"margin": LAYOUT["margin"] | {"t": 95}, "height": 420}  # pixels
+MENU = {"x": 0, "xanchor": "left", "y": 1.17, "yanchor": "bottom", "pad": {"t": 0, "b": 0}}
 
 
 def library() -> str:
@@ -69,6 +74,9 @@ def layer_profiles(names: Sequence[str], profiles: Mapping[str, Profile], unit: 
     for name, profile in profiles.items():
         _add_profile(figure, names.index(name), name, profile, True)
     figure.update_yaxes(title=unit)
+    if unit.endswith("share"):
+        highest = max(float(np.nanmax(profile.high)) for profile in profiles.values())
+        figure.update_yaxes(range=[0, 1.05 * max(highest, SMALLEST_SHARE)])
     figure.update_xaxes(title="layer, input at the left")
     return figure
 
@@ -112,13 +120,20 @@ def curves(
             profile = Profile(tuple(map(str, x)), np.nanmean(values, 0), np.nanmin(values, 0),
                               np.nanmax(values, 0))  # fmt: skip
             _add_profile(figure, i, f"{name}, {part}", profile, True, thin=part == "training", x=x)
+    ends = rate_ticks(lr)
     figure.add_scatter(
         x=np.arange(1, len(lr) + 1), y=list(lr), yaxis="y2", name="learning rate",
         line={"color": "#777", "shape": "hvh", "width": 1.5},
     )  # fmt: skip
     figure.update_layout(
         yaxis={"domain": [0.28, 1], "title": unit} | GRID,
-        yaxis2={"domain": [0, 0.18], "type": "log", "title": "lr", "exponentformat": "power"}
+        yaxis2={
+            "domain": [0, 0.18],
+            "type": "log",
+            "title": "lr",
+            "tickvals": ends,
+            "ticktext": [f"{rate:.2g}" for rate in ends],
+        }
         | GRID,
         xaxis={"title": "epoch", "anchor": "y2"} | GRID,
         height=480,
@@ -148,7 +163,7 @@ def _menu(figure: go.Figure, of_trace: Sequence[str], labels: Mapping[str, str])
         for choice, label in labels.items()
         if choice in of_trace
     ]  # fmt: skip
-    figure.update_layout(**LAYOUT, updatemenus=[{"buttons": buttons, **MENU}])
+    figure.update_layout(**(LAYOUT | MENU_MARGIN), updatemenus=[{"buttons": buttons, **MENU}])
     figure.update_xaxes(**GRID)
     figure.update_yaxes(**GRID)
 

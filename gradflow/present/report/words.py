@@ -47,7 +47,8 @@ def setting(report: Report) -> str:
     return (
         f"{' and '.join(report.names)}, trained for {epochs} epoch{'s' * (epochs != '1')} on "
         f"{report.data['audit']['name']}: {len(report.class_names)} classes, {counts['train']} "
-        f"training and {counts['test']} test images, seeds {', '.join(map(str, report.seeds))}."
+        f"training and {counts['test']} test images, seed{'s' * (len(report.seeds) > 1)} "
+        f"{', '.join(map(str, report.seeds))}."
     )
 
 
