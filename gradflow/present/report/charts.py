@@ -316,7 +316,8 @@ def _differences(report: Report) -> Iterator[Chart]:
     yield Chart(
         "class-differences",
         "classes",
-        f"The classes differ: {worst.name} by {worst.mean:+.2f} in recall",
+        f"The recall of {worst.name} differs most, by {worst.mean:+.2f}"
+        f"{'' if worst.low > 0 or worst.high < 0 else ', which may be chance'}",
         f"Recall of {first} less that of {second}, with 95 % intervals ({worst.method}). At zero "
         "both do equally well. The classes are looked at together: one interval of twenty misses.",
         lambda: plots.figure_of(

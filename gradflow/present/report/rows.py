@@ -85,6 +85,16 @@ def mistakes(report: Report) -> list[dict[str, Any]]:
     return found
 
 
+def _thumbnail(photo: Image.Image) -> Image.Image:
+    """At most 128 pixels a side; a smaller picture in whole multiples, so that it can be seen."""
+    times = THUMBNAIL // max(photo.size)
+    if times > 1:
+        size = (photo.width * times, photo.height * times)
+        return photo.resize(size, Image.Resampling.NEAREST)
+    photo.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
+    return photo
+
+
 def _reader(report: Report) -> Any:
     """Position in the test set -> a small JPEG as a data URI; None where the images are gone."""
     from gradflow.data import open_source
@@ -100,7 +110,7 @@ def _reader(report: Report) -> Any:
             photo = source.read(positions[position])
         except (OSError, ValueError):
             return None
-        photo.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
+        photo = _thumbnail(photo)
         file = io.BytesIO()
         photo.save(file, "JPEG", quality=80)
         return data_uri(file.getvalue(), "jpeg")

@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -114,7 +113,7 @@ def lines(report: Report) -> list[str]:
 def commands(report: Report) -> list[str]:
     """What to type to train the same again, one line per run; none for a loop of one's own."""
     return [
-        shlex.join([Path(command[0]).name, *command[1:]])
+        shlex.join(["gradflow", *command[1:]])
         for one in report.environments
         if (command := one.get("command"))
     ]
