@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from gradflow.present.report.charts import SECTIONS, Chart
+from gradflow.present.report.chart import SECTIONS, Chart
 from gradflow.present.report.content import Report
 from gradflow.present.report.rows import accuracy_rows
 from gradflow.present.report.words import (

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from gradflow.present import plots
 from gradflow.present.report import interactive
-from gradflow.present.report.charts import SECTIONS, Chart, save_charts
+from gradflow.present.report.chart import SECTIONS, Chart, save_charts
 from gradflow.present.report.content import Report
 from gradflow.present.report.markdown import markdown
 from gradflow.present.report.rows import accuracy_rows, class_rows, data_uri, mistakes
