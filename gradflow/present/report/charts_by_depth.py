@@ -134,12 +134,12 @@ def activation_charts(report: Report) -> Iterator[Chart]:
 
 UPDATE_CAPTIONS = {
     "relative_update": "The size of one step beside that of the weights, the geometric mean over "
-    "the recorded steps; about 10⁻³ is usual.",
+    "the recorded steps.",
     "distance": "The sum over all steps of the relative size of the update. A layer that does not "
     "move does not learn, whatever its gradient; Adam moves layers alike, although their "
     "gradients differ.",
     "angle_from_start": "Between the weights at the last recorded step and when the recording "
-    "began. What BatchNorm makes free of size, only the angle changes.",
+    "began. Below BatchNorm the size of a weight has no effect, and the angle is what counts.",
 }
 
 
