@@ -846,7 +846,7 @@ def report(
     Parameters
     ----------
     runs
-        Folders as for `diagnose`; by default the newest run in runs/.
+        Folders as for `diagnose`, or that of one study; by default the newest run in runs/.
     accused
         The network that is said to suffer; by default the first.
     reference

@@ -1,6 +1,9 @@
 """The figures of a study: a forest plot of the shares, and one plot per series of doses."""
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +21,33 @@ ZONES = {
 }
 
 
+FOREST = "forest"
+
+
+@dataclass(frozen=True)
+class StudyFigure:
+    """One figure of a study; its title states the finding."""
+
+    name: str
+    title: str
+    draw: Callable[[], plots.Figure]
+
+
 def save_study_figures(found: Results, folder: Path) -> list[Path]:
     """Draw what there is to draw, as PNG; nothing before the first arm is complete."""
-    figures = study_figures(found)
-    return [plots.save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    return [
+        plots.save(figure.draw(), folder / f"{figure.name}.png") for figure in study_figures(found)
+    ]
 
 
-def study_figures(found: Results) -> dict[str, plots.Figure]:
-    """By name: `forest`, and `dose-…` for each series of two doses or more."""
-    figures = {}
+def study_figures(found: Results) -> list[StudyFigure]:
+    """The forest plot, and one figure for each series of two doses or more."""
+    figures = []
     if found.causes:
-        figures["forest"] = _forest(found)
+        figures.append(StudyFigure(FOREST, finding(found), partial(_forest, found)))
     for series, arms in _series(found).items():
-        figures[f"dose-{_slug(series)}"] = _dose_response(found, series, arms)
+        draw = partial(_dose_response, found, series, arms)
+        figures.append(StudyFigure(f"dose-{_slug(series)}", f"Answer to the dose: {series}", draw))
     return figures
 
 
@@ -70,7 +87,11 @@ def _series(found: Results) -> dict[str, list[ArmResult]]:
     for one in found.arms:
         if one.arm.series:
             by_name.setdefault(one.arm.series, []).append(one)
-    return {name: arms for name, arms in by_name.items() if len(arms) > 1}
+    return {name: arms for name, arms in by_name.items() if _n_doses(arms) > 1}
+
+
+def _n_doses(arms: list[ArmResult]) -> int:
+    return len({dose for one in arms for dose in (one.arm.dose, one.arm.dose_without)} - {None})
 
 
 def _dose_response(found: Results, series: str, arms: list[ArmResult]) -> plots.Figure:

@@ -133,15 +133,18 @@ def results_view(found: Results) -> RenderableType:
     lines += [Text(line) for line in gap_lines(found)]
     if found.causes:
         lines += [Text(), _table(found)]
-    lines += [Text(line) for line in control_lines(found)]
+    lines += [Text(line) for line in remarks(found)]
+    return Group(*lines)
+
+
+def remarks(found: Results) -> list[str]:
+    """The controls, the 2 × 2, why arms stay open, what went wrong: a line each."""
+    lines = control_lines(found)
     if found.interaction is not None:
         pair = found.interaction
-        lines.append(
-            Text(f"{pair.both}: interaction {_span(pair.interval)} of the gap; {pair.reads}")
-        )
-    lines += [Text(line) for one in found.arms if (line := why_line(one))]
-    lines += [Text(f"note: {note}") for note in found.notes]
-    return Group(*lines)
+        lines.append(f"{pair.both}: interaction {_span(pair.interval)} of the gap; {pair.reads}")
+    lines += [line for one in found.arms if (line := why_line(one))]
+    return [*lines, *(f"note: {note}" for note in found.notes)]
 
 
 def gap_lines(found: Results) -> list[str]:
@@ -181,25 +184,36 @@ def _table(found: Results) -> Table:
     for name in ("arm", "it is", "share of the gap", "95 %", "of the accuracy gap", "accused",
                  "reference", "check", "time"):  # fmt: skip
         table.add_column(name, justify="right" if name in right else "left")
-    for one in found.strongest:
-        loss, accuracy = (one.shares[measure.name] for measure in MEASURES)
-        status = one.primary.status if one.primary is not None else "undetermined"
+    for row in map(arm_row, found.strongest):
         table.add_row(
-            Text(one.arm.name),
-            Text(status, style=STATUS_STYLES[status]),
-            _number(loss.value),
-            _range(loss.interval),
-            _number(accuracy.value),
-            _gain(loss.accused_gain),
-            _gain(loss.reference_gain),
-            "passed" if one.moved else "failed",
-            duration(one.seconds),
-        )
+            Text(row["arm"]),
+            Text(row["status"], style=STATUS_STYLES[row["status"]]),
+            *(row[key] for key in ("share", "interval", "accuracy_share", "accused", "reference",
+                                   "check", "time")),
+        )  # fmt: skip
     table.caption = (
         "accused, reference: what each network gains by the arm, in nats of training loss"
     )
     table.caption_justify = "left"
     return table
+
+
+def arm_row(one: ArmResult) -> dict[str, str]:
+    """What a table says of an arm, as text."""
+    loss, accuracy = (one.shares[measure.name] for measure in MEASURES)
+    return {
+        "arm": one.arm.name,
+        "says": one.arm.says,
+        "tests": one.arm.tests,
+        "status": one.primary.status if one.primary is not None else "undetermined",
+        "share": _number(loss.value),
+        "interval": _range(loss.interval),
+        "accuracy_share": _number(accuracy.value),
+        "accused": _gain(loss.accused_gain),
+        "reference": _gain(loss.reference_gain),
+        "check": "passed" if one.moved else "failed",
+        "time": duration(one.seconds),
+    }
 
 
 def _gain(values: Sequence[float]) -> str:

@@ -7,9 +7,9 @@ from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.verdict import Verdict, judge_case
 from gradflow.controls.gate import load_gate
-from gradflow.studies.folder import CellDir, StudyDir
+from gradflow.studies.folder import StudyDir
 from gradflow.studies.results import Results, analyse
-from gradflow.studies.study import BASELINE, PLACES, Place, Study
+from gradflow.studies.study import PLACES, Place, Study
 from gradflow.training.diagnosis import from_training, recalibrated_loss
 
 
@@ -42,7 +42,7 @@ def _networks(folder: StudyDir, study: Study, place: Place) -> list[TrainedNetwo
         name = f"{name} ({place})"
     found = []
     for seed in study.seeds:
-        network = CellDir(folder.cells / BASELINE / f"{place}-s{seed}").network()
+        network = folder.baseline(place, seed)
         if network is not None and network.has_trace():
             examined = network.examination() or {}
             one = from_training(network, examined, recalibrated_loss(network, examined))

@@ -18,7 +18,7 @@ from typing import Any, Self
 import yaml
 from filelock import FileLock, Timeout
 
-from gradflow.studies.study import Study
+from gradflow.studies.study import BASELINE, Place, Study
 from gradflow.training.rundir import NetworkDir, RunDir, write_json
 
 CELLS = "cells"
@@ -85,6 +85,10 @@ class StudyDir:
     @property
     def cells(self) -> Path:
         return self.path / CELLS
+
+    def baseline(self, place: Place, seed: int) -> NetworkDir | None:
+        """A network as it was trained without any arm; None where that has not ended."""
+        return CellDir(self.cells / BASELINE / f"{place}-s{seed}").network()
 
     @property
     def figures(self) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from gradflow.present import plots
 
 SECTIONS = {
+    "study": "What the interventions say",
     "gradients": "Gradients by depth",
     "activations": "Activations by depth",
     "updates": "Updates by depth",

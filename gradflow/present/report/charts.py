@@ -6,6 +6,7 @@ from gradflow.present.report.charts_by_depth import (
     gradient_charts,
     update_charts,
 )
+from gradflow.present.report.charts_of_study import study_charts
 from gradflow.present.report.charts_of_training import class_charts, training_charts
 from gradflow.present.report.content import Report
 
@@ -13,6 +14,7 @@ from gradflow.present.report.content import Report
 def charts(report: Report) -> list[Chart]:
     """What the runs hold: a figure without data is left out."""
     return [
+        *study_charts(report),
         *gradient_charts(report),
         *activation_charts(report),
         *update_charts(report),

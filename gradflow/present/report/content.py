@@ -1,7 +1,7 @@
 """What a report says: everything read from runs once, before anything is drawn."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from gradflow.present.report.depth import (
     updates,
 )
 from gradflow.record.trace import Table
+from gradflow.studies import Results, StudyDir, analyse
+from gradflow.studies.diagnosis import judge_study
+from gradflow.studies.study import PLACES
 from gradflow.training.diagnosis import (
     check_alike,
     choose,
@@ -60,6 +63,7 @@ class Report:
     environments: tuple[dict[str, Any], ...] = ()  # of each run
     saliency: tuple[Path, ...] = ()
     missing: tuple[str, ...] = ()
+    study: Results | None = None  # what interventions found, in the report of a study
 
     def of(self, arch: str) -> list[Trained]:
         """One per seed, in the order of the seeds."""
@@ -96,6 +100,13 @@ def collect(
 
     Raises FileNotFoundError, ValueError.
     """
+    if len(runs) == 1 and StudyDir.holds(runs[0]):
+        if accused is not None or reference is not None:
+            raise ValueError(
+                "Expected neither --accused nor --reference beside a study, which says itself who "
+                "is accused. Leave them out."
+            )
+        return _of_study(StudyDir(runs[0]))
     folders = [folder for path in runs for folder in network_dirs(run_folder(path))]
     finished = [one for one in folders if one.is_finished]
     if folders and not finished:
@@ -106,21 +117,52 @@ def collect(
     if finished and not any(one.has_trace() for one in finished):
         return _without_records(finished, accused, reference)
     case = open_case(runs, accused=accused, reference=reference)
+    shown = {
+        one: one.arch
+        for one in finished
+        if one.arch in (case.name, case.reference_name) and one.seed in case.seeds
+    }
+    return _judged(judge_case(case, load_gate()), shown, _folders(runs, case))
+
+
+def _of_study(folder: StudyDir) -> Report:
+    """The baseline of a study as the runs of a report, and what its arms found."""
+    found = analyse(folder)
+    verdict = judge_study(folder, found)
+    case = verdict.case
+    names = dict(zip(PLACES, (case.name, case.reference_name), strict=True))
+    shown = {
+        network: names[place]
+        for place in PLACES
+        for seed in case.seeds
+        if (network := folder.baseline(place, seed)) is not None
+    }
+    traced = {
+        name: [network.path for network, theirs in shown.items() if theirs == name]
+        for name in names.values()
+    }
+    return replace(_judged(verdict, shown, traced), study=found)
+
+
+def _judged(
+    verdict: Verdict, shown: Mapping[NetworkDir, str], folders: Mapping[str, Sequence[Path]]
+) -> Report:
+    """All that the records show; `shown` gives the name of each network that gradflow trained."""
+    case = verdict.case
     groups = {group[0].name: group for group in (case.accused, case.reference) if group}
-    shown = [one for one in finished if one.arch in groups and one.seed in case.seeds]
-    traces = load_traces(_folders(runs, case))
+    traces = load_traces(folders)
     found_activations = activations(traces)
     found_updates = updates(groups) | angles(traces)
     return Report(
         names=tuple(groups),
         seeds=case.seeds,
-        verdict=judge_case(case, load_gate()),
+        verdict=verdict,
         comparisons=tuple(compare(case)) if case.reference else (),
         tables=tables(groups),
         activations=found_activations,
         updates=found_updates,
         missing=(
-            *_missing(tuple(groups), shown),
+            *_missing(tuple(groups), list(shown)),
             *_missing_measures(found_activations, found_updates),
         ),
         **_facts(shown),
@@ -166,11 +208,11 @@ def _without_records(
         names=names,
         seeds=tuple(sorted(seeds)),
         missing=(nothing, *_missing(names, shown)),
-        **_facts(shown),
+        **_facts({one: one.arch for one in shown}),
     )
 
 
-def _facts(shown: Sequence[NetworkDir]) -> dict[str, Any]:
+def _facts(shown: Mapping[NetworkDir, str]) -> dict[str, Any]:
     """What training left; data and settings are the same for all networks of the runs."""
     if not shown:
         return {}
@@ -178,7 +220,7 @@ def _facts(shown: Sequence[NetworkDir]) -> dict[str, Any]:
     data = runs[0].data()
     return {
         "trained": tuple(
-            Trained(one.arch, one.seed, one.history(), one.evaluation()) for one in shown
+            Trained(name, one.seed, one.history(), one.evaluation()) for one, name in shown.items()
         ),
         "class_names": tuple(data["classes"]),
         "data": data,

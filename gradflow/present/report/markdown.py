@@ -7,7 +7,7 @@ from typing import Any
 
 from gradflow.present.report.chart import SECTIONS, Chart
 from gradflow.present.report.content import Report
-from gradflow.present.report.rows import accuracy_rows
+from gradflow.present.report.rows import accuracy_rows, arm_rows
 from gradflow.present.report.words import (
     commands,
     differs,
@@ -18,6 +18,7 @@ from gradflow.present.report.words import (
     setting,
     status,
 )
+from gradflow.present.study_view import remarks
 
 
 def markdown(report: Report, found: Sequence[Chart], folder: str) -> str:
@@ -36,6 +37,8 @@ def markdown(report: Report, found: Sequence[Chart], folder: str) -> str:
         for chart in pictures:
             title, caption = plain(chart.title), plain(chart.caption)
             lines += [f"![{title}]({folder}/{chart.key}.png)", f"*{title}.* {caption}"]
+        if section == "study" and report.study is not None:
+            lines += [_arm_table(report), *map(plain, remarks(report.study))]
     lines += _verdict_lines(report)
     if accuracy := accuracy_rows(report):
         lines += ["## Accuracy on test images", _table(accuracy)]
@@ -66,6 +69,16 @@ def _verdict_lines(report: Report) -> list[str]:
         "## Next",
         "\n".join(f"{i}. {step}" for i, step in enumerate(verdict.next_steps, start=1)),
     ]
+
+
+def _arm_table(report: Report) -> str:
+    lines = [
+        "| arm | it is | share of the gap | 95 % | of the accuracy gap | check |",
+        "|---|---|---|---|---|---|",
+    ]
+    keys = ("arm", "status", "share", "interval", "accuracy_share", "check")
+    lines += [f"| {' | '.join(plain(row[key]) for key in keys)} |" for row in arm_rows(report)]
+    return "\n".join(lines)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

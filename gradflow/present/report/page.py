@@ -15,7 +15,7 @@ from gradflow.present.report import interactive
 from gradflow.present.report.chart import SECTIONS, Chart, save_charts
 from gradflow.present.report.content import Report
 from gradflow.present.report.markdown import markdown
-from gradflow.present.report.rows import accuracy_rows, class_rows, data_uri, mistakes
+from gradflow.present.report.rows import accuracy_rows, arm_rows, class_rows, data_uri, mistakes
 from gradflow.present.report.words import (
     commands,
     differs,
@@ -26,6 +26,7 @@ from gradflow.present.report.words import (
     setting,
     status,
 )
+from gradflow.present.study_view import gap_lines, remarks
 
 SIGNATURE = "gradient-profiles"  # the figure that stands on the first screen
 
@@ -59,6 +60,9 @@ def html(report: Report, found: Sequence[Chart], *, static: bool = False) -> str
             (one, status(one)) for one in (*report.verdict.links, *report.verdict.rivals)
         ],
         mistakes=mistakes(report),
+        arms=arm_rows(report),
+        gaps=[] if report.study is None else gap_lines(report.study),
+        study_remarks=[] if report.study is None else remarks(report.study),
         saliency=[(path.stem, data_uri(path.read_bytes(), "png")) for path in report.saliency],
         date=date.today().isoformat(),
     )  # fmt: skip
@@ -68,6 +72,7 @@ def to_json(report: Report) -> dict[str, Any]:
     """The numbers of the page, as plain JSON types."""
     return _answer(report) | {
         "verdict": None if report.verdict is None else report.verdict.to_json(),
+        "study": None if report.study is None else report.study.to_json(),
         "comparisons": [one.to_json() for one in report.comparisons],
         "config": report.config,
         "environment": report.environments[0] if report.environments else {},

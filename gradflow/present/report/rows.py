@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 
 from gradflow.present.report.content import Report
+from gradflow.present.study_view import arm_row
 from gradflow.training.classes import Part, worst_mistakes
 from gradflow.training.original import published
 
@@ -63,6 +64,12 @@ def class_rows(report: Report) -> dict[str, list[dict[str, Any]]]:
                 }
             )
     return found
+
+
+def arm_rows(report: Report) -> list[dict[str, Any]]:
+    """One row per arm that may be a cause, the strongest first; numbers as text."""
+    found = report.study
+    return [] if found is None else [arm_row(one) for one in found.strongest]
 
 
 def mistakes(report: Report) -> list[dict[str, Any]]:

@@ -112,11 +112,13 @@ def lines(report: Report) -> list[str]:
 
 def commands(report: Report) -> list[str]:
     """What to type to train the same again, one line per run; none for a loop of one's own."""
-    return [
-        shlex.join(["gradflow", *command[1:]])
-        for one in report.environments
-        if (command := one.get("command"))
-    ]
+    return list(
+        dict.fromkeys(
+            shlex.join(["gradflow", *command[1:]])
+            for one in report.environments
+            if (command := one.get("command"))
+        )
+    )
 
 
 def status(finding: Finding) -> str:
