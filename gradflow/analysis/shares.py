@@ -161,7 +161,8 @@ def _judge(
         return judged("contributor")
     if none <= ALPHA:
         return judged("not a cause")
-    spoiled = share.p_beyond(at.SHARE_CONTRIBUTOR.value, "above") <= ALPHA
+    closes = share.p_beyond(at.SHARE_CONTRIBUTOR.value, "above") <= ALPHA
+    spoiled = closes and any(share.accused_gain)
     return judged(
         "undetermined", "the gap shrank, and the accused network did not gain" if spoiled else ""
     )
