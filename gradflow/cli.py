@@ -827,6 +827,7 @@ def report(
     from gradflow.present.report import page
     from gradflow.present.report.charts import charts
     from gradflow.present.report.content import collect
+    from gradflow.present.report.words import lines
     from gradflow.present.terminal_plot import can_show_braille
 
     runs = runs or (_newest_run(),)
@@ -837,7 +838,9 @@ def report(
         print(json_.dumps(page.to_json(content), ensure_ascii=False))
     else:
         braille = can_show_braille(sys.stdout.encoding)
-        _print(summary_view(content.verdict, braille=braille), page.differs(content))
+        if content.verdict is not None:
+            _print(summary_view(content.verdict, braille=braille))
+        _print("", *lines(content))
         _print(f"\nreport   {written[0]}", f"also     {', '.join(one.name for one in written[1:])}")
     return OK
 

@@ -79,6 +79,15 @@ def open_case(
             "Expected a network that is trained to the end with records, but found none: "
             f"{' '.join(notes) or 'the runs are empty.'}"
         )
+    first, second = choose(names, accused, reference)
+    case = Case.of(networks[first], networks[second] if second else ())
+    return Case(case.accused, case.reference, (*case.notes, *notes))
+
+
+def choose(
+    names: Sequence[str], accused: str | None, reference: str | None
+) -> tuple[str, str | None]:
+    """The accused of these networks and the one to compare with, if any. Raises ValueError."""
     for name in (accused, reference):
         if name is not None and name not in names:
             raise ValueError(f"Expected a network of {', '.join(names)}, but got {name!r}.")
@@ -89,9 +98,7 @@ def open_case(
         )
     first = accused or next(name for name in names if name != reference)
     others = [name for name in names if name != first]
-    second = reference or (others[0] if others else None)
-    case = Case.of(networks[first], networks[second] if second else ())
-    return Case(case.accused, case.reference, (*case.notes, *notes))
+    return first, reference or (others[0] if others else None)
 
 
 def load_networks(runs: Sequence[Path]) -> tuple[dict[str, list[TrainedNetwork]], list[str]]:
@@ -101,12 +108,7 @@ def load_networks(runs: Sequence[Path]) -> tuple[dict[str, list[TrainedNetwork]]
     """
     trained, recorded, notes = [], [], []
     for path in runs:
-        if not path.is_dir():
-            raise FileNotFoundError(
-                f"Expected the folder of a run, but there is no folder {path}. Give the one that "
-                "`gradflow train` printed."
-            )
-        folder = path.resolve()
+        folder = run_folder(path)
         networks = network_dirs(folder)
         for network in networks:
             if not network.is_finished or not network.has_trace():
@@ -118,7 +120,7 @@ def load_networks(runs: Sequence[Path]) -> tuple[dict[str, list[TrainedNetwork]]
                 trained.append(network)
         if not networks:
             recorded.append(from_records(folder))
-    _check_alike(trained)
+    check_alike(trained)
     examined = [network.examination() or {} for network in trained]
     recalibrated = [_recalibrated(one) for one in examined]
     losses = recalibrated if None not in recalibrated else [None] * len(trained)
@@ -132,6 +134,16 @@ def load_networks(runs: Sequence[Path]) -> tuple[dict[str, list[TrainedNetwork]]
     for one in found:
         by_name.setdefault(one.name, []).append(one)
     return by_name, notes
+
+
+def run_folder(path: Path) -> Path:
+    """The absolute path of a folder that is there; else FileNotFoundError."""
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"Expected the folder of a run, but there is no folder {path}. Give the one that "
+            "`gradflow train` printed."
+        )
+    return path.resolve()
 
 
 def network_dirs(path: Path) -> list[NetworkDir]:
@@ -150,8 +162,8 @@ FREE = (
 )  # fmt: skip
 
 
-def _check_alike(networks: Sequence[NetworkDir]) -> None:
-    """Pairs share their data and recipe; else a difference could come from these."""
+def check_alike(networks: Sequence[NetworkDir]) -> None:
+    """Pairs share their data and recipe, else a difference could come from these: ValueError."""
     paths = list(dict.fromkeys(network.path.parent for network in networks))
     facts = []
     for path in paths:
@@ -193,9 +205,13 @@ def from_training(
 
 def from_records(folder: Path) -> TrainedNetwork:
     """What a Recorder wrote in a loop of the user's own."""
+    return TrainedNetwork(*name_and_seed(folder), Trace.load(folder, measures=NEEDED))
+
+
+def name_and_seed(folder: Path) -> tuple[str, int]:
+    """Of records outside a run: `plain-s3` is seed 3 of plain, any other name is of seed 0."""
     named = re.fullmatch(r"(.+?)-s(\d+)", folder.name)
-    name, seed = (named[1], int(named[2])) if named else (folder.name, 0)
-    return TrainedNetwork(name, seed, Trace.load(folder, measures=NEEDED))
+    return (named[1], int(named[2])) if named else (folder.name, 0)
 
 
 def _recalibrated(examined: Mapping[str, Any]) -> float | None:

@@ -6,7 +6,7 @@ from gradflow.present.plots.classes import (
     mistakes_grid,
     reliability_plot,
 )
-from gradflow.present.plots.curves import curves_plot, history_plot
+from gradflow.present.plots.curves import curves_plot, history_plot, rate_ticks
 from gradflow.present.plots.gallery import ByClass, gallery_grid, mean_maps_grid
 from gradflow.present.plots.profiles import (
     COLORMAP,
@@ -53,6 +53,7 @@ __all__ = [
     "mistakes_grid",
     "new_figure",
     "profile_bands_plot",
+    "rate_ticks",
     "reliability_plot",
     "saliency_grid",
     "save",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from gradflow.present.plots.style import new_axes, new_figure, styles
 
@@ -77,6 +77,19 @@ def curves_plot(
     top.grid(axis="y", alpha=0.3)
     bottom.step(np.arange(1, len(lr) + 1), lr, where="mid", color="0.3", lw=1.2)
     bottom.set_yscale("log")
+    ends = rate_ticks(lr)
+    bottom.set_yticks(ends, [f"{rate:.2g}" for rate in ends])
+    bottom.yaxis.set_minor_locator(NullLocator())
     bottom.set(xlabel="epoch", ylabel="learning rate")
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     return top, bottom
+
+
+def rate_ticks(lr: Sequence[float]) -> list[float]:
+    """The lowest and the highest learning rate above zero: a low axis has room for two.
+
+    >>> rate_ticks([1e-3, 1e-4, 0.0])
+    [0.0001, 0.001]
+    """
+    above = [rate for rate in lr if rate > 0]
+    return sorted({min(above), max(above)}) if above else []

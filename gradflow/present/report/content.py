@@ -1,40 +1,35 @@
 """What a report says: everything read from runs once, before anything is drawn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gradflow.analysis.case import Case
 from gradflow.analysis.compare import Comparison, LayerDifference, compare
-from gradflow.analysis.network import TrainedNetwork, distance_travelled
-from gradflow.analysis.profile import GRADIENT_SIZES, geometric_mean, layer_table
 from gradflow.analysis.verdict import Verdict, judge_case
 from gradflow.controls.gate import load_gate
-from gradflow.record import Trace
+from gradflow.present.report.depth import (
+    Profile,
+    activations,
+    angles,
+    load_traces,
+    tables,
+    updates,
+)
 from gradflow.record.trace import Table
-from gradflow.training.diagnosis import network_dirs, open_case
+from gradflow.training.diagnosis import (
+    check_alike,
+    choose,
+    name_and_seed,
+    network_dirs,
+    open_case,
+    run_folder,
+)
 from gradflow.training.evaluate import mcnemar
 from gradflow.training.rundir import NetworkDir, RunDir
-
-# Of the outputs of activations, by depth: measure -> what it is.
-ACTIVATIONS = {
-    "output_dead_window": "channels that were off over 16 recorded steps, share",
-    "output_zero_fraction": "elements that are zero, share",
-    "output_rms": "size of the output, √(Σz² / n)",
-}
-ACTIVATION_KINDS = ("activation",)
-
-
-@dataclass(frozen=True)
-class Profile:
-    """One number per layer and network over seeds: arrays of shape (layers,)."""
-
-    layers: tuple[str, ...]
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -51,24 +46,20 @@ class Trained:
 class Report:
     """All that a page shows. What a run does not have is empty, and `missing` says why."""
 
-    verdict: Verdict
-    comparisons: tuple[Comparison, ...]
-    tables: dict[tuple[str, str], Table]  # (network, gradient size): steps × layers, first seed
-    activations: dict[str, dict[str, Profile]]  # measure, network
-    distance: dict[str, Profile]  # network: Σ ‖Δw‖ / ‖w‖
+    names: tuple[str, ...]  # the networks, the accused first
+    seeds: tuple[int, ...]
+    verdict: Verdict | None = None  # None where no gradients were recorded
+    comparisons: tuple[Comparison, ...] = ()
+    tables: dict[tuple[str, str], Table] = field(default_factory=dict)  # network, gradient size
+    activations: dict[str, dict[str, Profile]] = field(default_factory=dict)  # measure, network
+    updates: dict[str, dict[str, Profile]] = field(default_factory=dict)  # measure, network
     trained: tuple[Trained, ...] = ()
     class_names: tuple[str, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
+    environments: tuple[dict[str, Any], ...] = ()  # of each run
     saliency: tuple[Path, ...] = ()
     missing: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The networks, the accused first."""
-        case = self.verdict.case
-        return (case.name, case.reference_name) if case.reference else (case.name,)
 
     def of(self, arch: str) -> list[Trained]:
         """One per seed, in the order of the seeds."""
@@ -101,97 +92,103 @@ class Report:
 def collect(
     runs: Sequence[Path], *, accused: str | None = None, reference: str | None = None
 ) -> Report:
-    """Read runs as `gradflow diagnose` does. Raises FileNotFoundError, ValueError."""
+    """Read runs as `gradflow diagnose` does, or without gradients where none were recorded.
+
+    Raises FileNotFoundError, ValueError.
+    """
+    folders = [folder for path in runs for folder in network_dirs(run_folder(path))]
+    finished = [one for one in folders if one.is_finished]
+    if folders and not finished:
+        raise ValueError(
+            f"Expected a run with a network that is trained to the end, but {runs[0]} has none. "
+            f"Continue it with `gradflow train --resume {folders[0].path.parent}`."
+        )
+    if finished and not any(one.has_trace() for one in finished):
+        return _without_records(finished, accused, reference)
     case = open_case(runs, accused=accused, reference=reference)
-    verdict = judge_case(case, load_gate())
-    folders = [folder for path in runs for folder in network_dirs(path.resolve())]
-    names = {case.name, case.reference_name}
-    seeds = set(case.seeds)
-    shown = [one for one in folders if one.is_finished and one.arch in names and one.seed in seeds]
     groups = {group[0].name: group for group in (case.accused, case.reference) if group}
-    first_run = RunDir.open(shown[0].path.parent) if shown else None
+    shown = [one for one in finished if one.arch in groups and one.seed in case.seeds]
+    traces = load_traces(_folders(runs, case))
+    found_activations = activations(traces)
+    found_updates = updates(groups) | angles(traces)
     return Report(
-        verdict=verdict,
+        names=tuple(groups),
+        seeds=case.seeds,
+        verdict=judge_case(case, load_gate()),
         comparisons=tuple(compare(case)) if case.reference else (),
-        tables=_tables(groups),
-        activations=_activations(shown),
-        distance={name: _profile(group, _distance) for name, group in groups.items()},
-        trained=tuple(
-            Trained(one.arch, one.seed, one.history(), one.evaluation()) for one in shown
+        tables=tables(groups),
+        activations=found_activations,
+        updates=found_updates,
+        missing=(
+            *_missing(tuple(groups), shown),
+            *_missing_measures(found_activations, found_updates),
         ),
-        missing=_missing(verdict, shown),
-        **({} if first_run is None else _facts(first_run)),
+        **_facts(shown),
     )
 
 
-def _facts(run: RunDir) -> dict[str, Any]:
-    """What is the same for all networks of the runs."""
-    data = run.data()
+def _folders(runs: Sequence[Path], case: Case) -> dict[str, list[Path]]:
+    """Network -> where the records of its seeds lie, in the order of the seeds."""
+    found: dict[tuple[str, int], Path] = {}
+    for path in map(run_folder, runs):
+        networks = network_dirs(path)
+        found |= {
+            (one.arch, one.seed): one.path
+            for one in networks
+            if one.is_finished and one.has_trace()
+        }
+        if not networks:
+            found[name_and_seed(path)] = path
+    names = filter(None, (case.name, case.reference_name))
+    return {name: [found[name, seed] for seed in case.seeds] for name in names}
+
+
+def _without_records(
+    finished: Sequence[NetworkDir], accused: str | None, reference: str | None
+) -> Report:
+    """Accuracies, curves and classes are worth a page too."""
+    check_alike(finished)
+    first, second = choose(list(dict.fromkeys(one.arch for one in finished)), accused, reference)
+    names = (first, second) if second else (first,)
+    of_each = [{one.seed for one in finished if one.arch == name} for name in names]
+    seeds = set.intersection(*of_each)
+    if not seeds:
+        raise ValueError(
+            f"Expected {' and '.join(names)} with a seed in common, but got "
+            f"{' and '.join(str(sorted(one)) for one in of_each)}. Train both with the same seeds."
+        )
+    shown = [one for one in finished if one.arch in names and one.seed in seeds]
+    nothing = (
+        "No gradients were recorded, so that nothing is said of them, of activations or of "
+        "updates. Train again with --log-grads."
+    )
+    return Report(
+        names=names,
+        seeds=tuple(sorted(seeds)),
+        missing=(nothing, *_missing(names, shown)),
+        **_facts(shown),
+    )
+
+
+def _facts(shown: Sequence[NetworkDir]) -> dict[str, Any]:
+    """What training left; data and settings are the same for all networks of the runs."""
+    if not shown:
+        return {}
+    runs = [RunDir.open(path) for path in dict.fromkeys(one.path.parent for one in shown)]
+    data = runs[0].data()
     return {
+        "trained": tuple(
+            Trained(one.arch, one.seed, one.history(), one.evaluation()) for one in shown
+        ),
         "class_names": tuple(data["classes"]),
         "data": data,
-        "config": {name: str(value) for name, value in vars(run.config()).items()},
-        "environment": run.environment(),
-        "saliency": tuple(run.saliency_figures()),
+        "config": {name: str(value) for name, value in vars(runs[0].config()).items()},
+        "environments": tuple(run.environment() for run in runs),
+        "saliency": tuple(path for run in runs for path in run.saliency_figures()),
     }
 
 
-def _tables(groups: dict[str, tuple[TrainedNetwork, ...]]) -> dict[tuple[str, str], Table]:
-    found = {}
-    for name, group in groups.items():
-        for size in GRADIENT_SIZES:
-            try:
-                found[name, size] = layer_table(group[0].trace, size, group[0].layers)
-            except KeyError:  # not recorded
-                continue
-    return found
-
-
-def _profile(
-    group: Sequence[TrainedNetwork], number: Callable[[TrainedNetwork], np.ndarray]
-) -> Profile:
-    values = np.array([number(one) for one in group])
-    layers = tuple(layer.name for layer in group[0].layers)
-    return Profile(layers, values.mean(0), values.min(0), values.max(0))
-
-
-def _distance(network: TrainedNetwork) -> np.ndarray:
-    return distance_travelled(network, network.layers)
-
-
-def _activations(networks: Sequence[NetworkDir]) -> dict[str, dict[str, Profile]]:
-    """Over all recorded steps: the mean of shares, the geometric mean of sizes."""
-    by_arch: dict[str, list[Trace]] = {}
-    for one in networks:
-        trace = Trace.load(one.path, measures=tuple(ACTIVATIONS))
-        by_arch.setdefault(one.arch, []).append(trace)
-    found: dict[str, dict[str, Profile]] = {}
-    for arch, traces in by_arch.items():
-        for measure in ACTIVATIONS:
-            if all(measure in trace.values for trace in traces):
-                tables = [trace.select(measure, ACTIVATION_KINDS) for trace in traces]
-                if tables[0].sites:
-                    found.setdefault(measure, {})[arch] = _over_seeds(tables, measure)
-    return found
-
-
-def _over_seeds(tables: Sequence[Table], measure: str) -> Profile:
-    is_size = measure == "output_rms"
-    values = np.array(
-        [geometric_mean(one.values) if is_size else _mean(one.values) for one in tables]
-    )
-    return Profile(tables[0].sites, values.mean(0), values.min(0), values.max(0))
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Over steps; a window of steps has no value until it is full."""
-    known = np.isfinite(values)
-    total = np.where(known, values, 0).sum(axis=0)
-    return np.asarray(np.divide(total, known.sum(axis=0), where=known.any(axis=0),
-                                out=np.full(values.shape[1], np.nan)))  # fmt: skip
-
-
-def _missing(verdict: Verdict, shown: Sequence[NetworkDir]) -> tuple[str, ...]:
+def _missing(names: Sequence[str], shown: Sequence[NetworkDir]) -> list[str]:
     """What a reader may look for and not find, and how to get it."""
     lines = []
     if not shown:
@@ -199,11 +196,33 @@ def _missing(verdict: Verdict, shown: Sequence[NetworkDir]) -> tuple[str, ...]:
             "These are records of a loop of your own: gradflow knows no accuracies, images or "
             "settings of it."
         )
-    if not verdict.case.reference:
+    if len(names) < 2:
         lines.append("There is one network: nothing is said of a difference between two.")
     if shown and any("probabilities" not in one.evaluation()["last"]["test"] for one in shown):
         lines.append(
             "The probabilities of single images were not kept by the version that trained: no "
             "calibration and no worst mistakes. Train again to have them."
         )
-    return tuple(lines)
+    return lines
+
+
+def _missing_measures(
+    found_activations: dict[str, Any], found_updates: dict[str, Any]
+) -> list[str]:
+    lines = []
+    if not found_activations:
+        lines.append(
+            "Nothing is known of activations: the records have no outputs of activation layers. "
+            "Record with the default measures."
+        )
+    if not found_updates:
+        lines.append(
+            "Nothing is known of updates: give the optimizer to the Recorder, "
+            "Recorder(model, optimizer)."
+        )
+    elif "angle_from_start" not in found_updates:
+        lines.append(
+            "The angle that weights travelled was not recorded. A Recorder of your own takes it: "
+            'measures=["angle_from_start", …].'
+        )
+    return lines

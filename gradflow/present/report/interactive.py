@@ -1,29 +1,37 @@
 """Figures to hover over and to switch. The only module that imports plotly."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from gradflow.analysis.overview import Band
 from gradflow.analysis.profile import GRADIENT_SIZES
-from gradflow.present.plots import COLORMAP, STYLES
-from gradflow.present.report.content import Profile, Report
+from gradflow.present.plots import COLORMAP, STYLES, rate_ticks
+from gradflow.present.report.depth import Profile
 from gradflow.record.trace import Table
 
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash")  # as plots.STYLES, for grey print
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down")
 MAX_STEPS = 400  # columns of a heat map: more would not be seen, and each is text in the page
-LAYOUT = {
-    "margin": {"l": 70, "r": 20, "t": 50, "b": 90},
-    "height": 430,
+SMALLEST_SHARE = (
+    0.01  # where an axis of shares ends at least: zero everywhere is a line at its foot
+)
+LAYOUT: dict[str, Any] = {
+    "margin": {"l": 60, "r": 15, "t": 40, "b": 80},
+    "height": 400,
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
-    "font": {"color": "#777", "size": 13},  # legible on white and on black
-    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
-}
+    "font": {"color": "#777", "size": 13},  # where the page does not colour it after its theme
+    "legend": {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 0, "xanchor": "left",
+               "traceorder": "normal"},
+}  # fmt: skip
 GRID = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "automargin": True}
-MENU = {"x": 0, "xanchor": "left", "y": 1.15, "yanchor": "top", "font": {"color": "#222"}}
+# Above the legend, and flush with the axis: they would lie on each other on a narrow screen.
+MENU_MARGIN = {"margin": LAYOUT["margin"] | {"t": 95}, "height": 420}  # pixels
+MENU = {"x": 0, "xanchor": "left", "y": 1.17, "yanchor": "bottom", "pad": {"t": 0, "b": 0}}
 
 
 def library() -> str:
@@ -42,15 +50,15 @@ def to_html(figure: go.Figure, key: str) -> str:
     return str(html)
 
 
-def gradient_profiles(report: Report) -> go.Figure:
+def gradient_profiles(bands: Sequence[Band], names: Sequence[str]) -> go.Figure:
     """Every gradient size by depth, early in training: one chosen by a menu, the band of seeds."""
     figure = go.Figure()
     sizes: list[str] = []  # of each line and band
     for size in GRADIENT_SIZES:
-        for band in report.verdict.bands:
+        for band in bands:
             if band.size == size:
                 profile = Profile(band.layers, 10**band.mean, 10**band.low, 10**band.high)
-                added = _add_profile(figure, report.names.index(band.network), band.network,
+                added = _add_profile(figure, names.index(band.network), band.network,
                                      profile, size == "output_gradient")  # fmt: skip
                 sizes += [size] * added
     _menu(figure, sizes, {size: f"{one.symbol}  {_words(size)} ({one.unit})"
@@ -60,26 +68,29 @@ def gradient_profiles(report: Report) -> go.Figure:
     return figure
 
 
-def layer_profiles(report: Report, profiles: Mapping[str, Profile], unit: str) -> go.Figure:
-    """One measure by depth of each network."""
+def layer_profiles(names: Sequence[str], profiles: Mapping[str, Profile], unit: str) -> go.Figure:
+    """One measure by depth of each network; its style follows from its place in `names`."""
     figure = _figure()
     for name, profile in profiles.items():
-        _add_profile(figure, report.names.index(name), name, profile, True)
+        _add_profile(figure, names.index(name), name, profile, True)
     figure.update_yaxes(title=unit)
+    if unit.endswith("share"):
+        highest = max(float(np.nanmax(profile.high)) for profile in profiles.values())
+        figure.update_yaxes(range=[0, 1.05 * max(highest, SMALLEST_SHARE)])
     figure.update_xaxes(title="layer, input at the left")
     return figure
 
 
-def heat_map(report: Report) -> go.Figure:
+def heat_map(tables: Mapping[tuple[str, str], Table]) -> go.Figure:
     """A gradient size of every layer at every step; network and size chosen by a menu.
 
     All share one scale of colours per size, log10.
     """
     figure = go.Figure()
-    keys = list(report.tables)
+    keys = list(tables)
     for name, size in keys:
-        table = thinned(report.tables[name, size])
-        low, high = _limits(report, size)
+        table = thinned(tables[name, size])
+        low, high = _limits(tables, size)
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log10(table.values.T)
         logs = np.where(np.isfinite(logs), logs, np.nan)
@@ -109,13 +120,20 @@ def curves(
             profile = Profile(tuple(map(str, x)), np.nanmean(values, 0), np.nanmin(values, 0),
                               np.nanmax(values, 0))  # fmt: skip
             _add_profile(figure, i, f"{name}, {part}", profile, True, thin=part == "training", x=x)
+    ends = rate_ticks(lr)
     figure.add_scatter(
         x=np.arange(1, len(lr) + 1), y=list(lr), yaxis="y2", name="learning rate",
         line={"color": "#777", "shape": "hvh", "width": 1.5},
     )  # fmt: skip
     figure.update_layout(
         yaxis={"domain": [0.28, 1], "title": unit} | GRID,
-        yaxis2={"domain": [0, 0.18], "type": "log", "title": "lr", "exponentformat": "power"}
+        yaxis2={
+            "domain": [0, 0.18],
+            "type": "log",
+            "title": "lr",
+            "tickvals": ends,
+            "ticktext": [f"{rate:.2g}" for rate in ends],
+        }
         | GRID,
         xaxis={"title": "epoch", "anchor": "y2"} | GRID,
         height=480,
@@ -145,7 +163,7 @@ def _menu(figure: go.Figure, of_trace: Sequence[str], labels: Mapping[str, str])
         for choice, label in labels.items()
         if choice in of_trace
     ]  # fmt: skip
-    figure.update_layout(**LAYOUT, updatemenus=[{"buttons": buttons, **MENU}])
+    figure.update_layout(**(LAYOUT | MENU_MARGIN), updatemenus=[{"buttons": buttons, **MENU}])
     figure.update_xaxes(**GRID)
     figure.update_yaxes(**GRID)
 
@@ -177,10 +195,10 @@ def _pale(color: str) -> str:
     return f"rgba({red},{green},{blue},0.18)"
 
 
-def _limits(report: Report, size: str) -> tuple[float, float]:
+def _limits(tables: Mapping[tuple[str, str], Table], size: str) -> tuple[float, float]:
     """log10 of the smallest and largest value of all networks."""
     values = np.concatenate(
-        [table.values.ravel() for (_, one), table in report.tables.items() if one == size]
+        [table.values.ravel() for (_, one), table in tables.items() if one == size]
     )
     usable = values[np.isfinite(values) & (values > 0)]
     if not len(usable):

@@ -1,0 +1,37 @@
+"""One figure of a report, the sections that figures stand in, and their files."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradflow.present import plots
+
+SECTIONS = {
+    "gradients": "Gradients by depth",
+    "activations": "Activations by depth",
+    "updates": "Updates by depth",
+    "training": "Loss and accuracy",
+    "classes": "Classes",
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure: drawn by matplotlib, and by plotly where hovering and choosing help."""
+
+    key: str
+    section: str
+    title: str
+    caption: str
+    draw: Callable[[], plots.Figure]
+    interact: Callable[[], str] | None = None
+
+
+def save_charts(found: Sequence[Chart], folder: Path) -> list[Path]:
+    """Every figure as SVG and PNG."""
+    return [
+        plots.save(figure, folder / f"{chart.key}{suffix}")
+        for chart in found
+        for figure in [chart.draw()]
+        for suffix in (".svg", ".png")
+    ]

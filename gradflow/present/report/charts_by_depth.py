@@ -1,0 +1,195 @@
+"""Figures by depth: gradients, activations and updates, with titles that say what was found."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from gradflow.analysis.case import Case
+from gradflow.analysis.overview import Band
+from gradflow.analysis.profile import GRADIENT_SIZES, geometric_mean
+from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades
+from gradflow.present import plots
+from gradflow.present.report import interactive
+from gradflow.present.report.chart import Chart
+from gradflow.present.report.content import Report
+from gradflow.present.report.depth import ACTIVATIONS, UPDATES, Profile
+
+
+def gradient_charts(report: Report) -> Iterator[Chart]:
+    """The profiles and the heat map."""
+    verdict = report.verdict
+    if verdict is not None and verdict.bands:
+        yield Chart(
+            "gradient-profiles",
+            "gradients",
+            gradient_title(verdict.case),
+            "Each point is a layer, the input at the left; the line is the mean over seeds, early "
+            "in training, the band their range. Vanishing would be a line that falls ten-fold or "
+            "more from right to left. δ is what is passed on from layer to layer, ŝ what a small "
+            "relative change of a weight does, g the raw gradient.",
+            lambda: _profiles_figure(verdict.bands),
+            lambda: interactive.to_html(
+                interactive.gradient_profiles(verdict.bands, report.names), "gradient-profiles"
+            ),
+        )
+    if report.tables:
+        yield Chart(
+            "gradient-heat-map",
+            "gradients",
+            heat_title(report),
+            f"Seed {report.seeds[0]}. The input is at the top, training runs to the right; yellow "
+            "is a large gradient, blue a small one, on one scale for all networks."
+            f"{_thinning(report)}",
+            lambda: _heat_figure(report),
+            lambda: interactive.to_html(interactive.heat_map(report.tables), "gradient-heat-map"),
+        )
+
+
+def gradient_title(case: Case) -> str:
+    """By how much δ changes from the output to the input, in each network."""
+    changes = {case.name: early_decades(case, "output_gradient").mean}
+    if case.reference:
+        changes[case.reference_name] = early_decades(Case(case.reference), "output_gradient").mean
+    known = [
+        f"{10 ** abs(change):.3g} times {'larger' if change > 0 else 'smaller'} in {name}"
+        for name, change in changes.items()
+        if np.isfinite(change)
+    ]
+    if not known:
+        return f"Gradient by depth of {' and '.join(changes)}"
+    return f"At the first layer the gradient is {' and '.join(known)} than at the last"
+
+
+def heat_title(report: Report) -> str:
+    """Between which layers the gradient that is drawn first ranges, over the whole training."""
+    (name, size), table = next(iter(report.tables.items()))
+    typical = geometric_mean(table.values)
+    if not np.isfinite(typical).any():
+        return "Every layer at every recorded step"
+    high, low = (table.sites[int(at(typical))] for at in (np.nanargmax, np.nanargmin))
+    symbol = GRADIENT_SIZES[size].symbol
+    return f"Over the training {symbol} of {name} is largest at {high} and smallest at {low}"
+
+
+def _thinning(report: Report) -> str:
+    """Says so where not every recorded step is drawn."""
+    longest = max(report.tables.values(), key=lambda table: len(table.steps))
+    drawn, recorded = len(interactive.thinned(longest).steps), len(longest.steps)
+    if drawn == recorded:
+        return ""
+    return (
+        f" Of {recorded} recorded steps {drawn} are drawn, evenly spaced; no number is computed "
+        "from these alone."
+    )
+
+
+def _profiles_figure(bands: Sequence[Band]) -> plots.Figure:
+    sizes = [size for size in JUDGED_SIZES if any(band.size == size for band in bands)]
+    fig = plots.new_figure(7.0, 3.8 * len(sizes))
+    for ax, size in zip(fig.subplots(len(sizes), 1, squeeze=False)[:, 0], sizes, strict=True):
+        one = GRADIENT_SIZES[size]
+        by_name = {
+            band.network: (band.layers, band.mean, band.low, band.high)
+            for band in bands
+            if band.size == size
+        }
+        plots.profile_bands_plot(by_name, f"{one.symbol} ({one.unit})", one.formula, ax)
+    return fig
+
+
+def _heat_figure(report: Report) -> plots.Figure:
+    size = (
+        JUDGED_SIZES[0] if any(s == JUDGED_SIZES[0] for _, s in report.tables) else "gradient_rms"
+    )
+    tables = {name: table for (name, one), table in report.tables.items() if one == size}
+    values = np.concatenate([table.values.ravel() for table in tables.values()])
+    usable = values[np.isfinite(values) & (values > 0)]
+    limits = (float(usable.min()), float(usable.max())) if len(usable) else None
+    fig = plots.new_figure(7.0, 4.2 * len(tables))
+    one = GRADIENT_SIZES[size]
+    for ax, (name, table) in zip(
+        fig.subplots(len(tables), 1, squeeze=False)[:, 0], tables.items(), strict=True
+    ):
+        label = f"{one.symbol} ({one.unit})"
+        plots.layer_step_heatmap(table.values, table.steps, table.sites, label, ax, limits)
+        ax.set_title(name)
+    return fig
+
+
+# -- activations and updates -----------------------------------------------------------------------
+
+
+def activation_charts(report: Report) -> Iterator[Chart]:
+    """One figure per measure of the activations."""
+    for measure, profiles in report.activations.items():
+        yield _by_depth(
+            report.names,
+            measure,
+            "activations",
+            profiles,
+            ACTIVATIONS[measure],
+            "Behind each activation, over all recorded steps; the band is the range of the seeds.",
+        )
+
+
+UPDATE_CAPTIONS = {
+    "relative_update": "The size of one step beside that of the weights, the geometric mean over "
+    "the recorded steps.",
+    "distance": "The sum over all steps of the relative size of the update. A layer that does not "
+    "move does not learn, whatever its gradient; Adam moves layers alike, although their "
+    "gradients differ.",
+    "angle_from_start": "Between the weights at the last recorded step and when the recording "
+    "began. Below BatchNorm the size of a weight has no effect, and the angle is what counts.",
+}
+
+
+def update_charts(report: Report) -> Iterator[Chart]:
+    """One figure per measure of the updates."""
+    for measure, profiles in report.updates.items():
+        caption = UPDATE_CAPTIONS[measure]
+        yield _by_depth(report.names, measure, "updates", profiles, UPDATES[measure], caption)
+
+
+def _by_depth(
+    names: Sequence[str],
+    measure: str,
+    section: str,
+    profiles: dict[str, Profile],
+    unit: str,
+    caption: str,
+) -> Chart:
+    key = measure.replace("_", "-")
+    return Chart(
+        key,
+        section,
+        depth_title(profiles, unit),
+        caption,
+        lambda: _layer_figure(profiles, unit),
+        lambda: interactive.to_html(interactive.layer_profiles(names, profiles, unit), key),
+    )
+
+
+def depth_title(profiles: dict[str, Profile], unit: str) -> str:
+    """Where each network has the most of it, and how much."""
+    what = f"{unit[0].upper()}{unit[1:]}"
+    if all(np.nanmax(one.mean) == 0 for one in profiles.values()):
+        return f"{what}: none in any layer"
+    most = [
+        f"{name} at {one.layers[at]} ({one.mean[at]:.3g})"
+        for name, one in profiles.items()
+        for at in [int(np.nanargmax(one.mean))]
+    ]
+    return f"{what}: most in {', in '.join(most)}"
+
+
+def _layer_figure(profiles: dict[str, Profile], unit: str) -> plots.Figure:
+    """On a logarithmic axis; shares, which may be zero, from zero on."""
+    is_share = unit.endswith("share")
+    bands = {}
+    for name, one in profiles.items():
+        values = (one.mean, one.low, one.high)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logs = [np.where(value > 0, np.log10(value), np.nan) for value in values]
+        mean, low, high = values if is_share else logs
+        bands[name] = (one.layers, mean, low, high)
+    return plots.figure_of(plots.profile_bands_plot(bands, unit, "", log=not is_share))

@@ -1,0 +1,125 @@
+"""Figures of what training came to: curves, classes and calibration."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradflow.present import plots
+from gradflow.present.report import interactive
+from gradflow.present.report.chart import Chart
+from gradflow.present.report.content import Report
+from gradflow.present.report.rows import evaluated
+from gradflow.training.classes import part_reliability, recall_differences
+from gradflow.training.evaluate import Reliability, reliability
+
+
+def training_charts(report: Report) -> Iterator[Chart]:
+    """Loss and accuracy by epoch."""
+    if not report.trained:
+        return
+    lr = max((one.history for one in report.trained), key=len)
+    rates = [epoch["lr"] for epoch in lr]
+    for what, unit in (("loss", "loss (nats, with label smoothing)"), ("accuracy", "accuracy")):
+        series = {name: _series(report, name, what) for name in report.names}
+        yield Chart(
+            f"{what}-by-epoch",
+            "training",
+            curve_title(series, what),
+            "Training as a thin line (augmented images, train mode), validation as a thick one: "
+            "the mean over seeds and their range. Below, the learning rate.",
+            lambda s=series, u=unit: plots.figure_of(  # type: ignore[misc]
+                plots.curves_plot(s, rates, u, "")[0]
+            ),
+            lambda s=series, u=unit, w=what: interactive.to_html(  # type: ignore[misc]
+                interactive.curves(s, rates, u), f"{w}-by-epoch"
+            ),
+        )
+
+
+def curve_title(series: dict[str, tuple[np.ndarray, np.ndarray]], what: str) -> str:
+    """Where each network's validation curve ends, as the mean over the seeds that came so far."""
+    ends = []
+    for name, (_, validation) in series.items():
+        known = validation[:, -1][np.isfinite(validation[:, -1])]
+        ends.append(f"{name} {known.mean():.3g}" if len(known) else f"{name} not finite")
+    return f"Validation {what} after the last epoch: {', '.join(ends)}"
+
+
+def _series(report: Report, name: str, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation, (seeds, epochs) each, NaN where a seed had ended."""
+    histories = [one.history for one in report.of(name)]
+    longest = max(map(len, histories))
+    values = np.full((2, len(histories), longest), np.nan)
+    for i, history in enumerate(histories):
+        for j, part in enumerate(("train", "val")):
+            values[j, i, : len(history)] = [epoch[f"{part}_{what}"] for epoch in history]
+    return values[0], values[1]
+
+
+def class_charts(report: Report) -> Iterator[Chart]:
+    """Confusion, differences in recall, calibration."""
+    if not report.trained:
+        return
+    for name in report.names:
+        parts = evaluated(report, name)
+        matrix = np.sum([part["confusion_matrix"] for part in parts], axis=0)
+        yield Chart(
+            f"confusion-{name}",
+            "classes",
+            f"What {name} takes for what, {int(matrix.sum())} answers of {len(parts)} seed"
+            f"{'s' * (len(parts) > 1)}",
+            "Rows are the true class, columns the answer, on the test images after the last epoch.",
+            lambda m=matrix: plots.figure_of(  # type: ignore[misc]
+                plots.confusion_plot(m, report.class_names, "")
+            ),
+        )
+    yield from _differences(report)
+    yield from _calibration(report)
+
+
+def _differences(report: Report) -> Iterator[Chart]:
+    if len(report.names) < 2:
+        return
+    first, second = report.names
+    try:
+        found = recall_differences(
+            evaluated(report, first), evaluated(report, second), report.class_names
+        )
+    except ValueError:  # one seed of an older run, which did not keep the labels
+        return
+    worst = max(found, key=lambda one: abs(one.mean))
+    mean, low, high = np.array([[one.mean, one.low, one.high] for one in found]).T
+    label = f"recall of {first} less that of {second}"
+    yield Chart(
+        "class-differences",
+        "classes",
+        f"The recall of {worst.name} differs most, by {worst.mean:+.2f}"
+        f"{'' if worst.low > 0 or worst.high < 0 else ', which may be chance'}",
+        f"Recall of {first} less that of {second}, with 95 % intervals ({worst.method}). At zero "
+        "both do equally well. The classes are looked at together: one interval of twenty misses.",
+        lambda: plots.figure_of(
+            plots.interval_plot([one.name for one in found], mean, low, high, label, "")
+        ),
+    )
+
+
+def _calibration(report: Report) -> Iterator[Chart]:
+    pooled: dict[str, Reliability] = {}
+    for name in report.names:
+        parts = evaluated(report, name)
+        if all(part_reliability(part) is not None for part in parts):
+            sure = np.concatenate([np.max(part["probabilities"], axis=1) for part in parts])
+            right = np.concatenate([np.asarray(part["is_right"], bool) for part in parts])
+            pooled[name] = reliability(sure, right)
+    if not pooled:
+        return
+    errors = ", ".join(f"{name} {one.calibration_error:.3f}" for name, one in pooled.items())
+    bins = {name: (one.confidence, one.accuracy, one.n) for name, one in pooled.items()}
+    yield Chart(
+        "calibration",
+        "classes",
+        f"How sure, how right: expected calibration error {errors}",
+        "On the dotted line a network that is 70 % sure is right 70 % of the time; below it, it is "
+        "too sure. All seeds together, test images.",
+        lambda: plots.figure_of(plots.reliability_plot(bins, "")),
+    )

@@ -1,0 +1,139 @@
+"""What a report says in sentences, the same in every form: page, Markdown, JSON, terminal."""
+
+import shlex
+from collections.abc import Sequence
+
+import numpy as np
+
+from gradflow.analysis.compare import MEANINGS
+from gradflow.analysis.findings import Finding
+from gradflow.analysis.statistics import Interval
+from gradflow.analysis.thresholds import MIN_SEEDS
+from gradflow.analysis.verdict import OUTCOMES
+from gradflow.present.letter import RIVAL_STATUS
+from gradflow.present.letter import question as question_of_verdict
+from gradflow.present.report.content import Report, Trained
+
+
+def question(report: Report) -> str:
+    """What the report answers."""
+    if report.verdict is not None:
+        return question_of_verdict(report.verdict)
+    return f"How well did {' and '.join(report.names)} learn? ({_seeds(len(report.seeds))})"
+
+
+def outcome(report: Report) -> tuple[str, str]:
+    """The answer in a word or two, and what it means."""
+    if report.verdict is not None:
+        return report.verdict.outcome, OUTCOMES[report.verdict.outcome]
+    return "not asked", "no gradients were recorded, so that no verdict is possible"
+
+
+def sentences(report: Report) -> tuple[str, ...]:
+    """The answer in three sentences; without records how well each network does."""
+    if report.verdict is not None:
+        return report.verdict.sentences
+    return tuple(_accuracy(name, report.of(name)) for name in report.names)
+
+
+def setting(report: Report) -> str:
+    """What was trained on what; empty for a loop of the user's own."""
+    if not report.trained:
+        return ""
+    n_epochs = sorted({len(one.history) for one in report.trained})
+    epochs = f"{n_epochs[0]}" if len(n_epochs) == 1 else f"{n_epochs[0]} to {n_epochs[-1]}"
+    counts = report.data["split"]["counts"]
+    return (
+        f"{' and '.join(report.names)}, trained for {epochs} epoch{'s' * (epochs != '1')} on "
+        f"{report.data['audit']['name']}: {len(report.class_names)} classes, {counts['train']} "
+        f"training and {counts['test']} test images, seed{'s' * (len(report.seeds) > 1)} "
+        f"{', '.join(map(str, report.seeds))}."
+    )
+
+
+def how_sure(report: Report) -> str:
+    """What the answer rests on: seeds, intervals, and the instrument."""
+    n = len(report.seeds)
+    several = "trainings of each network, paired by seed" if len(report.names) > 1 else "trainings"
+    tests = "; every interval is 95 % over seeds, and the tests of one family are corrected by "
+    tests = f"{tests}Holm's method" if report.verdict is not None else ""
+    seeds = (
+        f"{n} {several}{tests}"
+        if n > 1
+        else f"one {'training of each network' if len(report.names) > 1 else 'training'}: "
+        "a description, from which nothing can be concluded"
+    )
+    gate = None if report.verdict is None else report.verdict.instrument
+    if gate is None:
+        return f"It rests on {seeds}."
+    return (
+        f"It rests on {seeds}. On networks whose truth is known, gradflow recognised "
+        f"{gate.hit_rate:.0%} of the vanishing and exploding ones on this machine, with "
+        f"{gate.false_alarm_rate:.0%} false alarms."
+    )
+
+
+def differs(report: Report) -> str:
+    """Which layer differs most, by how much, and whether that is more than chance."""
+    found = report.largest_difference
+    if found is None:
+        return ""
+    comparison, layer = found
+    return (
+        f"The two networks differ most at {layer.layer}: there δ, the gradient passed on, is "
+        f"{layer.factor:.3g} times as large in {comparison.first} as in {comparison.second}"
+        f"{_factors(layer.ratio)}, {MEANINGS[comparison.at]}. {_is_chance(report)}"
+    )
+
+
+def _is_chance(report: Report) -> str:
+    found = report.largest_difference
+    if found is None:
+        return ""
+    comparison, layer = found
+    n, of = sum(one.differs for one in comparison.layers), len(comparison.layers)
+    if len(comparison.seeds) < MIN_SEEDS.value:
+        return f"With fewer than {MIN_SEEDS.value:g} seeds this may be chance."
+    if not n:
+        return (
+            f"Corrected for looking at {of} layers, no layer surely differs: more seeds would tell."
+        )
+    which = "this layer among them" if layer.differs else "this layer not among them"
+    return f"Beyond chance, corrected for looking at {of} layers, {n} differ, {which}."
+
+
+def lines(report: Report) -> list[str]:
+    """What the terminal shows below the profiles, or in their place where there are none."""
+    said = [differs(report)] if report.verdict is not None else [question(report)]
+    if report.verdict is None:
+        said += sentences(report)
+    return [line for line in (*said, how_sure(report), *report.missing) if line]
+
+
+def commands(report: Report) -> list[str]:
+    """What to type to train the same again, one line per run; none for a loop of one's own."""
+    return [
+        shlex.join(["gradflow", *command[1:]])
+        for one in report.environments
+        if (command := one.get("command"))
+    ]
+
+
+def status(finding: Finding) -> str:
+    """In words: a rival is consistent with the data, it is not shown to be the cause."""
+    is_rival = finding.key.startswith("H")
+    return RIVAL_STATUS[finding.status] if is_rival else finding.status
+
+
+def _accuracy(name: str, trained: Sequence[Trained]) -> str:
+    values = np.array([one.evaluation["last"]["test"]["accuracy"] for one in trained])
+    over = f" ({values.min():.1%} to {values.max():.1%} over seeds)" if len(values) > 1 else ""
+    return f"{name} is right on {values.mean():.1%} of the test images{over}."
+
+
+def _factors(ratio: Interval) -> str:
+    return "" if ratio.n < 2 else f" (95 % {10**ratio.low:.2g} to {10**ratio.high:.2g})"
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed{'s' * (n > 1)}"
