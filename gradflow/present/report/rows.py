@@ -65,10 +65,10 @@ def class_rows(report: Report) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def mistakes(report: Report) -> list[dict[str, Any]]:
+def mistakes(report: Report, *, pictures: bool = False) -> list[dict[str, Any]]:
     """The surest wrong answers of each network's first seed, with small pictures where they are."""
     found = []
-    read = _reader(report)
+    read = _reader(report) if pictures else lambda position: None
     for name in report.names:
         parts = evaluated(report, name)
         for one in (worst_mistakes(parts[0], N_MISTAKES) if parts else None) or ():
@@ -79,8 +79,8 @@ def mistakes(report: Report) -> list[dict[str, Any]]:
                     "label": report.class_names[one.label],
                     "predicted": report.class_names[one.predicted],
                     "probability": one.probability,
-                    "picture": photo,
                 }
+                | ({"picture": photo} if pictures else {})
             )
     return found
 
