@@ -17,6 +17,7 @@ class Case:
     accused: tuple[TrainedNetwork, ...]
     reference: tuple[TrainedNetwork, ...] = ()
     notes: tuple[str, ...] = ()  # what was left out
+    changed: str = ""  # what was changed on purpose in these trainings, in a sentence
 
     @classmethod
     def of(

@@ -43,7 +43,7 @@ class RateOfGroup:
 
 @dataclass(frozen=True)
 class Band:
-    """A depth profile over seeds, early in training: log10, the mean and the range of the seeds."""
+    """A depth profile over seeds in one window: log10, the mean and the range of the seeds."""
 
     network: str
     size: str
@@ -94,15 +94,17 @@ def rates(case: Case) -> list[RateOfGroup]:
     return found
 
 
-def bands(case: Case) -> list[Band]:
-    """Every gradient size of every network, early in training."""
+def bands(case: Case, window: str = "early") -> list[Band]:
+    """Every gradient size of every network in one of `WINDOWS`."""
     found: list[Band] = []
     for group in _groups(case):
         layers = group[0].layers
         for size in GRADIENT_SIZES:
             try:
                 profiles = [
-                    geometric_mean(layer_table(one.trace, size, layers).values[early(one)])
+                    geometric_mean(
+                        layer_table(one.trace, size, layers).values[_window(one, window)]
+                    )
                     for one in group
                 ]
             except KeyError:

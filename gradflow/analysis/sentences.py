@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 
 SURE = (1 - at.CONFIDENCE.value) / 2  # one-sided, so that it goes with the printed interval
+# As in `gradflow check`: a person who reads this first has not met the symbols.
+SIZE_WORDS = {
+    "output_gradient": "the gradient passed on",
+    "scale_invariant": "the effect of a weight",
+}
 GAP_WORDS = {"gap_train_loss": "training loss", "gap_test_accuracy": "test accuracy"}
 
 
@@ -109,13 +114,14 @@ def _numbers(verdict: "Verdict") -> str:
             factor = 10 ** abs(found.mean)
             change = "larger" if found.mean > 0 else "smaller"
             spread = f" (95 % {found.low:+.2f} to {found.high:+.2f})" if found.n > 1 else ""
+            what = f"{SIZE_WORDS[size]} ({GRADIENT_SIZES[size].symbol})"
             parts.append(
-                f"{GRADIENT_SIZES[size].symbol} is {factor:.3g} times {change} at the first layer "
-                f"than at the last, {found.mean:+.2f} decades{spread}"
+                f"{what} is {factor:.3g} times {change} at the first layer than at the last, "
+                f"{found.mean:+.2f} decades{spread}"
             )
     if not parts:
         return ""
-    return f"Early in training, {'; '.join(parts)}. Vanishing would be below −1 decade."
+    return f"Early in training, {'; '.join(parts)}. Vanishing would be below -1 decade."
 
 
 def _gap_sentence(verdict: "Verdict") -> str:

@@ -25,6 +25,21 @@ class Interval:
     n: int
 
 
+def mean_and_range(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, lowest and highest over the first axis, the seeds; of what is finite, else NaN.
+
+    >>> mean_and_range(np.array([[1.0, np.nan], [3.0, np.nan]]))
+    (array([ 2., nan]), array([ 1., nan]), array([ 3., nan]))
+    """
+    known = np.isfinite(values)
+    n = known.sum(axis=0)
+    nothing = np.full(values.shape[1:], np.nan)
+    mean = np.divide(np.where(known, values, 0.0).sum(axis=0), n, where=n > 0, out=nothing)
+    low = np.where(known, values, np.inf).min(axis=0)
+    high = np.where(known, values, -np.inf).max(axis=0)
+    return mean, np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
+
+
 def t_interval(values: Sequence[float] | np.ndarray, confidence: float | None = None) -> Interval:
     """mean ± t · sd / √n over seeds; values that are not finite are left out.
 

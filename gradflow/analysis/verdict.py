@@ -101,6 +101,7 @@ class Verdict:
             "accused": self.case.name,
             "reference": self.case.reference_name or None,
             "seeds": list(self.case.seeds),
+            "changed": self.case.changed or None,
             "sentences": list(self.sentences),
             "gap": {
                 "status": self.gap_status,

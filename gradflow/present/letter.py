@@ -51,6 +51,7 @@ def verdict_view(verdict: Verdict, *, braille: bool = True) -> RenderableType:
 def _answer_lines(verdict: Verdict) -> list[RenderableType]:
     return [
         Text(question(verdict), style="italic"),
+        *([Text(f"\n{verdict.case.changed}")] if verdict.case.changed else []),
         Text(f"\nVerdict  {verdict.outcome}: {OUTCOMES[verdict.outcome]}", style="bold"),
         *(_indented(sentence) for sentence in verdict.sentences),
     ]

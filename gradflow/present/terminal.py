@@ -113,7 +113,8 @@ def summary_view(
         *(Text(line) for line in _recording_lines(summary["networks"])),
         *(Text(line) for line in _intervention_lines(summary["networks"])),
         Text(f"\nrun        {summary['run']}"),
-        Text(f"next       gradflow saliency IMAGE --run {summary['run']}"),
+        Text(f"next       gradflow report {summary['run']}"),
+        Text(f"           gradflow saliency IMAGE --run {summary['run']}"),
     )
 
 

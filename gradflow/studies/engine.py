@@ -7,6 +7,7 @@ system with the process that started the study.
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -143,7 +144,13 @@ def _ended_already(cell: Cell) -> CellEnd | None:
 def _run_on_slurm(cells: Sequence[Cell], engine: Engine, jobs: Path) -> list[CellEnd]:
     submitit = _optional("submitit", "slurm")
     options = dict(engine.slurm)
-    executor = submitit.AutoExecutor(folder=jobs, cluster=options.pop("cluster", "slurm"))
+    cluster = options.pop("cluster", "slurm")
+    if cluster == "slurm" and shutil.which("srun") is None:
+        raise RuntimeError(
+            "Expected Slurm on this machine, but there is no srun. Start the study on a node that "
+            "can submit jobs."
+        )
+    executor = submitit.AutoExecutor(folder=jobs, cluster=cluster)
     wished = {"cpus_per_task": cells[0].threads, "timeout_min": 24 * 60}
     if engine.workers is not None:
         wished["slurm_array_parallelism"] = engine.workers

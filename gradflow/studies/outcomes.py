@@ -68,10 +68,10 @@ def read_outcomes(folder: StudyDir, study: Study) -> dict[tuple[str, Place, int]
 
 
 def failures(folder: StudyDir, study: Study) -> dict[str, str]:
-    """Why cells failed, by name."""
+    """By name, which cells failed or diverged, and why."""
     states = {cell.name: CellDir(cell.folder).state() for cell in study.cells(folder.cells)}
     return {
-        name: str(state.get("message", ""))
+        name: f"{state['state']}: {state.get('message', '')}"
         for name, state in states.items()
         if state.get("state") in ("failed", "diverged")
     }

@@ -133,7 +133,7 @@ def analyse(folder: StudyDir) -> Results:
 
 def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None = None) -> Results:
     """The analysis, a pure function of what the cells left."""
-    notes = [f"{name} failed: {why}" for name, why in (failed or {}).items()]
+    notes = [f"{name} {why}" for name, why in (failed or {}).items()]
     baseline = _seeds(study, outcomes, study.arm(BASELINE))
     gaps = {
         measure.name: _gaps(study, outcomes, BASELINE, baseline, measure) for measure in MEASURES

@@ -73,6 +73,7 @@ def open_case(
     one, the reference. Raises FileNotFoundError, ValueError.
     """
     networks, notes = load_networks(runs)
+    changed = changed_on_purpose([one for run in runs for one in network_dirs(run_folder(run))])
     names = list(networks)
     if not names:
         raise ValueError(
@@ -81,7 +82,7 @@ def open_case(
         )
     first, second = choose(names, accused, reference)
     case = Case.of(networks[first], networks[second] if second else ())
-    return Case(case.accused, case.reference, (*case.notes, *notes))
+    return Case(case.accused, case.reference, (*case.notes, *notes), changed)
 
 
 def choose(
@@ -180,6 +181,23 @@ def check_alike(networks: Sequence[NetworkDir]) -> None:
                 f"Expected runs of the same data and recipe, but {paths[0].name} and {path.name} "
                 f"differ in {', '.join(different)}. Judge them one by one."
             )
+
+
+def changed_on_purpose(networks: Sequence[NetworkDir]) -> str:
+    """Which interventions these trainings ran with, and which checks failed; empty without any."""
+    runs = dict.fromkeys(one.path.parent for one in networks)
+    named = [RunDir.open(path).config().intervene.strip() for path in runs]
+    what = "; ".join(dict.fromkeys(filter(None, named)))
+    if not what:
+        return ""
+    failed = [
+        f"{done['name']} in {one.name}"
+        for one in networks
+        for done in one.interventions()
+        if not done["passed"]
+    ]
+    said = f"These trainings were changed on purpose: {what}."
+    return f"{said} The check FAILED of {', '.join(failed)}." if failed else said
 
 
 def from_training(

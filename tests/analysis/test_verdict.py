@@ -243,7 +243,7 @@ def test_sentences_hold_names_and_numbers() -> None:
     answer, numbers, gap = reach("supported").sentences
     assert answer.startswith("Supported: the gradients of plain vanish")
     assert "main cause" in answer
-    assert "δ is 99.3 times smaller at the first layer than at the last, -2.00 decades" in numbers
+    assert "(δ) is 99.3 times smaller at the first layer than at the last, -2.00 decades" in numbers
     assert "ŝ is" in numbers
     assert "(95 % -2.03 to -1.96)" in numbers
     assert gap == (

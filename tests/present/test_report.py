@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.profile import weight_table
 from gradflow.cli import main
+from gradflow.present import plots
 from gradflow.present.report import interactive, page, words
 from gradflow.present.report.charts import charts
+from gradflow.present.report.charts_of_training import confusion_title
 from gradflow.present.report.content import Report, collect
-from gradflow.present.report.depth import angles
-from gradflow.present.report.markdown import markdown, plain
+from gradflow.present.report.depth import Measure, angles, drawn_seeds, tables
+from gradflow.present.report.markdown import _class_table, markdown, plain
 from gradflow.record.trace import Table, Trace
+from gradflow.training import original
 from gradflow.training.rundir import RunDir
 
 HARM = "<script>alert(1)</script>"
@@ -88,7 +92,8 @@ def test_the_layer_that_differs_most_is_the_largest_ratio_of_the_comparison(repo
     found = report.largest_difference
     assert found is not None
     assert found[1].layer == largest.layer
-    assert f"at {largest.layer}:" in words.differs(report)
+    place = f"at {largest.layer}, layer {rows.index(largest) + 1} of {len(rows)} from the input:"
+    assert place in words.differs(report)
 
 
 def test_a_class_called_a_script_cannot_run(text: str) -> None:
@@ -228,7 +233,7 @@ def test_titles_say_what_was_found(run: Path, report: Report) -> None:
     ends = [one.history()[-1]["val_loss"] for one in RunDir.open(run).networks()
             if one.arch == "plain_18"]  # fmt: skip
     assert f"plain_18 {np.mean(ends):.3g}" in titles["loss-by-epoch"]
-    assert "√(Σz² / n)" in titles["output-rms"]
+    assert titles["output-rms"].startswith("Size of the output: most in plain_18 at ")
 
 
 def test_thinning_is_told_where_it_happens_and_only_there(report: Report) -> None:
@@ -239,6 +244,225 @@ def test_thinning_is_told_where_it_happens_and_only_there(report: Report) -> Non
     longer = replace(report, tables={("plain_18", "output_gradient"): long})
     captions = {chart.key: chart.caption for chart in charts(longer)}
     assert "Of 1000 recorded steps 334 are drawn" in captions["gradient-heat-map"]
+
+
+def test_a_confusion_is_titled_by_the_largest_share_of_a_class() -> None:
+    matrix = np.array([[90, 10, 0], [3, 3, 0], [0, 0, 0]])  # 3 of 6 weigh more than 10 of 100
+    title = confusion_title("net", matrix, ["a", "b", "c"])
+    assert title == "net most often takes b for a: 3 of 6 times"
+    assert confusion_title("net", np.eye(2, dtype=int), ["a", "b"]) == "net makes no mistake"
+
+
+def test_the_window_of_a_profile_is_the_geometric_mean_of_its_own_steps(
+    run: Path, report: Report
+) -> None:
+    """By hand from the records: another window, other numbers."""
+    traces = [Trace.load(run / f"plain_18-s{seed}") for seed in (0, 1)]
+    for window, steps in (("start", slice(0, 1)), ("whole", slice(None))):
+        (band,) = (
+            one
+            for one in report.bands[window]
+            if (one.network, one.size) == ("plain_18", "gradient_rms")
+        )
+        n = dict(zip(traces[0].sites, traces[0].sizes, strict=True))["conv1.weight"]
+        norms = [trace.select("grad_norm") for trace in traces]
+        logs = [np.log10(one.values[steps, one.sites.index("conv1.weight")]) for one in norms]
+        expected = np.mean([one.mean() for one in logs]) - np.log10(n) / 2
+        assert band.layers[0] == "conv1"
+        assert band.mean[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_every_choice_shows_one_line_per_network_or_one_heat_map(report: Report) -> None:
+    profiles, choices = interactive.gradient_profiles(report.bands, report.names)
+    for size in choices[0].options:
+        for window in choices[1].options:
+            wanted = {"size": size, "window": window}
+            agree = [one for one in profiles.data if wanted.items() <= one.meta.items()]
+            assert [one.name for one in agree if one.name] == list(report.names)
+    first = {choice.key: next(iter(choice.options)) for choice in choices}
+    assert all(first.items() <= one.meta.items() for one in profiles.data if one.visible)
+    heat, choices = interactive.heat_map(report.tables)
+    found = {(one.meta["network"], one.meta["size"]) for one in heat.data}
+    assert len(found) == len(heat.data) == len(choices[0].options) * len(choices[1].options)
+    for size in choices[1].options:
+        scales = {(one.zmin, one.zmax) for one in heat.data if one.meta["size"] == size}
+        assert len(scales) == 1, "one scale for both networks"
+
+
+def test_the_layer_that_differs_most_is_marked_in_the_profile_of_its_own_measure(
+    report: Report,
+) -> None:
+    assert report.largest_difference is not None
+    layer = report.largest_difference[1].layer
+    figure, _ = interactive.gradient_profiles(
+        report.bands, report.names, ("output_gradient", layer)
+    )
+    (mark,) = (one for one in figure.data if one.name == f"differ most: {layer}")
+    assert set(mark.x) == {layer}
+    assert (mark.meta["size"], mark.meta["window"]) == ("output_gradient", "early")
+    (chart,) = (one for one in charts(report) if one.key == "gradient-profiles")
+    delta, rest = chart.draw().axes
+    named = [text.get_text() for text in delta.get_legend().get_texts()]
+    assert f"differ most: {layer}" in named
+    assert len(rest.get_legend().get_texts()) == len(report.names)
+
+
+def test_an_option_cannot_break_out_of_its_element() -> None:
+    choice = interactive.Choice("k", "l", {'"><script>': "</select><b>", "other": "x"})
+    figure = interactive.layer_profiles(["a"], {}, Measure("says", "axis", log=True))
+    written = interactive.to_html("key", figure, [choice])
+    assert '"><script>' not in written.split("<div")[1]
+    assert "</select><b>" not in written
+
+
+def test_the_heat_map_is_the_median_over_seeds_at_the_steps_that_all_recorded() -> None:
+    group = [network(seed, [0, 1, 2], 10.0**seed) for seed in (0, 1, 2)]
+    group[2] = network(2, [0, 1], 100.0)  # ended early
+    found = tables({"net": group})["net", "output_gradient"]
+    np.testing.assert_array_equal(found.steps, [0, 1])
+    np.testing.assert_allclose(found.values, 10.0)
+
+
+def test_a_value_that_one_seed_lacks_is_the_median_of_the_others() -> None:
+    group = [network(seed, [0, 1], value) for seed, value in enumerate((1.0, 3.0, np.nan))]
+    np.testing.assert_allclose(tables({"net": group})["net", "output_gradient"].values, 2.0)
+    nothing = [network(seed, [0, 1], np.nan) for seed in (0, 1)]
+    assert np.isnan(tables({"net": nothing})["net", "output_gradient"].values).all()
+
+
+def test_seeds_that_were_recorded_at_other_steps_leave_the_first_one(report: Report) -> None:
+    group = [network(0, [0, 2, 4, 6], 1.0), network(1, [0, 3, 5, 7], 9.0)]
+    found = tables({"net": group})["net", "output_gradient"]
+    np.testing.assert_array_equal(found.steps, [0, 2, 4, 6])
+    np.testing.assert_allclose(found.values, 1.0)
+    assert [one.seed for one in drawn_seeds(group)[0]] == [0]
+    captions = {one.key: one.caption for one in charts(report)}
+    assert captions["gradient-heat-map"].startswith("The median over 2 seeds.")
+    alone = replace(report, tables_of={"plain_18": (0,), "resnet_18": (0, 1)})
+    captions = {one.key: one.caption for one in charts(alone)}
+    assert captions["gradient-heat-map"].startswith("Drawn is seed 0 of plain_18, since")
+
+
+def network(seed: int, steps: list[int], delta: float) -> TrainedNetwork:
+    """Of three layers whose ‖∂L/∂z‖ is `delta` at every step."""
+    layers = ("conv1", "conv2", "fc")
+    sites = (*layers, *(f"{one}.weight" for one in layers))
+    kinds = ("conv", "conv", "linear", "conv.weight", "conv.weight", "linear.weight")
+    values = np.full((len(steps), len(sites)), np.nan)
+    values[:, :3] = delta
+    trace = Trace(np.array(steps), sites, kinds, np.ones(len(sites), np.int64),
+                  {"output_grad_norm": values})  # fmt: skip
+    return TrainedNetwork("net", seed, trace)
+
+
+def test_a_loss_that_is_nowhere_finite_leaves_a_gap_and_shifts_no_epoch() -> None:
+    loss = np.array([[3.0, np.nan, 1.0], [1.0, np.inf, 2.0]])
+    figure = interactive.curves({"net": (loss, loss)}, [0.1, 0.1, 0.1], "loss")
+    line = next(one for one in figure.data if one.name == "net, validation")
+    np.testing.assert_array_equal(line.y, [2.0, np.nan, 1.5])
+    top, _ = plots.curves_plot({"net": (loss, loss)}, [0.1, 0.1, 0.1], "loss", "")
+    drawn = next(one for one in top.lines if one.get_label() == "net, validation")
+    np.testing.assert_array_equal(drawn.get_xdata(), [1, 2, 3])
+    np.testing.assert_array_equal(drawn.get_ydata(), [2.0, np.nan, 1.5])
+
+
+def test_json_is_json_where_a_loss_is_not_finite(report: Report, tmp_path: Path) -> None:
+    broken = json.loads(json.dumps(report.trained[0].evaluation))
+    broken["last"]["test"]["loss"] = float("nan")
+    one = replace(report.trained[0], evaluation=broken)
+    diverged = replace(report, trained=(one, *report.trained[1:]))
+    page.write(diverged, [], tmp_path / "r.html", static=True)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    content = json.loads((tmp_path / "r.json").read_text("utf-8"), parse_constant=refuse)
+    losses = {(row["network"], row["seed"]): row["test_loss"] for row in content["accuracy"]}
+    assert losses[one.arch, one.seed] is None
+
+
+def test_markdown_and_json_hold_what_the_page_holds(run: Path, report: Report, text: str) -> None:
+    written = markdown(report, charts(report), "figures")
+    content = page.to_json(report)
+    (mcnemar, *_) = content["mcnemar_lines"]
+    audit = RunDir.open(run).data()["audit"]
+    for said in (mcnemar, *content["data"]):
+        assert said in html.unescape(text)
+        assert said in html.unescape(written)
+    assert f"{audit['n_images']} images, of which {audit['n_distinct']} are distinct" in written
+    for name in report.names:
+        tests = [one.evaluation["last"]["test"]["report"]["zero"] for one in report.of(name)]
+        recall = np.mean([one["recall"] for one in tests])
+        assert {row["label"]: row["numbers"][1] for row in content["classes"][name]}[
+            "zero"
+        ] == pytest.approx(recall)
+        assert f"### {name}, class by class" in written
+    assert "epochs: 2" in written
+    assert f"gradflow {report.environments[0]['gradflow']}" in written
+
+
+def test_published_numbers_stand_beside_those_of_the_same_classes(report: Report) -> None:
+    assert words.published_lines(report) == []
+    of_the_original = replace(report, names=("plain_34",), class_names=original.CLASSES)
+    (line,) = words.published_lines(of_the_original)
+    theirs = original.PUBLISHED["plain_34"]
+    assert f"{theirs['test_accuracy']:.3f} on {theirs['n_test']} test images" in line
+
+
+def test_a_bar_in_the_name_of_a_class_ends_no_cell(report: Report) -> None:
+    named = replace(report, class_names=(HARM, "zero"))
+    rows = markdown(named, [], "figures")
+    assert "<script>" not in rows
+    piped = [{"label": "a|b\nc", "numbers": [1.0, 1.0, 1.0], "support": 1, "published": None}]
+    assert r"| a\|b c | 1.00" in _class_table(piped)
+
+
+def test_test_images_that_the_training_set_holds_are_named(report: Report) -> None:
+    split = json.loads(json.dumps(report.data["split"]))
+    split["counts"]["near_contaminated"] = 3
+    (_, said) = words.data_lines(replace(report, data=report.data | {"split": split}))
+    n = split["counts"]["test"]
+    assert f"3 of {n} test images have a copy, or a near one, in the training set" in said
+
+
+@pytest.fixture
+def changed(run: Path, tmp_path: Path) -> Path:
+    """The same run as if its gradients had been scaled, and one check had failed."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("*.pt"))
+    config = copy / "config.yaml"
+    text = config.read_text("utf-8")
+    assert "intervene: ''" in text
+    scaled = "gradient_scale(layers=1-3, factor=0.5)"
+    config.write_text(text.replace("intervene: ''", f"intervene: {scaled}"), "utf-8")
+    for network in RunDir.open(copy).networks():
+        passed = network.name != "plain_18-s1"
+        network.save_interventions([{"name": "gradient_scale", "passed": passed, "checks": []}])
+    return copy
+
+
+def test_a_run_that_was_changed_on_purpose_says_so_in_letter_and_report(
+    changed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = (
+        "These trainings were changed on purpose: gradient_scale(layers=1-3, factor=0.5). The "
+        "check FAILED of gradient_scale in plain_18-s1."
+    )
+    assert main(["diagnose", str(changed)]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert main(["report", str(changed), "--static"]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+    for file in ("report.html", "report.md"):
+        assert said in (changed / file).read_text("utf-8")
+    content = json.loads((changed / "report.json").read_text("utf-8"))
+    assert content["changed"] == content["verdict"]["changed"] == said
+
+
+def test_a_run_that_was_not_changed_says_nothing_of_it(report: Report, text: str) -> None:
+    assert report.changed == ""
+    assert report.verdict is not None
+    assert report.verdict.to_json()["changed"] is None
+    assert 'id="changed"' not in text
 
 
 def test_the_page_tells_how_to_train_the_same_again(report: Report, text: str) -> None:
@@ -294,32 +518,64 @@ def test_in_a_browser_it_asks_nothing_of_the_network_and_fits(
     if width == 1280:
         figure = tab.locator("#gradient-profiles .nsewdrag").first.bounding_box()
         assert figure["y"] + 100 < 900, "the profiles begin on the first screen"
-    _menu_is_clear(tab)
+    _choices_can_be_read(tab)
+    _hover_and_see(tab)
     _switch_and_see(tab)
+    _zoom_and_see(tab)
+    assert said == []
     context.close()
 
 
-def _menu_is_clear(tab: Any) -> None:
-    """The menu stands above the legend, and its text differs from its ground in both schemes."""
-    menu = tab.locator("#gradient-profiles .updatemenu-header").bounding_box()
-    legend = tab.locator("#gradient-profiles .legend").bounding_box()
-    assert menu["y"] + menu["height"] <= legend["y"] + 2  # a border of 1 px each
+def _choices_can_be_read(tab: Any) -> None:
+    """What can be chosen stands out from what it stands on, by the browser's own colours."""
     colours = [
-        tab.eval_on_selector(f"#gradient-profiles {one}", "one => getComputedStyle(one).fill")
-        for one in (".updatemenu-item-text", ".updatemenu-item-rect")
+        tab.eval_on_selector("select", f"one => getComputedStyle(one).{one}")
+        for one in ("color", "backgroundColor")
     ]
     text, ground = (np.array(re.findall(r"\d+", colour)[:3], int) for colour in colours)
     assert abs(text - ground).min() > 120
 
 
 def _switch_and_see(tab: Any) -> None:
-    """Choosing another size draws other data, and choosing another network another heat map."""
-    for key in ("gradient-profiles", "gradient-heat-map"):
-        shown = f"document.getElementById('{key}').data.map(one => one.visible !== false)"
+    """Choosing a size or a window draws other data, and choosing a network another heat map."""
+    for figure, key, value in (
+        ("gradient-profiles", "size", "scale_invariant"),
+        ("gradient-profiles", "window", "whole"),
+        ("gradient-heat-map", "network", "resnet_18"),
+        ("gradient-heat-map", "size", "gradient_rms"),
+    ):
+        plot = f"document.getElementById('{figure}')"
+        shown = f"{plot}.data.filter(one => one.visible !== false).map(one => one.meta)"
         before = tab.evaluate(shown)
-        tab.evaluate(f"document.getElementById('{key}').scrollIntoView()")
-        tab.click(f"#{key} .updatemenu-header")
-        tab.click(f"#{key} .updatemenu-dropdown-button >> nth=1")
+        tab.select_option(f"select[data-figure='{figure}'][data-key='{key}']", value)
         after = tab.evaluate(shown)
-        assert before != after
-        assert sum(before) == sum(after)
+        assert value not in {one[key] for one in before}
+        assert {one[key] for one in after} == {value}
+    label = "document.getElementById('gradient-profiles').layout.yaxis.title.text"
+    assert tab.evaluate(label) == "ŝ (loss)"
+
+
+def _zoom_and_see(tab: Any) -> None:
+    """The strip below the heat map chooses the steps: its ends are handles that can be drawn."""
+    plot = "document.getElementById('gradient-heat-map')"
+    tab.evaluate(f"{plot}.scrollIntoView()")
+    before = tab.evaluate(f"{plot}.layout.xaxis.range")
+    handle = tab.locator("#gradient-heat-map .rangeslider-grabarea-min").bounding_box()
+    width = tab.locator("#gradient-heat-map .rangeslider-bg").bounding_box()["width"]
+    tab.mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
+    tab.mouse.down()
+    tab.mouse.move(handle["x"] + width / 2, handle["y"] + handle["height"] / 2, steps=5)
+    tab.mouse.up()
+    after = tab.evaluate(f"{plot}.layout.xaxis.range")
+    assert after[0] > before[0] + 0.2 * (before[1] - before[0])
+    assert after[1] == pytest.approx(before[1])
+
+
+def _hover_and_see(tab: Any) -> None:
+    """Pointing at the heat map says which step and layer it is, and the value."""
+    tab.evaluate("document.getElementById('gradient-heat-map').scrollIntoView()")
+    area = tab.locator("#gradient-heat-map .nsewdrag").first.bounding_box()
+    tab.mouse.move(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)
+    tab.mouse.move(area["x"] + area["width"] / 2 + 2, area["y"] + area["height"] / 2)
+    said = tab.wait_for_selector("#gradient-heat-map .hoverlayer .hovertext").text_content()
+    assert re.search(r"step \d+.*(conv|layer).*10\^-?\d", said)

@@ -87,7 +87,8 @@ def test_summary_names_result_interval_published_value_test_and_profile() -> Non
         "p = 0.0026",
         "plain_34-s0   █▅▁  first/last convolution: 85× at the first recorded step",
         "resnet_34-s0  ▁▁  first/last convolution: unknown",
-        "gradflow saliency IMAGE --run runs/x",
+        "next       gradflow report runs/x",
+        "           gradflow saliency IMAGE --run runs/x",
     ):
         assert words in shown
 

@@ -131,10 +131,10 @@ def test_two_seeds_decide_nothing() -> None:
 
 def test_a_seed_that_failed_is_left_out_of_its_arm_and_noted() -> None:
     left = {key: one for key, one in outcomes().items() if key != ("constant", "accused", 3)}
-    found = results(study(), left, {"constant/accused-s3": "The loss was nan"})
+    found = results(study(), left, {"constant/accused-s3": "diverged: The loss was nan"})
     assert by_name(found)["constant"].seeds == (0, 1, 2, 4)
     assert by_name(found)["weak-skip"].seeds == (0, 1, 2, 3, 4)
-    assert "constant/accused-s3 failed: The loss was nan" in found.notes
+    assert "constant/accused-s3 diverged: The loss was nan" in found.notes
     assert "constant: 4 of 5 seeds are complete." in found.notes
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from gradflow.analysis.statistics import mean_and_range
 from gradflow.present.plots.style import new_axes, new_figure, styles
 
 
@@ -51,8 +52,8 @@ def curves_plot(
     """Training (thin) and validation (thick) by epoch, with the learning rate below.
 
     `curves` maps a network to its training and its validation values, (seeds, epochs) each, NaN
-    where a seed had ended: the line is the mean over seeds, the band their range. `lr` holds one
-    value per epoch.
+    where a seed had ended: the line is the mean over the seeds that are finite, the band their
+    range, and there is a gap where none is. `lr` holds one value per epoch.
     """
     if axes is None:
         top, bottom = new_figure(5.6, 4.2).subplots(
@@ -62,14 +63,13 @@ def curves_plot(
         top, bottom = axes
     for (name, parts), style in zip(curves.items(), styles(len(curves)), strict=True):
         for values, part, width in zip(parts, ("training", "validation"), (0.8, 1.8), strict=True):
-            seen = values[:, ~np.isnan(values).all(axis=0)]
-            epochs = np.arange(1, seen.shape[1] + 1)
+            mean, low, high = mean_and_range(values)
+            epochs = np.arange(1, len(mean) + 1)
             look = {**style, "marker": style["marker"] if part == "validation" else ""}
             top.plot(
-                epochs, np.nanmean(seen, axis=0), label=f"{name}, {part}", lw=width,
+                epochs, mean, label=f"{name}, {part}", lw=width,
                 markersize=4, markevery=max(1, len(epochs) // 12), **look,
             )  # fmt: skip
-            low, high = np.nanmin(seen, axis=0), np.nanmax(seen, axis=0)
             top.fill_between(epochs, low, high, color=style["color"], alpha=0.15, lw=0)
     top.set_ylabel(ylabel)
     top.set_title(title, fontsize=10)

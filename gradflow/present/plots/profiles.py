@@ -50,12 +50,14 @@ def profile_bands_plot(
     ax: Axes | None = None,
     *,
     log: bool = True,
+    mark: tuple[str, str] | None = None,
 ) -> Axes:
     """Depth profiles over seeds: the mean as a line, the range of the seeds as a band.
 
     `bands` maps a network to its layer names and log10 of the mean, lowest and highest value of
     each layer; NaN leaves a gap. The axis shows the values, not their logarithms. Without `log`
-    they are the values themselves, on an axis that begins at zero: for shares.
+    they are the values themselves, on an axis that begins at zero: for shares. `mark` is a layer
+    to point at, and what the legend says of it.
     """
     ax = new_axes(7.0, 3.8) if ax is None else ax
     for (label, (_, *values)), style in zip(bands.items(), styles(len(bands)), strict=True):
@@ -67,6 +69,9 @@ def profile_bands_plot(
         ax.set_yscale("log", nonpositive="mask")
     else:
         ax.set_ylim(0, max(ax.get_ylim()[1], 0.01))
+    layers = next(iter(bands.values()))[0] if bands else ()
+    if mark is not None and mark[0] in layers:
+        ax.axvline(list(layers).index(mark[0]), color="0.4", ls=":", lw=1.2, label=mark[1])
     _layers_on_x(ax, [tuple(layers) for layers, *_ in bands.values()])
     ax.set_ylabel(ylabel, parse_math=False)
     ax.set_title(title)

@@ -1,5 +1,6 @@
 """Figures by depth: gradients, activations and updates, with titles that say what was found."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,12 +13,13 @@ from gradflow.present import plots
 from gradflow.present.report import interactive
 from gradflow.present.report.chart import Chart
 from gradflow.present.report.content import Report
-from gradflow.present.report.depth import ACTIVATIONS, UPDATES, Profile
+from gradflow.present.report.depth import ACTIVATIONS, UPDATES, Measure, Profile
 
 
 def gradient_charts(report: Report) -> Iterator[Chart]:
     """The profiles and the heat map."""
     verdict = report.verdict
+    mark = report.largest_difference[1].layer if report.largest_difference else ""
     if verdict is not None and verdict.bands:
         yield Chart(
             "gradient-profiles",
@@ -26,10 +28,15 @@ def gradient_charts(report: Report) -> Iterator[Chart]:
             "Each point is a layer, the input at the left; the line is the mean over seeds, early "
             "in training, the band their range. Vanishing would be a line that falls ten-fold or "
             "more from right to left. δ is what is passed on from layer to layer, ŝ what a small "
-            "relative change of a weight does, g the raw gradient.",
-            lambda: _profiles_figure(verdict.bands),
+            f"relative change of a weight does, g the raw gradient.{_names_of_layers(report)}",
+            lambda: _profiles_figure(verdict.bands, mark),
             lambda: interactive.to_html(
-                interactive.gradient_profiles(verdict.bands, report.names), "gradient-profiles"
+                "gradient-profiles",
+                *interactive.gradient_profiles(
+                    {window: found for window, found in report.bands.items() if found},
+                    report.names,
+                    ("output_gradient", mark) if mark else None,
+                ),
             ),
         )
     if report.tables:
@@ -37,11 +44,11 @@ def gradient_charts(report: Report) -> Iterator[Chart]:
             "gradient-heat-map",
             "gradients",
             heat_title(report),
-            f"Seed {report.seeds[0]}. The input is at the top, training runs to the right; yellow "
-            "is a large gradient, blue a small one, on one scale for all networks."
+            f"{_seeds_of_tables(report)} The input is at the top, training runs to the right; "
+            "yellow is a large gradient, blue a small one, on one scale for all networks."
             f"{_thinning(report)}",
             lambda: _heat_figure(report),
-            lambda: interactive.to_html(interactive.heat_map(report.tables), "gradient-heat-map"),
+            lambda: interactive.to_html("gradient-heat-map", *interactive.heat_map(report.tables)),
         )
 
 
@@ -71,6 +78,36 @@ def heat_title(report: Report) -> str:
     return f"Over the training {symbol} of {name} is largest at {high} and smallest at {low}"
 
 
+# Of gradflow's and torchvision's residual networks: layer2.0.conv1.
+STAGED = re.compile(r"layer(\d+)\.(\d+)\.\w*?(\d+)")
+
+
+def _names_of_layers(report: Report) -> str:
+    """How to read the names, by an example from the second stage; empty for other networks."""
+    bands = report.verdict.bands if report.verdict else ()
+    names = [name for band in bands[:1] for name in band.layers if STAGED.fullmatch(name)]
+    if not names:
+        return ""
+    name = next((one for one in names if one.startswith("layer2.")), names[0])
+    stage, block, layer = STAGED.fullmatch(name).groups()  # type: ignore[union-attr]  # as above
+    return (
+        f" {name} is stage {stage}, block {block} (blocks are counted from 0), convolution {layer}."
+    )
+
+
+def _seeds_of_tables(report: Report) -> str:
+    """Whether a heat map shows all seeds or one."""
+    alone = [
+        f"seed {seeds[0]} of {name}"
+        for name, seeds in report.tables_of.items()
+        if len(seeds) < len(report.seeds)
+    ]
+    if alone:
+        return f"Drawn is {' and '.join(alone)}, since the seeds were recorded at different steps."
+    n = len(report.seeds)
+    return f"The median over {n} seeds." if n > 1 else f"Seed {report.seeds[0]}."
+
+
 def _thinning(report: Report) -> str:
     """Says so where not every recorded step is drawn."""
     longest = max(report.tables.values(), key=lambda table: len(table.steps))
@@ -83,7 +120,8 @@ def _thinning(report: Report) -> str:
     )
 
 
-def _profiles_figure(bands: Sequence[Band]) -> plots.Figure:
+def _profiles_figure(bands: Sequence[Band], mark: str) -> plots.Figure:
+    """δ and ŝ; `mark` is the layer where δ of two networks differs most, or empty."""
     sizes = [size for size in JUDGED_SIZES if any(band.size == size for band in bands)]
     fig = plots.new_figure(7.0, 3.8 * len(sizes))
     for ax, size in zip(fig.subplots(len(sizes), 1, squeeze=False)[:, 0], sizes, strict=True):
@@ -93,7 +131,9 @@ def _profiles_figure(bands: Sequence[Band]) -> plots.Figure:
             for band in bands
             if band.size == size
         }
-        plots.profile_bands_plot(by_name, f"{one.symbol} ({one.unit})", one.formula, ax)
+        marked = (mark, f"differ most: {mark}") if mark and size == "output_gradient" else None
+        label = f"{one.symbol} ({one.unit})"
+        plots.profile_bands_plot(by_name, label, one.formula, ax, mark=marked)
     return fig
 
 
@@ -155,23 +195,23 @@ def _by_depth(
     measure: str,
     section: str,
     profiles: dict[str, Profile],
-    unit: str,
+    shown: Measure,
     caption: str,
 ) -> Chart:
     key = measure.replace("_", "-")
     return Chart(
         key,
         section,
-        depth_title(profiles, unit),
+        depth_title(profiles, shown.says),
         caption,
-        lambda: _layer_figure(profiles, unit),
-        lambda: interactive.to_html(interactive.layer_profiles(names, profiles, unit), key),
+        lambda: _layer_figure(profiles, shown),
+        lambda: interactive.to_html(key, interactive.layer_profiles(names, profiles, shown)),
     )
 
 
-def depth_title(profiles: dict[str, Profile], unit: str) -> str:
+def depth_title(profiles: dict[str, Profile], says: str) -> str:
     """Where each network has the most of it, and how much."""
-    what = f"{unit[0].upper()}{unit[1:]}"
+    what = f"{says[0].upper()}{says[1:]}"
     if all(np.nanmax(one.mean) == 0 for one in profiles.values()):
         return f"{what}: none in any layer"
     most = [
@@ -182,14 +222,13 @@ def depth_title(profiles: dict[str, Profile], unit: str) -> str:
     return f"{what}: most in {', in '.join(most)}"
 
 
-def _layer_figure(profiles: dict[str, Profile], unit: str) -> plots.Figure:
-    """On a logarithmic axis; shares, which may be zero, from zero on."""
-    is_share = unit.endswith("share")
+def _layer_figure(profiles: dict[str, Profile], shown: Measure) -> plots.Figure:
+    """On a logarithmic axis; what may be zero, from zero on."""
     bands = {}
     for name, one in profiles.items():
         values = (one.mean, one.low, one.high)
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = [np.where(value > 0, np.log10(value), np.nan) for value in values]
-        mean, low, high = values if is_share else logs
+        mean, low, high = logs if shown.log else values
         bands[name] = (one.layers, mean, low, high)
-    return plots.figure_of(plots.profile_bands_plot(bands, unit, "", log=not is_share))
+    return plots.figure_of(plots.profile_bands_plot(bands, shown.axis, "", log=shown.log))

@@ -1,6 +1,6 @@
 """Figures of what training came to: curves, classes and calibration."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -19,7 +19,10 @@ def training_charts(report: Report) -> Iterator[Chart]:
         return
     lr = max((one.history for one in report.trained), key=len)
     rates = [epoch["lr"] for epoch in lr]
-    for what, unit in (("loss", "loss (nats, with label smoothing)"), ("accuracy", "accuracy")):
+    for what, unit in (
+        ("loss", "loss (nats, with label smoothing)"),
+        ("accuracy", "accuracy (share of images)"),
+    ):
         series = {name: _series(report, name, what) for name in report.names}
         yield Chart(
             f"{what}-by-epoch",
@@ -31,7 +34,7 @@ def training_charts(report: Report) -> Iterator[Chart]:
                 plots.curves_plot(s, rates, u, "")[0]
             ),
             lambda s=series, u=unit, w=what: interactive.to_html(  # type: ignore[misc]
-                interactive.curves(s, rates, u), f"{w}-by-epoch"
+                f"{w}-by-epoch", interactive.curves(s, rates, u)
             ),
         )
 
@@ -41,7 +44,7 @@ def curve_title(series: dict[str, tuple[np.ndarray, np.ndarray]], what: str) -> 
     ends = []
     for name, (_, validation) in series.items():
         known = validation[:, -1][np.isfinite(validation[:, -1])]
-        ends.append(f"{name} {known.mean():.3g}" if len(known) else f"{name} not finite")
+        ends.append(f"{name} {known.mean():#.3g}" if len(known) else f"{name} not finite")
     return f"Validation {what} after the last epoch: {', '.join(ends)}"
 
 
@@ -66,15 +69,29 @@ def class_charts(report: Report) -> Iterator[Chart]:
         yield Chart(
             f"confusion-{name}",
             "classes",
-            f"What {name} takes for what, {int(matrix.sum())} answers of {len(parts)} seed"
-            f"{'s' * (len(parts) > 1)}",
-            "Rows are the true class, columns the answer, on the test images after the last epoch.",
+            confusion_title(name, matrix, report.class_names),
+            f"Rows are the true class, columns the answer: {int(matrix.sum())} answers of "
+            f"{len(parts)} seed{'s' * (len(parts) > 1)} on the test images after the last epoch.",
             lambda m=matrix: plots.figure_of(  # type: ignore[misc]
                 plots.confusion_plot(m, report.class_names, "")
             ),
         )
     yield from _differences(report)
     yield from _calibration(report)
+
+
+def confusion_title(name: str, matrix: np.ndarray, class_names: Sequence[str]) -> str:
+    """Which class is most often taken for another, as a share of its images."""
+    wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
+    if not wrong.any():
+        return f"{name} makes no mistake"
+    n = matrix.sum(axis=1)
+    shares = wrong / np.maximum(n, 1)[:, None]
+    true, answer = divmod(int(shares.argmax()), shares.shape[1])
+    return (
+        f"{name} most often takes {class_names[true]} for {class_names[answer]}: "
+        f"{wrong[true, answer]} of {n[true]} times"
+    )
 
 
 def _differences(report: Report) -> Iterator[Chart]:

@@ -9,12 +9,14 @@ import numpy as np
 
 from gradflow.analysis.case import Case
 from gradflow.analysis.compare import Comparison, LayerDifference, compare
+from gradflow.analysis.overview import Band, bands
 from gradflow.analysis.verdict import Verdict, judge_case
 from gradflow.controls.gate import load_gate
 from gradflow.present.report.depth import (
     Profile,
     activations,
     angles,
+    drawn_seeds,
     load_traces,
     tables,
     updates,
@@ -24,6 +26,7 @@ from gradflow.studies import Results, StudyDir, analyse
 from gradflow.studies.diagnosis import judge_study
 from gradflow.studies.study import PLACES
 from gradflow.training.diagnosis import (
+    changed_on_purpose,
     check_alike,
     choose,
     name_and_seed,
@@ -33,6 +36,13 @@ from gradflow.training.diagnosis import (
 )
 from gradflow.training.evaluate import mcnemar
 from gradflow.training.rundir import NetworkDir, RunDir
+
+# Where the profiles are taken; the verdict is about the first.
+WINDOWS = {
+    "early": "early in training",
+    "start": "at the first recorded step",
+    "whole": "over the whole training",
+}
 
 
 @dataclass(frozen=True)
@@ -53,9 +63,12 @@ class Report:
     seeds: tuple[int, ...]
     verdict: Verdict | None = None  # None where no gradients were recorded
     comparisons: tuple[Comparison, ...] = ()
+    bands: dict[str, tuple[Band, ...]] = field(default_factory=dict)  # window
     tables: dict[tuple[str, str], Table] = field(default_factory=dict)  # network, gradient size
+    tables_of: dict[str, tuple[int, ...]] = field(default_factory=dict)  # network: their seeds
     activations: dict[str, dict[str, Profile]] = field(default_factory=dict)  # measure, network
     updates: dict[str, dict[str, Profile]] = field(default_factory=dict)  # measure, network
+    changed: str = ""  # what was changed on purpose, in a sentence
     trained: tuple[Trained, ...] = ()
     class_names: tuple[str, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)
@@ -158,7 +171,11 @@ def _judged(
         seeds=case.seeds,
         verdict=verdict,
         comparisons=tuple(compare(case)) if case.reference else (),
+        bands={window: tuple(bands(case, window)) for window in WINDOWS},
         tables=tables(groups),
+        tables_of={
+            name: tuple(one.seed for one in drawn_seeds(group)[0]) for name, group in groups.items()
+        },
         activations=found_activations,
         updates=found_updates,
         missing=(
@@ -219,6 +236,7 @@ def _facts(shown: Mapping[NetworkDir, str]) -> dict[str, Any]:
     runs = [RunDir.open(path) for path in dict.fromkeys(one.path.parent for one in shown)]
     data = runs[0].data()
     return {
+        "changed": changed_on_purpose(list(shown)),
         "trained": tuple(
             Trained(name, one.seed, one.history(), one.evaluation()) for one, name in shown.items()
         ),

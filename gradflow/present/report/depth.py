@@ -1,7 +1,8 @@
-"""Numbers by layer: one seed's tables over the steps, and profiles over seeds."""
+"""Numbers by layer: tables over the steps, and profiles, both over seeds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +18,32 @@ from gradflow.analysis.profile import (
 from gradflow.record import Trace
 from gradflow.record.trace import Table
 
-# Measure -> what it is, and its unit. A profile of shares begins at zero; the others are log.
+
+@dataclass(frozen=True)
+class Measure:
+    """What a number by layer is: as the subject of a title, on an axis, and how that is divided."""
+
+    says: str
+    axis: str  # with its unit
+    log: bool  # else the axis begins at zero
+
+
 ACTIVATIONS = {
-    "output_dead_window": "channels that were off over 16 recorded steps, share",
-    "output_dead_fraction": "channels that were off in a step, share",
-    "output_zero_fraction": "elements that are zero, share",
-    "output_rms": "size of the output, √(Σz² / n)",
+    "output_dead_window": Measure(
+        "channels that were off over 16 recorded steps", "share of channels", log=False
+    ),
+    "output_dead_fraction": Measure(
+        "channels that were off in a step", "share of channels", log=False
+    ),
+    "output_zero_fraction": Measure("elements that are zero", "share of elements", log=False),
+    "output_rms": Measure("size of the output", "√(Σz² / n), activation", log=True),
 }
 UPDATES = {
-    "relative_update": "size of a step, ‖Δw‖ / ‖w‖",
-    "distance": "way of the weights, Σ ‖Δw‖ / ‖w‖",
-    "angle_from_start": "angle between the weights at the end and at the start, rad",
+    "relative_update": Measure("size of a step", "‖Δw‖ / ‖w‖ (1)", log=True),
+    "distance": Measure("way that the weights travelled", "Σ ‖Δw‖ / ‖w‖ (1)", log=True),
+    "angle_from_start": Measure(
+        "angle between the weights at the end and at the start", "angle (rad)", log=False
+    ),
 }
 ACTIVATION_KINDS = ("activation",)
 
@@ -47,15 +63,36 @@ Traces = Mapping[str, Sequence[Trace]]
 
 
 def tables(groups: Groups) -> dict[tuple[str, str], Table]:
-    """(network, gradient size) -> steps × layers of the first seed."""
+    """(network, gradient size) -> steps × layers: the median over seeds, see `drawn_seeds`."""
     found = {}
     for name, group in groups.items():
+        drawn, steps = drawn_seeds(group)
         for size in GRADIENT_SIZES:
             try:
-                found[name, size] = layer_table(group[0].trace, size, group[0].layers)
+                of_seeds = [layer_table(one.trace, size, group[0].layers) for one in drawn]
             except KeyError:  # not recorded
                 continue
+            values = [one.values[np.isin(one.steps, steps)] for one in of_seeds]
+            found[name, size] = Table(steps, of_seeds[0].sites, _median(np.array(values)))
     return found
+
+
+def drawn_seeds(group: Sequence[TrainedNetwork]) -> tuple[Sequence[TrainedNetwork], np.ndarray]:
+    """Which seeds a heat map is the median of, and the steps (n,) that all of them recorded.
+
+    The first seed alone where they were recorded at different steps, as with `--max-overhead`.
+    """
+    steps = reduce(np.intersect1d, [one.trace.steps for one in group])
+    shortest = min(len(one.trace) for one in group)
+    if 2 * len(steps) < shortest:
+        return group[:1], group[0].trace.steps
+    return group, steps
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """Over the first axis, the seeds, of what is finite; NaN where nothing is."""
+    median = np.ma.median(np.ma.masked_invalid(values), axis=0)  # type: ignore[no-untyped-call]
+    return np.asarray(np.ma.filled(median, np.nan), dtype=np.float64)
 
 
 def updates(groups: Groups) -> dict[str, dict[str, Profile]]:

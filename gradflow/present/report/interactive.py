@@ -1,6 +1,13 @@
-"""Figures to hover over and to switch. The only module that imports plotly."""
+"""Figures to hover over and to switch. The only module that imports plotly.
+
+What can be chosen is said by the `meta` of each trace, such as {"network": "plain_34"}, and offered
+by `<select>` elements above the figure: they follow the page's colours, the keyboard and a phone.
+The page's script shows the traces whose `meta` agrees with all of them.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -9,19 +16,19 @@ from plotly.offline import get_plotlyjs
 
 from gradflow.analysis.overview import Band
 from gradflow.analysis.profile import GRADIENT_SIZES
+from gradflow.analysis.statistics import mean_and_range
 from gradflow.present.plots import COLORMAP, STYLES, rate_ticks
-from gradflow.present.report.depth import Profile
+from gradflow.present.report.content import WINDOWS
+from gradflow.present.report.depth import Measure, Profile
 from gradflow.record.trace import Table
 
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash")  # as plots.STYLES, for grey print
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down")
 MAX_STEPS = 400  # columns of a heat map: more would not be seen, and each is text in the page
-SMALLEST_SHARE = (
-    0.01  # where an axis of shares ends at least: zero everywhere is a line at its foot
-)
+SMALLEST = 0.01  # where an axis from zero ends at least: zero everywhere is a line at its foot
 LAYOUT: dict[str, Any] = {
-    "margin": {"l": 60, "r": 15, "t": 40, "b": 80},
-    "height": 400,
+    "margin": {"l": 60, "r": 15, "t": 30, "b": 80},
+    "height": 390,
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
     "font": {"color": "#777", "size": 13},  # where the page does not colour it after its theme
@@ -29,9 +36,15 @@ LAYOUT: dict[str, Any] = {
                "traceorder": "normal"},
 }  # fmt: skip
 GRID = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "automargin": True}
-# Above the legend, and flush with the axis: they would lie on each other on a narrow screen.
-MENU_MARGIN = {"margin": LAYOUT["margin"] | {"t": 95}, "height": 420}  # pixels
-MENU = {"x": 0, "xanchor": "left", "y": 1.17, "yanchor": "bottom", "pad": {"t": 0, "b": 0}}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One `<select>`: of which key of `meta`, its label, and value -> words, the first chosen."""
+
+    key: str
+    label: str
+    options: Mapping[str, str]
 
 
 def library() -> str:
@@ -39,54 +52,79 @@ def library() -> str:
     return str(get_plotlyjs())
 
 
-def to_html(figure: go.Figure, key: str) -> str:
-    """The figure as a piece of a page that holds `library()`."""
+def to_html(key: str, figure: go.Figure, choices: Sequence[Choice] = ()) -> str:
+    """The figure as a piece of a page that holds `library()`, below what can be chosen."""
     html = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
         div_id=key,
         config={"displaylogo": False, "responsive": True},
     )
-    return str(html)
+    boxes = [_select(key, choice) for choice in choices if len(choice.options) > 1]
+    return f'<div class="choices">{"".join(boxes)}</div>{html}' if boxes else str(html)
 
 
-def gradient_profiles(bands: Sequence[Band], names: Sequence[str]) -> go.Figure:
-    """Every gradient size by depth, early in training: one chosen by a menu, the band of seeds."""
-    figure = go.Figure()
-    sizes: list[str] = []  # of each line and band
-    for size in GRADIENT_SIZES:
-        for band in bands:
-            if band.size == size:
-                profile = Profile(band.layers, 10**band.mean, 10**band.low, 10**band.high)
-                added = _add_profile(figure, names.index(band.network), band.network,
-                                     profile, size == "output_gradient")  # fmt: skip
-                sizes += [size] * added
-    _menu(figure, sizes, {size: f"{one.symbol}  {_words(size)} ({one.unit})"
-                          for size, one in GRADIENT_SIZES.items()})  # fmt: skip
-    figure.update_yaxes(type="log", exponentformat="power", title="size of the gradient")
+def _select(figure: str, choice: Choice) -> str:
+    options = "".join(
+        f'<option value="{escape(value)}">{escape(words)}</option>'
+        for value, words in choice.options.items()
+    )
+    names = f'data-figure="{escape(figure)}" data-key="{escape(choice.key)}"'
+    return f"<label>{escape(choice.label)} <select {names}>{options}</select></label> "
+
+
+def gradient_profiles(
+    bands: Mapping[str, Sequence[Band]], names: Sequence[str], mark: tuple[str, str] | None = None
+) -> tuple[go.Figure, list[Choice]]:
+    """Every gradient size by depth in every window, with the band of the seeds.
+
+    `mark` is a gradient size and a layer of its early profile to point at.
+    """
+    figure = _figure()
+    sizes = [
+        one
+        for one in GRADIENT_SIZES
+        if any(b.size == one for found in bands.values() for b in found)
+    ]
+    for window, found in bands.items():
+        for band in sorted(found, key=lambda one: names.index(one.network)):
+            meta = {"size": band.size, "window": window, "ylabel": axis_of(band.size)}
+            visible = (band.size, window) == (sizes[0], next(iter(bands)))
+            profile = Profile(band.layers, 10**band.mean, 10**band.low, 10**band.high)
+            _add_profile(figure, names.index(band.network), band.network, profile, visible=visible,
+                         meta=meta, said=f"<br>{WINDOWS[window]}")  # fmt: skip
+    if mark is not None:
+        _add_mark(figure, *mark, visible=mark[0] == sizes[0])
+    figure.update_yaxes(type="log", exponentformat="power", title=axis_of(sizes[0]))
     figure.update_xaxes(title="layer, input at the left")
-    return figure
+    words = {size: f"{GRADIENT_SIZES[size].symbol}, {_words(size)}" for size in sizes}
+    windows = {window: WINDOWS[window] for window in bands}
+    return figure, [Choice("size", "measure", words), Choice("window", "when", windows)]
 
 
-def layer_profiles(names: Sequence[str], profiles: Mapping[str, Profile], unit: str) -> go.Figure:
+def layer_profiles(
+    names: Sequence[str], profiles: Mapping[str, Profile], measure: Measure
+) -> go.Figure:
     """One measure by depth of each network; its style follows from its place in `names`."""
     figure = _figure()
     for name, profile in profiles.items():
-        _add_profile(figure, names.index(name), name, profile, True)
-    figure.update_yaxes(title=unit)
-    if unit.endswith("share"):
+        _add_profile(figure, names.index(name), name, profile)
+    figure.update_yaxes(title=measure.axis)
+    if measure.log:
+        figure.update_yaxes(type="log", exponentformat="power")
+    else:
         highest = max(float(np.nanmax(profile.high)) for profile in profiles.values())
-        figure.update_yaxes(range=[0, 1.05 * max(highest, SMALLEST_SHARE)])
+        figure.update_yaxes(range=[0, 1.05 * max(highest, SMALLEST)])
     figure.update_xaxes(title="layer, input at the left")
     return figure
 
 
-def heat_map(tables: Mapping[tuple[str, str], Table]) -> go.Figure:
-    """A gradient size of every layer at every step; network and size chosen by a menu.
+def heat_map(tables: Mapping[tuple[str, str], Table]) -> tuple[go.Figure, list[Choice]]:
+    """A gradient size of every layer at every step.
 
-    All share one scale of colours per size, log10.
+    All networks share one scale of colours per size, log10.
     """
-    figure = go.Figure()
+    figure = _figure()
     keys = list(tables)
     for name, size in keys:
         table = thinned(tables[name, size])
@@ -95,18 +133,18 @@ def heat_map(tables: Mapping[tuple[str, str], Table]) -> go.Figure:
             logs = np.log10(table.values.T)
         logs = np.where(np.isfinite(logs), logs, np.nan)
         figure.add_heatmap(
-            x=table.steps, y=list(table.sites), z=logs.round(3), zmin=low, zmax=high,
+            x=table.steps, y=list(table.sites), z=logs.astype(np.float32), zmin=low, zmax=high,
             colorscale=COLORMAP, visible=(name, size) == keys[0],
-            colorbar={"title": "log10"},
+            meta={"network": name, "size": size},
+            colorbar={"title": {"text": f"log10 {axis_of(size)}", "side": "right"}},
             hovertemplate="step %{x}<br>%{y}<br>10^%{z:.2f}<extra></extra>",
         )  # fmt: skip
-    labels = [f"{name}: {GRADIENT_SIZES[size].symbol} ({GRADIENT_SIZES[size].unit})"
-              for name, size in keys]  # fmt: skip
-    _menu(figure, labels, {label: label for label in labels})
-    figure.update_yaxes(autorange="reversed")
+    figure.update_yaxes(autorange="reversed", title="layer, input at the top")
     figure.update_xaxes(title="optimizer step", rangeslider={"visible": True, "thickness": 0.06})
-    figure.update_layout(height=560)
-    return figure
+    figure.update_layout(height=520)
+    networks = {name: name for name, _ in keys}
+    sizes = {size: f"{GRADIENT_SIZES[size].symbol}, {_words(size)}" for _, size in keys}
+    return figure, [Choice("network", "network", networks), Choice("size", "measure", sizes)]
 
 
 def curves(
@@ -117,9 +155,9 @@ def curves(
     for i, (name, parts) in enumerate(by_network.items()):
         for values, part in zip(parts, ("training", "validation"), strict=True):
             x = np.arange(1, values.shape[1] + 1)
-            profile = Profile(tuple(map(str, x)), np.nanmean(values, 0), np.nanmin(values, 0),
-                              np.nanmax(values, 0))  # fmt: skip
-            _add_profile(figure, i, f"{name}, {part}", profile, True, thin=part == "training", x=x)
+            profile = Profile(tuple(map(str, x)), *mean_and_range(values))
+            _add_profile(figure, i, f"{name}, {part}", profile, thin=part == "training", x=x,
+                         at="epoch ")  # fmt: skip
     ends = rate_ticks(lr)
     figure.add_scatter(
         x=np.arange(1, len(lr) + 1), y=list(lr), yaxis="y2", name="learning rate",
@@ -130,12 +168,12 @@ def curves(
         yaxis2={
             "domain": [0, 0.18],
             "type": "log",
-            "title": "lr",
+            "title": "learning<br>rate",
             "tickvals": ends,
             "ticktext": [f"{rate:.2g}" for rate in ends],
         }
         | GRID,
-        xaxis={"title": "epoch", "anchor": "y2"} | GRID,
+        xaxis={"title": "epoch", "anchor": "y2", "tickformat": ",d"} | GRID,
         height=480,
     )
     return figure
@@ -147,6 +185,11 @@ def thinned(table: Table) -> Table:
     return Table(table.steps[::stride], table.sites, table.values[::stride])
 
 
+def axis_of(size: str) -> str:
+    """The symbol of a gradient size and its unit."""
+    return f"{GRADIENT_SIZES[size].symbol} ({GRADIENT_SIZES[size].unit})"
+
+
 def _figure() -> go.Figure:
     figure = go.Figure()
     figure.update_layout(**LAYOUT)
@@ -155,39 +198,43 @@ def _figure() -> go.Figure:
     return figure
 
 
-def _menu(figure: go.Figure, of_trace: Sequence[str], labels: Mapping[str, str]) -> None:
-    """A menu that shows the traces of one choice."""
-    buttons = [
-        {"label": label, "method": "restyle",
-         "args": [{"visible": [one == choice for one in of_trace]}]}
-        for choice, label in labels.items()
-        if choice in of_trace
-    ]  # fmt: skip
-    figure.update_layout(**(LAYOUT | MENU_MARGIN), updatemenus=[{"buttons": buttons, **MENU}])
-    figure.update_xaxes(**GRID)
-    figure.update_yaxes(**GRID)
-
-
 def _add_profile(
-    figure: go.Figure, i: int, name: str, profile: Profile, visible: bool,
-    *, thin: bool = False, x: np.ndarray | None = None,
-) -> int:  # fmt: skip
-    """A line and the band of its seeds; returns how many traces that are."""
-    at = list(profile.layers) if x is None else list(x)
+    figure: go.Figure, i: int, name: str, profile: Profile,
+    *, visible: bool = True, thin: bool = False, x: np.ndarray | None = None,
+    meta: Mapping[str, str] | None = None, at: str = "", said: str = "",
+) -> None:  # fmt: skip
+    """A line and the band of its seeds. Hovering shows `at`, where it is, and what is `said`."""
+    places = list(profile.layers) if x is None else list(x)
     color = str(STYLES[i % len(STYLES)]["color"])
-    edges = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "visible": visible}
-    figure.add_scatter(x=at, y=profile.low, mode="lines", **edges)
-    figure.add_scatter(x=at, y=profile.high, mode="lines", fill="tonexty",
+    edges = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "visible": visible,
+             "meta": meta}  # fmt: skip
+    figure.add_scatter(x=places, y=profile.low, mode="lines", **edges)
+    figure.add_scatter(x=places, y=profile.high, mode="lines", fill="tonexty",
                        fillcolor=_pale(color), **edges)  # fmt: skip
     figure.add_scatter(
-        x=at, y=profile.mean, name=name, visible=visible,
+        x=places, y=profile.mean, name=name, visible=visible, meta=meta,
         mode="lines" if thin else "lines+markers",
         line={"color": color, "dash": DASHES[i % len(DASHES)], "width": 1 if thin else 2},
         marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 6},
         customdata=np.stack([profile.low, profile.high], axis=-1),
-        hovertemplate="%{x}: %{y:.3g} (seeds %{customdata[0]:.3g} to %{customdata[1]:.3g})",
+        hovertemplate=f"{at}%{{x}}: %{{y:.3g}} "
+        f"(seeds %{{customdata[0]:.3g}} to %{{customdata[1]:.3g}}){said}",
     )  # fmt: skip
-    return 3
+
+
+def _add_mark(figure: go.Figure, size: str, layer: str, *, visible: bool) -> None:
+    """A line across the early profile of one size, named in the legend."""
+    of_size = [one for one in figure.data if one.meta == {"size": size, "window": "early",
+                                                          "ylabel": axis_of(size)}]  # fmt: skip
+    values = np.concatenate([[], *(np.asarray(one.y, float) for one in of_size)])
+    usable = values[np.isfinite(values) & (values > 0)]
+    if not len(usable):
+        return
+    figure.add_scatter(
+        x=[layer, layer], y=[usable.min(), usable.max()], mode="lines", visible=visible,
+        name=f"differ most: {layer}", meta=of_size[0].meta, hoverinfo="skip",
+        line={"color": "#888", "width": 1.5, "dash": "dot"},
+    )  # fmt: skip
 
 
 def _pale(color: str) -> str:

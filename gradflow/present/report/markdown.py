@@ -7,12 +7,15 @@ from typing import Any
 
 from gradflow.present.report.chart import SECTIONS, Chart
 from gradflow.present.report.content import Report
-from gradflow.present.report.rows import accuracy_rows, arm_rows
+from gradflow.present.report.rows import accuracy_rows, arm_rows, class_rows, mistakes
 from gradflow.present.report.words import (
-    commands,
+    again,
+    data_lines,
     differs,
     how_sure,
+    mcnemar_lines,
     outcome,
+    published_lines,
     question,
     sentences,
     setting,
@@ -27,6 +30,7 @@ def markdown(report: Report, found: Sequence[Chart], folder: str) -> str:
     lines = [
         f"# {plain(question(report))}",
         plain(setting(report)),
+        f"**{plain(report.changed)}**" if report.changed else "",
         f"**{word}**: {meaning}.",
         *map(plain, (*sentences(report), differs(report), how_sure(report), *report.missing)),
     ]
@@ -40,10 +44,16 @@ def markdown(report: Report, found: Sequence[Chart], folder: str) -> str:
         if section == "study" and report.study is not None:
             lines += [_arm_table(report), *map(plain, remarks(report.study))]
     lines += _verdict_lines(report)
-    if accuracy := accuracy_rows(report):
-        lines += ["## Accuracy on test images", _table(accuracy)]
-    if again := commands(report):
-        lines += ["## Do it again", "\n".join(("```bash", *again, "```"))]
+    lines += _trained_lines(report)
+    if data := data_lines(report):
+        lines += ["## Data", *map(plain, data)]
+    if report.environments:
+        lines.append("## Do it again")
+    for versions, typed in again(report):
+        lines += ["\n".join(("```bash", *typed, "```")), plain(versions)]
+    if report.config:
+        config = (f"{name}: {value}" for name, value in report.config.items())
+        lines += ["The config of the first run:", "\n".join(("```yaml", *config, "```"))]
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
@@ -54,6 +64,44 @@ def plain(text: str) -> str:
     '&lt;script&gt;x&lt;/script&gt; \\\\[a\\\\](b)'
     """
     return re.sub(r"([\\\[\]*])", r"\\\1", html.escape(text, quote=False))
+
+
+def _trained_lines(report: Report) -> list[str]:
+    """The tables, the test between the networks and the worst mistakes; none without training."""
+    rows = accuracy_rows(report)
+    if not rows:
+        return []
+    lines = ["## Accuracy on test images", _accuracy_table(rows)]
+    lines += [_items([*published_lines(report), *mcnemar_lines(report)])]
+    for name, classes in class_rows(report).items():
+        lines += [f"### {plain(name)}, class by class", _class_table(classes)]
+    worst = [
+        f"{one['network']}: {one['label']} taken for {one['predicted']}, "
+        f"{one['probability']:.0%} sure"
+        for one in mistakes(report)
+    ]
+    return [*lines, "## Worst mistakes, of the first seed", _items(worst)] if worst else lines
+
+
+def _items(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {plain(line)}" for line in lines)
+
+
+def _class_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The means over seeds, and in brackets as published."""
+    lines = ["| class | precision | recall | F1 | images |", "|---|---|---|---|---|"]
+    for row in rows:
+        cells = [f"{number:.2f}" for number in row["numbers"]]
+        if row["published"]:
+            theirs = row["published"]
+            cells = [f"{cell} ({one:.2f})" for cell, one in zip(cells, theirs, strict=True)]
+        lines.append(f"| {_cell(row['label'])} | {' | '.join(cells)} | {row['support']} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """In one cell of a table: no bar ends it, and no new line."""
+    return plain(" ".join(text.split())).replace("|", r"\|")
 
 
 def _verdict_lines(report: Report) -> list[str]:
@@ -81,7 +129,7 @@ def _arm_table(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
+def _accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "| network | seed | epochs | train | test (95 %) | balanced | test loss |",
         "|---|---|---|---|---|---|---|",
@@ -90,7 +138,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
         low, high = row["interval"]
         balanced = "" if row["balanced"] is None else f"{row['balanced']:.3f}"
         lines.append(
-            f"| {plain(row['network'])} | {row['seed']} | {row['epochs']} | {row['train']:.3f} "
+            f"| {_cell(row['network'])} | {row['seed']} | {row['epochs']} | {row['train']:.3f} "
             f"| {row['test']:.3f} ({low:.3f} to {high:.3f}) | {balanced} | {row['test_loss']:.3f} |"
         )
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """The page of a report: HTML that needs no network; and the same as JSON."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from datetime import date
@@ -17,10 +18,14 @@ from gradflow.present.report.content import Report
 from gradflow.present.report.markdown import markdown
 from gradflow.present.report.rows import accuracy_rows, arm_rows, class_rows, data_uri, mistakes
 from gradflow.present.report.words import (
+    again,
     commands,
+    data_lines,
     differs,
     how_sure,
+    mcnemar_lines,
     outcome,
+    published_lines,
     question,
     sentences,
     setting,
@@ -55,14 +60,14 @@ def html(report: Report, found: Sequence[Chart], *, static: bool = False) -> str
             for section in SECTIONS
         },
         library=None if static else Markup(interactive.library()),  # noqa: S704 plotly's own file
-        reports=class_rows(report),
         findings=[] if report.verdict is None else [
             (one, status(one)) for one in (*report.verdict.links, *report.verdict.rivals)
         ],
-        mistakes=mistakes(report),
+        mistakes=mistakes(report, pictures=True),
         arms=arm_rows(report),
         gaps=[] if report.study is None else gap_lines(report.study),
         study_remarks=[] if report.study is None else remarks(report.study),
+        again=again(report),
         saliency=[(path.stem, data_uri(path.read_bytes(), "png")) for path in report.saliency],
         date=date.today().isoformat(),
     )  # fmt: skip
@@ -70,14 +75,20 @@ def html(report: Report, found: Sequence[Chart], *, static: bool = False) -> str
 
 def to_json(report: Report) -> dict[str, Any]:
     """The numbers of the page, as plain JSON types."""
-    return _answer(report) | {
-        "verdict": None if report.verdict is None else report.verdict.to_json(),
-        "study": None if report.study is None else report.study.to_json(),
-        "comparisons": [one.to_json() for one in report.comparisons],
-        "config": report.config,
-        "environment": report.environments[0] if report.environments else {},
-        "missing": list(report.missing),
-    }
+    content: dict[str, Any] = _finite(
+        _answer(report)
+        | {
+            "mcnemar": report.mcnemar(),
+            "mistakes": mistakes(report),
+            "verdict": None if report.verdict is None else report.verdict.to_json(),
+            "study": None if report.study is None else report.study.to_json(),
+            "comparisons": [one.to_json() for one in report.comparisons],
+            "config": report.config,
+            "environments": list(report.environments),
+            "missing": list(report.missing),
+        }
+    )
+    return content
 
 
 def write(
@@ -89,7 +100,10 @@ def write(
     pages = {
         path: html(report, found, static=static),
         path.with_suffix(".md"): markdown(report, found, folder.name),
-        path.with_suffix(".json"): json.dumps(to_json(report), indent=1, ensure_ascii=False) + "\n",
+        path.with_suffix(".json"): json.dumps(
+            to_json(report), indent=1, ensure_ascii=False, allow_nan=False
+        )
+        + "\n",
     }
     for file, text in pages.items():
         file.write_text(text, encoding="utf-8")
@@ -103,15 +117,28 @@ def _answer(report: Report) -> dict[str, Any]:
     return {
         "question": question(report),
         "setting": setting(report),
+        "changed": report.changed,
         "outcome": word,
         "meaning": meaning,
         "sentences": list(sentences(report)),
         "how_sure": how_sure(report),
         "differs": differs(report),
         "accuracy": accuracy_rows(report),
-        "mcnemar": report.mcnemar(),
+        "mcnemar_lines": mcnemar_lines(report),
+        "published": published_lines(report),
+        "classes": class_rows(report),
+        "data": data_lines(report),
         "commands": commands(report),
     }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they are null."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _body(chart: Chart, static: bool) -> Markup:

@@ -72,10 +72,10 @@ def arm_rows(report: Report) -> list[dict[str, Any]]:
     return [] if found is None else [arm_row(one) for one in found.strongest]
 
 
-def mistakes(report: Report) -> list[dict[str, Any]]:
+def mistakes(report: Report, *, pictures: bool = False) -> list[dict[str, Any]]:
     """The surest wrong answers of each network's first seed, with small pictures where they are."""
     found = []
-    read = _reader(report)
+    read = _reader(report) if pictures else lambda position: None
     for name in report.names:
         parts = evaluated(report, name)
         for one in (worst_mistakes(parts[0], N_MISTAKES) if parts else None) or ():
@@ -86,8 +86,8 @@ def mistakes(report: Report) -> list[dict[str, Any]]:
                     "label": report.class_names[one.label],
                     "predicted": report.class_names[one.predicted],
                     "probability": one.probability,
-                    "picture": photo,
                 }
+                | ({"picture": photo} if pictures else {})
             )
     return found
 

@@ -13,6 +13,7 @@ from gradflow.analysis.verdict import OUTCOMES
 from gradflow.present.letter import RIVAL_STATUS
 from gradflow.present.letter import question as question_of_verdict
 from gradflow.present.report.content import Report, Trained
+from gradflow.training.original import published
 
 
 def question(report: Report) -> str:
@@ -79,8 +80,10 @@ def differs(report: Report) -> str:
     if found is None:
         return ""
     comparison, layer = found
+    number = comparison.layers.index(layer) + 1
     return (
-        f"The two networks differ most at {layer.layer}: there δ, the gradient passed on, is "
+        f"The two networks differ most at {layer.layer}, layer {number} of "
+        f"{len(comparison.layers)} from the input: there δ, the gradient passed on, is "
         f"{layer.factor:.3g} times as large in {comparison.first} as in {comparison.second}"
         f"{_factors(layer.ratio)}, {MEANINGS[comparison.at]}. {_is_chance(report)}"
     )
@@ -104,7 +107,7 @@ def _is_chance(report: Report) -> str:
 
 def lines(report: Report) -> list[str]:
     """What the terminal shows below the profiles, or in their place where there are none."""
-    said = [differs(report)] if report.verdict is not None else [question(report)]
+    said = [differs(report)] if report.verdict is not None else [question(report), report.changed]
     if report.verdict is None:
         said += sentences(report)
     return [line for line in (*said, how_sure(report), *report.missing) if line]
@@ -112,13 +115,69 @@ def lines(report: Report) -> list[str]:
 
 def commands(report: Report) -> list[str]:
     """What to type to train the same again, one line per run; none for a loop of one's own."""
-    return list(
-        dict.fromkeys(
-            shlex.join(["gradflow", *command[1:]])
-            for one in report.environments
-            if (command := one.get("command"))
+    return [line for _, lines in again(report) for line in lines]
+
+
+def again(report: Report) -> list[tuple[str, list[str]]]:
+    """(what it was trained with, the commands), once for all runs of the same versions."""
+    found: dict[str, list[str]] = {}
+    for one in report.environments:
+        commit = f" at {one['commit'][:12]}" if one.get("commit") else ""
+        packages = ", ".join(f"{name} {version}" for name, version in one["packages"].items())
+        versions = (
+            f"gradflow {one['gradflow']}{commit}, Python {one['python']}, {packages}, "
+            f"{one['device']}."
         )
+        command = one.get("command")
+        lines = found.setdefault(versions, [])
+        if command and (line := shlex.join(["gradflow", *command[1:]])) not in lines:
+            lines.append(line)  # all trainings of a study have one command
+    return list(found.items())
+
+
+def mcnemar_lines(report: Report) -> list[str]:
+    """The exact test between the two networks, seed by seed."""
+    return [
+        f"Seed {one['seed']}: on {one['only_first_right']} test images only {report.names[0]} is "
+        f"right, on {one['only_second_right']} only {report.names[1]} (exact McNemar test, "
+        f"p = {one['p_value']:.2g})."
+        for one in report.mcnemar()
+    ]
+
+
+def published_lines(report: Report) -> list[str]:
+    """What the original study published of each network; none for other classes."""
+    return [
+        f"{name} as published: accuracy {found['train_accuracy']:.3f} in training, "
+        f"{found['test_accuracy']:.3f} on {found['n_test']} test images of a random split."
+        for name in report.names
+        if report.trained and (found := published(name, report.class_names))
+    ]
+
+
+def data_lines(report: Report) -> list[str]:
+    """The audit, and the split with what of the test images stands in the training set."""
+    if not report.data:
+        return []
+    audit, split = report.data["audit"], report.data["split"]
+    counts, n = split["counts"], split["counts"]["near_contaminated"]
+    n_exact, n_near = len(audit["exact_twins"]), len(audit["near_twins"])
+    n_conflicts = len(audit["conflicts"]) + len(audit["near_conflicts"])
+    copies = (
+        f"{n} of {counts['test']} test images have a copy, or a near one, in the training set: "
+        "their accuracy measures memory."
+        if n
+        else "No test image has a copy, or a near one, in the training set."
     )
+    same = " Validation and test set are the same images." * bool(split["validation_is_test"])
+    return [
+        f"{audit['name']}: {audit['n_images']} images, of which {audit['n_distinct']} are distinct "
+        f"and {audit['n_near_distinct']} look distinct: {n_exact} groups of exact twins and "
+        f"{n_near} of near ones. {n_conflicts} groups of twins have different labels; "
+        f"{len(audit['bad'])} images cannot be read.",
+        f"Split {split['kind']}: {counts['train']} train, {counts['validation']} validation, "
+        f"{counts['test']} test, {counts['set_aside']} copies set aside.{same} {copies}",
+    ]
 
 
 def status(finding: Finding) -> str:

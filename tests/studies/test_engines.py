@@ -1,0 +1,201 @@
+"""Studies are run for real, on every engine, and killed in the middle: the table stays the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from tiny import tiny, write
+
+from gradflow.studies import Engine, Study, StudyDir, run_study
+from gradflow.studies.cell import MAX_STARTS, run_cell
+from gradflow.studies.engine import default_workers
+from gradflow.studies.folder import CellDir
+
+pytestmark = pytest.mark.filterwarnings(
+    # joblib and distributed say so of workers that are killed here on purpose.
+    "ignore:A worker stopped while some jobs:UserWarning",
+    "ignore::ResourceWarning",
+    "ignore::DeprecationWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+
+
+@pytest.fixture(scope="module")
+def pictures(
+    draw_pictures: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return draw_pictures(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def expected(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The results of a study that nothing disturbed, in this process."""
+    folder = StudyDir(tmp_path_factory.mktemp("undisturbed"))
+    study = Study.read(tiny(pictures), name="tiny", changes={})
+    for cell in study.cells(folder.cells):
+        assert run_cell(cell).state == "done"
+    return run_study(study, folder, Engine(workers=1)).to_json()
+
+
+def read(pictures: Path, **changes: Any) -> Study:
+    return Study.read(tiny(pictures, **changes), name="tiny", changes={})
+
+
+def started(folder: StudyDir, study: Study) -> dict[str, dict[str, Any]]:
+    """The state of every cell."""
+    return {cell.name: CellDir(cell.folder).state() for cell in study.cells(folder.cells)}
+
+
+class Killer(Thread):
+    """Kills the process that trains `cell`, `times` times, each as soon as it has begun."""
+
+    def __init__(self, folder: Path, times: int) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.times, self.killed = CellDir(folder), times, list[int]()
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 240
+        while len(self.killed) < self.times and time.monotonic() < deadline:
+            state = self.folder.state()
+            pid = state.get("pid")
+            if state.get("state") == "running" and pid not in (None, os.getpid(), *self.killed):
+                os.kill(int(pid), signal.SIGKILL)
+                self.killed.append(int(pid))
+            time.sleep(0.02)
+
+
+def test_a_worker_that_is_killed_changes_nothing(
+    pictures: Path, tmp_path: Path, expected: dict[str, Any]
+) -> None:
+    folder, study = StudyDir(tmp_path), read(pictures)
+    killer = Killer(folder.cells / "bias" / "accused-s0", times=1)
+    killer.start()
+    found = run_study(study, folder, Engine(workers=2))
+    killer.join()
+    assert len(killer.killed) == 1
+    assert started(folder, study)["bias/accused-s0"]["starts"] >= 2
+    assert found.to_json() == expected
+
+
+def test_a_training_whose_process_is_always_killed_fails_alone(
+    pictures: Path, tmp_path: Path
+) -> None:
+    folder, study = StudyDir(tmp_path), read(pictures)
+    killer = Killer(folder.cells / "bias" / "accused-s0", times=MAX_STARTS)
+    killer.start()
+    found = run_study(study, folder, Engine(workers=1))
+    killer.join()
+    states = started(folder, study)
+    assert states.pop("bias/accused-s0")["state"] == "failed"
+    assert {state["state"] for state in states.values()} == {"done"}
+    assert any("killed 3 times" in note for note in found.notes)
+
+
+def test_a_study_that_is_killed_goes_on_to_the_same_table(
+    pictures: Path, tmp_path: Path, expected: dict[str, Any]
+) -> None:
+    file = write(tmp_path / "tiny.yaml", tiny(pictures))
+    folder = StudyDir(tmp_path / "study")
+    command = [sys.executable, "-m", "gradflow", "study", str(file), "--out", str(folder.path)]
+    command += ["--workers", "1"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+    study = Study.load(file)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        states = [state.get("state") for state in started(folder, study).values()]
+        if "done" in states and "running" in states:
+            break
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)  # the study and its workers, at once
+    process.communicate()
+    assert not (folder.path / "results.json").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    found = json.loads((folder.path / "results.json").read_text(encoding="utf-8"))
+    assert found == expected | {"study": "tiny"}
+
+
+def test_a_second_call_trains_nothing(
+    pictures: Path, tmp_path: Path, expected: dict[str, Any]
+) -> None:
+    folder, study = StudyDir(tmp_path), read(pictures)
+    assert run_study(study, folder, Engine(workers=2)).to_json() == expected
+    before = {path: path.stat().st_mtime_ns for path in folder.cells.rglob("evaluation.json")}
+    assert len(before) == 4
+    assert run_study(study, folder, Engine(workers=2)).to_json() == expected
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_dask_cluster_that_loses_one_of_two_workers_gives_the_same_table(
+    pictures: Path, tmp_path: Path, expected: dict[str, Any]
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    folder, study = StudyDir(tmp_path), read(pictures)
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
+    ):
+        killer = Killer(folder.cells / "bias" / "accused-s0", times=1)
+        killer.start()
+        found = run_study(study, folder, Engine(name="dask", address=cluster.scheduler_address))
+        killer.join()
+    assert len(killer.killed) == 1
+    assert found.to_json() == expected
+
+
+def test_jobs_of_submitit_give_the_same_table(
+    pictures: Path, tmp_path: Path, expected: dict[str, Any]
+) -> None:
+    pytest.importorskip("submitit")
+    folder = StudyDir(tmp_path)
+    engine = Engine(name="slurm", slurm={"cluster": "local"})
+    assert run_study(read(pictures), folder, engine).to_json() == expected
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_table(pictures: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
+    pytest.importorskip("ray")
+    found = run_study(read(pictures), StudyDir(tmp_path), Engine(name="ray", workers=2))
+    assert found.to_json() == expected
+
+
+def test_a_machine_without_slurm_says_so(pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    with pytest.raises(RuntimeError, match="Expected Slurm.*srun"):
+        run_study(read(pictures), StudyDir(tmp_path), Engine(name="slurm"))
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"),
+    [("dask", "distributed", "dask"), ("ray", "ray", "ray"), ("slurm", "submitit", "slurm")],
+)
+def test_an_engine_that_is_not_installed_says_what_to_install(
+    name: Any, module: str, extra: str, pictures: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(RuntimeError, match=rf"{module}.*gradflow-diagnostics\[{extra}\]"):
+        run_study(read(pictures), StudyDir(tmp_path), Engine(name=name))
+
+
+def test_as_many_at_a_time_as_the_cores_carry(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradflow.studies.engine._cores", lambda: 8)
+    assert default_workers(read(pictures).cells(tmp_path)) == 8
+    assert default_workers(read(pictures, threads=3).cells(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(("given", "message"), [({"name": "spark"}, "`engine`"),
+                                                ({"workers": 0}, "`workers`")])  # fmt: skip
+def test_a_wrong_engine_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Engine(**given)

@@ -1,0 +1,178 @@
+"""What goes wrong in a study: each training fails alone, nothing is lost, and it is said why."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from tiny import tiny, write
+
+from gradflow.cli import main
+from gradflow.studies import Study, StudyDir
+from gradflow.studies.cell import run_cell
+from gradflow.studies.engine import Engine
+from gradflow.studies.folder import CellDir
+from gradflow.studies.run import run_study
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train in this process, where a test can reach in; the order is that of the study."""
+    monkeypatch.setattr(Engine, "run", lambda self, cells, jobs: [run_cell(cell) for cell in cells])
+
+
+def read(pictures: Path, **changes: Any) -> Study:
+    return Study.read(tiny(pictures, **changes), name="tiny", changes={})
+
+
+def states(folder: StudyDir, study: Study) -> dict[str, str]:
+    cells = study.cells(folder.cells)
+    return {cell.name: CellDir(cell.folder).state().get("state", "none") for cell in cells}
+
+
+def test_a_loss_of_nan_is_a_result_and_the_others_go_on(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = {"hot": {"tests": "lr", "networks": "accused", "set": {"lr": 1e30}},
+            "bias": {"tests": "explosion", "intervene": "norm_bias(beta=1)"}}  # fmt: skip
+    file = write(tmp_path / "tiny.yaml", tiny(pictures, arms=arms))
+    assert main(["study", str(file), "--out", str(tmp_path / "study")]) == 0
+    folder = StudyDir(tmp_path / "study")
+    found = states(folder, folder.study())
+    assert found.pop("hot/accused-s0") == "diverged"
+    assert set(found.values()) == {"done"}
+    said = capsys.readouterr().out
+    assert "hot/accused-s0 diverged: The loss was" in said
+    assert "hot: 0 of 1 seeds are complete" in said
+
+
+def test_a_full_disk_fails_one_training_and_the_next_call_completes_it(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, study = StudyDir(tmp_path), read(pictures)
+    from gradflow.training import train
+
+    save, calls = train.save_tensors, []
+
+    def full(content: Any, path: Path) -> None:
+        calls.append(path)
+        if "bias/reference" in path.as_posix():
+            raise OSError(28, "No space left on device")
+        save(content, path)
+
+    monkeypatch.setattr(train, "save_tensors", full)
+    found = run_study(study, folder, Engine())
+    assert states(folder, study) == {
+        "baseline/accused-s0": "done", "baseline/reference-s0": "done",
+        "bias/accused-s0": "done", "bias/reference-s0": "failed",
+    }  # fmt: skip
+    assert any("bias/reference-s0 failed: OSError" in note and "No space left" in note
+               for note in found.notes)  # fmt: skip
+    monkeypatch.setattr(train, "save_tensors", save)
+    n_before = len(calls)
+    again = run_study(study, folder, Engine())
+    assert len(calls) == n_before
+    assert set(states(folder, study).values()) == {"done"}
+    assert not again.notes
+
+
+def test_a_state_that_cannot_be_written_does_not_hide_the_failure(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: CellDir, state: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CellDir, "save_state", full)
+    end = run_cell(read(pictures).cells(tmp_path)[0])
+    assert (end.state, "No space left" in end.message) == ("failed", True)
+
+
+def test_another_study_in_the_same_folder_is_refused(pictures: Path, tmp_path: Path) -> None:
+    folder = StudyDir(tmp_path)
+    run_study(read(pictures), folder, Engine())
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    other = read(pictures, base={"weight_decay": 0.5})
+    with pytest.raises(ValueError, match="baseline/accused differs in weight_decay.*--out"):
+        run_study(other, folder, Engine())
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+
+
+def test_seeds_and_arms_may_be_added_and_only_they_are_trained(
+    pictures: Path, tmp_path: Path
+) -> None:
+    folder = StudyDir(tmp_path)
+    run_study(read(pictures), folder, Engine())
+    before = {path: path.stat().st_mtime_ns for path in folder.cells.rglob("evaluation.json")}
+    arms = dict(tiny(pictures)["arms"])
+    arms["constant"] = {"tests": "schedule", "set": {"schedule": "constant"}}
+    more = read(pictures, seeds=2, arms=arms)
+    run_study(more, folder, Engine())
+    assert set(states(folder, more).values()) == {"done"}
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert len(list(folder.cells.rglob("evaluation.json"))) == 12
+
+
+def test_the_two_strongest_arms_are_trained_together(pictures: Path, tmp_path: Path) -> None:
+    arms = dict(tiny(pictures)["arms"])
+    arms["constant"] = {"tests": "schedule", "set": {"schedule": "constant"}}
+    study = read(pictures, arms=arms, combine="strongest")
+    folder = StudyDir(tmp_path)
+    found = run_study(study, folder, Engine())
+    assert set(folder.combination() or ()) == {"bias", "constant"}
+    assert any(" + " in one.arm.name for one in found.arms)
+    assert run_study(study, folder, Engine()).to_json() == found.to_json()
+
+
+def test_two_processes_do_not_work_in_one_folder(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "tiny.yaml", tiny(pictures))
+    out = tmp_path / "study"
+    out.mkdir()
+    with FileLock(out / ".lock"):
+        assert main(["study", str(file), "--out", str(out)]) == 1
+    assert "another `gradflow study` is at work there" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_typo_in_the_file_is_told_with_the_nearest_name(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "tiny.yaml", tiny(pictures, base={"epocs": 3}))
+    assert main(["study", str(file), "--out", str(tmp_path / "study")]) == 2
+    assert "'epocs'. Did you mean 'epochs'?" in capsys.readouterr().err
+    assert not (tmp_path / "study" / "cells").exists()
+
+
+def test_the_plan_counts_and_trains_nothing(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json
+
+    file = write(tmp_path / "tiny.yaml", tiny(pictures, seeds=3))
+    out = tmp_path / "study"
+    assert main(["study", str(file), "--out", str(out), "--plan", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert len(plan["cells"]) == 2 * 2 * 3
+    # 60 pictures, 20 % test, 10 % of the distinct ones validate: 42 train, 3 batches, 2 epochs.
+    assert {cell["steps"] for cell in plan["cells"]} == {6}
+    assert plan["seconds"] > 0
+    assert not out.exists()
+
+
+def test_a_study_ends_in_a_table_a_verdict_and_a_report(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = tiny(pictures, seeds=3, base={"log_grads": True})
+    file, out = write(tmp_path / "tiny.yaml", content), tmp_path / "study"
+    assert main(["study", str(file), "--out", str(out)]) == 0
+    table = capsys.readouterr().out
+    assert "share of the gap" in table
+    assert "bias" in table
+    assert (out / "figures" / "forest.png").exists()
+    main(["diagnose", str(out), "-o", str(tmp_path / "verdict.png")])
+    letter = capsys.readouterr().out
+    assert "link 4, it causes the gap" in letter
+    assert "the share of the gap that goes away when the gradients are restored" in letter
+    assert main(["report", str(out), "-o", str(tmp_path / "report.html"), "--static"]) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "What the interventions say" in page

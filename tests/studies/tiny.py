@@ -1,0 +1,29 @@
+"""A study of seconds, on noisy pictures, for the tests that run one."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+BASE: dict[str, Any] = {
+    "image_size": 8, "width": 0.0625, "epochs": 2, "batch_size": 16, "step_size": 1, "patience": 0,
+    "rivals": False, "checkpoint_budget": 0, "device": "cpu", "shortcut": "A",
+}  # fmt: skip
+
+
+def tiny(pictures: Path, *, base: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """The content of a study file: a baseline and one arm, on one network of each kind."""
+    content: dict[str, Any] = {
+        "base": {"data": str(pictures)} | BASE | (base or {}),
+        "accused": "plain_18",
+        "reference": "resnet_18",
+        "seeds": 1,
+        "restores": "bias",
+        "arms": {"bias": {"tests": "explosion", "intervene": "norm_bias(beta=1)"}},
+    }
+    return content | changes
+
+
+def write(path: Path, content: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
