@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from gradflow.studies.cell import CellEnd, run_cell
@@ -128,9 +129,28 @@ def _run_with_joblib(cells: Sequence[Cell], count: int, broken: Broken) -> list[
                 delayed(run_cell)(cell) for cell in left
             )
             ends |= {end.name: end for end in found}
-        except broken:
+        except broken as error:
             ends |= {end.name: end for end in map(_ended_already, left) if end is not None}
+            if isinstance(error, BrokenProcessPool):
+                # loky stops all workers with the one that was killed. Which of their cells is to
+                # blame shows when each is trained alone.
+                ends |= {cell.name: _alone(cell) for cell in left if _is_running(cell)}
     return [ends[cell.name] for cell in cells]
+
+
+def _is_running(cell: Cell) -> bool:
+    return CellDir(cell.folder).state().get("state") == "running"
+
+
+def _alone(cell: Cell) -> CellEnd:
+    """Train one cell in a process of its own, until it ends or was killed too often."""
+    while True:
+        try:
+            with ProcessPoolExecutor(max_workers=1) as pool:
+                end: CellEnd = pool.submit(run_cell, cell).result()
+            return end
+        except BrokenProcessPool:
+            continue
 
 
 def _ended_already(cell: Cell) -> CellEnd | None:

@@ -91,7 +91,7 @@ def test_a_training_whose_process_is_always_killed_fails_alone(
     folder, study = StudyDir(tmp_path), read(pictures)
     killer = Killer(folder.cells / "bias" / "accused-s0", times=MAX_STARTS)
     killer.start()
-    found = run_study(study, folder, Engine(workers=1))
+    found = run_study(study, folder, Engine(workers=2))
     killer.join()
     states = started(folder, study)
     assert states.pop("bias/accused-s0")["state"] == "failed"
