@@ -244,7 +244,7 @@ def test_sentences_hold_names_and_numbers() -> None:
     assert answer.startswith("Supported: the gradients of plain vanish")
     assert "main cause" in answer
     assert "(δ) is 99.3 times smaller at the first layer than at the last, -2.00 decades" in numbers
-    assert "ŝ is" in numbers
+    assert "(ŝ) is" in numbers
     assert "(95 % -2.03 to -1.96)" in numbers
     assert gap == (
         "There is a gap to explain: plain is worse by 0.397 nats (95 % +0.385 to +0.409) in "
