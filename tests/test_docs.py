@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import gradflow
@@ -19,6 +20,7 @@ from gradflow.interventions import INTERVENTIONS
 from gradflow.present.saliency import METHODS
 from gradflow.present.saliency.trust import TRUST_THRESHOLDS
 from gradflow.record import DEFAULT_MEASURES, DERIVED, MEASURES, Recorder, Trace
+from gradflow.studies import Study
 from gradflow.training.config import TrainConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -183,6 +185,24 @@ def test_getting_started_runs(
         assert output in printed
     for line in re.findall(r"print\(.*\)  # (.*)", page("getting-started")):
         assert f"{line}\n" in printed
+
+
+def test_tutorial_runs_and_prints_what_it_says(
+    run_blocks: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = run_blocks("tutorial")
+    printed = capsys.readouterr().out
+    outputs = re.findall(r"```python\n.*?```\n\n```text\n(.*?)```", page("tutorial"), re.S)
+    assert len(outputs) == 3
+    assert all(output in printed for output in outputs)
+    assert [round(share.value, 1) for share in last["shares"]] == [1.3, 0.0]
+
+
+def test_study_files_on_their_page_can_be_read() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", page("studies"), re.S)
+    assert blocks
+    for block in blocks:
+        Study.read(yaml.safe_load(block), name="study", changes={})
 
 
 def test_measures_runs(
