@@ -968,6 +968,7 @@ def _watching(log: Console) -> Iterator[Callable[[Sequence["Cell"]], None]]:
     from rich.live import Live
 
     from gradflow.present.study_view import end_line, progress_view
+    from gradflow.studies.folder import CellDir
 
     cells: list[Cell] = []
     said: set[str] = set()
@@ -986,7 +987,7 @@ def _watching(log: Console) -> Iterator[Callable[[Sequence["Cell"]], None]]:
 
     def watch(found: Sequence["Cell"]) -> None:
         cells[:] = found
-        said.update(cell.name for cell in cells if log.is_terminal or _is_done(cell))
+        said.update(cell.name for cell in cells if CellDir(cell.folder).is_done)
 
     if log.is_terminal:
         with Live(get_renderable=lambda: progress_view(cells), console=log, refresh_per_second=1):
@@ -1000,12 +1001,6 @@ def _watching(log: Console) -> Iterator[Callable[[Sequence["Cell"]], None]]:
         is_over.set()
         thread.join()
         say_ends()
-
-
-def _is_done(cell: "Cell") -> bool:
-    from gradflow.studies.folder import CellDir
-
-    return CellDir(cell.folder).state().get("state") in ("done", "diverged")
 
 
 # -- wandb-panels --------------------------------------------------------------------------------

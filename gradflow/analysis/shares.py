@@ -50,6 +50,11 @@ class Share:
         return len(self.gap)
 
     @property
+    def treats_accused(self) -> bool:
+        """Whether the arm changes the accused network at all."""
+        return any(self.accused_gain)
+
+    @property
     def taken(self) -> np.ndarray:
         """(seeds,) D_i."""
         return np.subtract(self.accused_gain, self.reference_gain)
@@ -141,8 +146,7 @@ def _above(share: Share, limit: float) -> float:
     are ruined. An arm on the reference alone is meant to spoil it.
     """
     p = share.p_beyond(limit, "above")
-    treats_accused = any(share.accused_gain)
-    return max(p, p_beyond(share.accused_gain, 0.0, "above")) if treats_accused else p
+    return max(p, p_beyond(share.accused_gain, 0.0, "above")) if share.treats_accused else p
 
 
 def _judge(
@@ -162,7 +166,7 @@ def _judge(
     if none <= ALPHA:
         return judged("not a cause")
     closes = share.p_beyond(at.SHARE_CONTRIBUTOR.value, "above") <= ALPHA
-    spoiled = closes and any(share.accused_gain)
+    spoiled = closes and share.treats_accused
     return judged(
         "undetermined", "the gap shrank, and the accused network did not gain" if spoiled else ""
     )

@@ -1,6 +1,7 @@
 """The figures of a study: a forest plot of the shares, and one plot per series of doses."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +20,6 @@ ZONES = {
     "contributor": at.SHARE_CONTRIBUTOR.value,
     "main cause": at.SHARE_MAIN.value,
 }
-
-
 FOREST = "forest"
 
 
@@ -67,12 +66,10 @@ def _forest(found: Results) -> plots.Figure:
 
 def finding(found: Results) -> str:
     """What the shares say, in one line."""
-    names: dict[str, list[str]] = {
-        status: [] for status in ("main cause", "contributor", "not a cause")
-    }
+    names: defaultdict[str, list[str]] = defaultdict(list)
     for one in found.strongest:
         if one.primary is not None:
-            names.setdefault(one.primary.status, []).append(one.arm.name)
+            names[one.primary.status].append(one.arm.name)
     if names["main cause"]:
         return f"Takes away more than half of the gap: {', '.join(names['main cause'])}"
     if names["contributor"]:

@@ -12,7 +12,7 @@ from gradflow.analysis.statistics import Interval
 from gradflow.studies import Cell, Results
 from gradflow.studies.folder import CellDir
 from gradflow.studies.outcomes import MEASURES
-from gradflow.studies.plan import Plan, PlannedCell, total_seconds
+from gradflow.studies.plan import Plan, PlannedCell
 from gradflow.studies.results import ArmResult
 from gradflow.studies.study import Place
 
@@ -57,7 +57,7 @@ def plan_view(plan: Plan) -> RenderableType:
             str(cells[0].n_steps), duration(cells[0].seconds), Text("; ".join(changes) or "-"),
         )  # fmt: skip
     done = f", {plan.n_done} are done" if plan.n_done else ""
-    total = duration(total_seconds(plan.cells))
+    total = duration(plan.seconds_one_by_one)
     lines = [
         f"{len(plan.cells)} trainings to do{done}: about {duration(plan.seconds)} with "
         f"{plan.workers} at a time, {total} one by one (from measured steps, one training alone)",

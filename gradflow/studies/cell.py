@@ -21,10 +21,10 @@ from gradflow.training.rundir import RunDir
 from gradflow.training.summary import environment, summarise
 from gradflow.training.train import Data, check_same_data, load_data, train_network
 
-# What decides the images of a cell and their labels.
+# What decides the images of a cell, their split and their true labels.
 DATA_FIELDS = (
     "data", "image_size", "split", "twins", "split_seed", "val_fraction", "test_fraction",
-    "on_bad", "memory_budget", "intervene",
+    "on_bad", "memory_budget",
 )  # fmt: skip
 
 MAX_STARTS = 3  # of a cell whose process was killed each time
@@ -127,10 +127,11 @@ def load_once(config: TrainConfig) -> tuple[TrainConfig, Data]:
     """As load_data, but what this process loaded last is not decoded again."""
     key = tuple(getattr(config, name) for name in DATA_FIELDS)
     if _loaded.data is None or _loaded.key != key:
-        found, data = load_data(dataclasses.replace(config, flip=None))
+        found, data = load_data(dataclasses.replace(config, flip=None, intervene=""))
         _loaded.key, _loaded.data = key, data
         _loaded.image_size, _loaded.mirror = found.image_size or 0, bool(found.flip)
-    return config.resolved(image_size=_loaded.image_size, mirror=_loaded.mirror), _loaded.data
+    config = config.resolved(image_size=_loaded.image_size, mirror=_loaded.mirror)
+    return config, _loaded.data.changed_by(config.interventions)
 
 
 def _check_same_config(before: TrainConfig, now: TrainConfig, cell: Cell) -> None:

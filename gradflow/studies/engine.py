@@ -11,9 +11,11 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
@@ -52,8 +54,6 @@ class Engine:
 
 def default_workers(cells: Sequence[Cell]) -> int:
     """One per GPU where the cells train on GPUs, else as many as the cores carry."""
-    import torch
-
     if cells[0].config.device != "cpu" and torch.cuda.is_available():
         return torch.cuda.device_count()
     return max(1, _cores() // cells[0].threads)
@@ -189,8 +189,6 @@ def _of_job(cell: Cell, result: Callable[[], CellEnd]) -> CellEnd:
 
 def _optional(module: str, extra: str) -> Any:
     """A library that not everybody needs."""
-    from importlib import import_module
-
     try:
         return import_module(module)
     except ImportError:

@@ -42,6 +42,11 @@ class CellDir:
         except (FileNotFoundError, json.JSONDecodeError):
             return {}
 
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing more to train: it came to its end, or to a loss of NaN."""
+        return self.state().get("state") in ("done", "diverged")
+
     def save_state(self, state: Mapping[str, Any]) -> None:
         write_json(self.path / "state.json", dict(state))
 

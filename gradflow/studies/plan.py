@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +48,12 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Of all cells, were each worker always busy; the longest cell alone if that is more."""
-        times = [one.seconds for one in self.cells]
-        return max(sum(times) / self.workers, max(times, default=0.0))
+        longest = max((one.seconds for one in self.cells), default=0.0)
+        return max(self.seconds_one_by_one / self.workers, longest)
+
+    @property
+    def seconds_one_by_one(self) -> float:
+        return sum(one.seconds for one in self.cells)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -77,7 +80,7 @@ def plan_study(study: Study, folder: StudyDir, workers: int) -> Plan:
     that a network lacks.
     """
     cells = study.cells(folder.cells)
-    left = [cell for cell in cells if CellDir(cell.folder).state().get("state") != "done"]
+    left = [cell for cell in cells if not CellDir(cell.folder).is_done]
     costs: dict[tuple[Any, ...], tuple[float, float, int, dict[str, int]]] = {}
     planned = []
     for cell in left:
@@ -162,8 +165,3 @@ def _spread(study: Study, folder: StudyDir) -> tuple[float, bool]:
         if spreads:
             return max(spreads), True
     return 2 * LOSS_MARGIN.value / study.expected_gap, False
-
-
-def total_seconds(cells: Sequence[PlannedCell]) -> float:
-    """Of one worker alone."""
-    return sum(one.seconds for one in cells)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -125,10 +125,11 @@ class Results:
         }
 
 
-def analyse(folder: StudyDir) -> Results:
-    """What the finished cells of a study say so far."""
+def analyse(folder: StudyDir, failed: Mapping[str, str] | None = None) -> Results:
+    """What the finished cells of a study say so far; `failed` adds to what they wrote of it."""
     study = folder.study()
-    return results(study, read_outcomes(folder, study), failures(folder, study))
+    written = failures(folder, study)
+    return results(study, read_outcomes(folder, study), written | dict(failed or {}))
 
 
 def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None = None) -> Results:
@@ -142,7 +143,7 @@ def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None =
         _control(study, outcomes, arm) for arm in study.arms if arm.role == "positive control"
     ]
     plain = [_arm_result(study, outcomes, arm) for arm in study.arms if arm.name != BASELINE]
-    arms = _judged(study, [one for one in plain if one.seeds], gaps, controls)
+    arms = _judged([one for one in plain if one.seeds], controls)
     notes += [
         f"{one.arm.name}: {len(one.seeds)} of {len(study.seeds)} seeds are complete."
         for one in plain
@@ -284,12 +285,7 @@ def _control(study: Study, outcomes: Outcomes, arm: Arm) -> Control:
     return Control(arm, seeds, t_interval(change), p <= ALPHA / n)
 
 
-def _judged(
-    study: Study,
-    arms: Sequence[ArmResult],
-    gaps: Mapping[str, np.ndarray],
-    controls: Sequence[Control],
-) -> list[ArmResult]:
+def _judged(arms: Sequence[ArmResult], controls: Sequence[Control]) -> list[ArmResult]:
     """Each arm with what it is, after Holm's correction over the candidates of the study."""
     candidates = [one for one in arms if one.arm.role == "cause"]
     judged: dict[str, dict[str, Judged]] = {one.arm.name: {} for one in arms}
@@ -301,13 +297,7 @@ def _judged(
         )
         for one, what in zip(candidates, found, strict=True):
             judged[one.arm.name][measure.name] = what
-    return [
-        ArmResult(
-            one.arm, one.seeds, one.shares, judged[one.arm.name], one.levels, one.checks,
-            one.decades, one.seconds,
-        )
-        for one in arms
-    ]  # fmt: skip
+    return [replace(one, judged=judged[one.arm.name]) for one in arms]
 
 
 def _unsound(one: ArmResult, measure: Measure, controls: Sequence[Control]) -> str:

@@ -1,6 +1,6 @@
 """Run a study: train what is left, combine the strongest arms if that is asked, analyse."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gradflow.studies.cell import CellEnd
 from gradflow.studies.engine import Engine
@@ -25,13 +25,13 @@ def run_study(
     with folder.locked():
         folder.begin(study)
         study = folder.study()
-        _train(study.cells(folder.cells), engine, folder, on_begin)
+        ends = _train(study.cells(folder.cells), engine, folder, on_begin)
         pair = _pair(study, folder)
         if pair is not None:
             folder.save_combination(pair)
             study = folder.study()
-            _train(study.cells(folder.cells), engine, folder, on_begin)
-        found = analyse(folder)
+            ends |= _train(study.cells(folder.cells), engine, folder, on_begin)
+        found = analyse(folder, _failed(ends))
         folder.save_results(found.to_json())
         return found
 
@@ -41,20 +41,26 @@ def _train(
     engine: Engine,
     folder: StudyDir,
     on_begin: Callable[[Sequence[Cell]], None],
-) -> list[CellEnd]:
+) -> dict[str, CellEnd]:
+    """How the cells ended that were not done, by name."""
     on_begin(cells)
     for cell in cells:
         _forget_failure(CellDir(cell.folder))
     first, then = ([one for one in cells if one.needs_others is late] for late in (False, True))
-    return engine.run(_unfinished(first), folder.jobs) + engine.run(_unfinished(then), folder.jobs)
+    ends = engine.run(_unfinished(first), folder.jobs)
+    ends += engine.run(_unfinished(then), folder.jobs)
+    return {end.name: end for end in ends}
+
+
+def _failed(ends: Mapping[str, CellEnd]) -> dict[str, str]:
+    """Also of cells that could not write it: on a full disk, or ended by a scheduler."""
+    return {
+        name: f"{end.state}: {end.message}" for name, end in ends.items() if end.state == "failed"
+    }
 
 
 def _unfinished(cells: Iterable[Cell]) -> list[Cell]:
-    return [
-        cell
-        for cell in cells
-        if CellDir(cell.folder).state().get("state") not in ("done", "diverged")
-    ]
+    return [cell for cell in cells if not CellDir(cell.folder).is_done]
 
 
 def _forget_failure(folder: CellDir) -> None:

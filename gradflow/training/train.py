@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from gradflow.data import (
 )
 from gradflow.data import split as split_images
 from gradflow.examine.batchnorm import recalibrated
-from gradflow.interventions import changed_labels
+from gradflow.interventions import Intervention, changed_labels
 from gradflow.record import DEFAULT_MEASURES, MaxOverhead, Recorder, Trace
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import evaluate, predict, report_text
@@ -77,6 +77,11 @@ class Data:
             "split": self.split.to_json(),
         }
 
+    def changed_by(self, interventions: Sequence[Intervention]) -> Self:
+        """The same images with the labels that these interventions make of the true ones."""
+        labels = changed_labels(interventions, self.true_labels, self.split.train)
+        return dataclasses.replace(self, store=dataclasses.replace(self.store, labels=labels))
+
     def training(self, config: TrainConfig, seed: int) -> Batches:
         """Shuffled and augmented; a function of the seed alone, so both networks share it."""
         augmentation = Augmentation(flip=config.flip or 0.0, degrees=config.rotation)
@@ -125,9 +130,8 @@ def load_data(
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
     )
-    labels = changed_labels(config.interventions, store.labels, split.train)
-    changed = dataclasses.replace(store, labels=labels)
-    return config, Data(audit, changed, split, true_labels=store.labels)
+    data = Data(audit, store, split, true_labels=store.labels)
+    return config, data.changed_by(config.interventions)
 
 
 def _bad_files_text(audit: Audit, data: str, n_shown: int = 10) -> str:

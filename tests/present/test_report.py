@@ -49,7 +49,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--data", str(data / "labels.csv"), "--arch", "plain_18,resnet_18", "--seeds", "2"]
     options += ["--epochs", "2", "--image-size", "8", "--batch-size", "20", "--log-grads"]
     options += ["--no-rivals", "--wandb", "off", "--out", str(out), "--twins", "exact"]
-    assert main(["train", *options, "--json"]) == 0
+    command = ["train", *options, "--json"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["/somewhere/bin/gradflow", *command])
+        assert main(command) == 0
     (path,) = out.iterdir()
     return path
 
@@ -467,8 +470,23 @@ def test_a_run_that_was_not_changed_says_nothing_of_it(report: Report, text: str
 
 def test_the_page_tells_how_to_train_the_same_again(report: Report, text: str) -> None:
     (command,) = words.commands(report)
-    assert command.startswith("gradflow ")
+    assert command.startswith("gradflow train --data ")
     assert str(html.escape(command)).replace("&#x27;", "&#39;") in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "typed"),
+    [
+        (["/usr/bin/gradflow", "train", "--out", "my runs"], "gradflow train --out 'my runs'"),
+        (["/lib/gradflow/__main__.py", "train"], "gradflow train"),
+        (["mine.py", "--lr", "1"], "python mine.py --lr 1"),
+    ],
+)
+def test_a_loop_of_ones_own_is_started_by_its_own_program(
+    report: Report, arguments: list[str], typed: str
+) -> None:
+    own = [dict(one, command=arguments) for one in report.environments]
+    assert words.commands(replace(report, environments=tuple(own))) == [typed]
 
 
 def test_a_run_that_is_not_there_is_a_sentence(

@@ -4,15 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 from tiny import tiny, write
 
 from gradflow.cli import main
 from gradflow.studies import Study, StudyDir
-from gradflow.studies.cell import run_cell
+from gradflow.studies.cell import load_once, run_cell
 from gradflow.studies.engine import Engine
 from gradflow.studies.folder import CellDir
 from gradflow.studies.run import run_study
+from gradflow.training.train import load_data
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +87,35 @@ def test_a_state_that_cannot_be_written_does_not_hide_the_failure(
     monkeypatch.setattr(CellDir, "save_state", full)
     end = run_cell(read(pictures).cells(tmp_path)[0])
     assert (end.state, "No space left" in end.message) == ("failed", True)
+
+
+def test_a_failure_that_could_not_be_written_is_noted_all_the_same(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = CellDir.save_state
+
+    def full(self: CellDir, state: Any) -> None:
+        if self.path.as_posix().endswith("bias/reference-s0"):
+            raise OSError(28, "No space left on device")
+        save(self, state)
+
+    monkeypatch.setattr(CellDir, "save_state", full)
+    found = run_study(read(pictures), StudyDir(tmp_path), Engine())
+    assert [note for note in found.notes if note.startswith("bias/reference-s0 failed: OSError")]
+
+
+def test_cells_that_share_their_images_do_not_share_changed_labels(pictures: Path) -> None:
+    arms = {"shuffled": {"tests": "capacity", "intervene": "random_labels()"}}
+    study = read(pictures, arms=arms, restores="")
+    for arm in ("baseline", "shuffled", "baseline"):
+        config = study.config(arm, "accused", 0)
+        resolved, data = load_once(config)
+        expected_config, expected = load_data(config)
+        assert resolved == expected_config
+        assert torch.equal(data.store.labels, expected.store.labels)
+        assert (arm == "baseline") == torch.equal(data.store.labels, data.true_labels)
+    again = load_once(study.config("shuffled", "accused", 0))[1]
+    assert again.store.pixels is data.store.pixels, "decoded once"
 
 
 def test_another_study_in_the_same_folder_is_refused(pictures: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from pathlib import PurePath
 
 import numpy as np
 
@@ -130,9 +131,16 @@ def again(report: Report) -> list[tuple[str, list[str]]]:
         )
         command = one.get("command")
         lines = found.setdefault(versions, [])
-        if command and (line := shlex.join(["gradflow", *command[1:]])) not in lines:
+        if command and (line := _typed(command)) not in lines:
             lines.append(line)  # all trainings of a study have one command
     return list(found.items())
+
+
+def _typed(command: Sequence[str]) -> str:
+    """What one types for these arguments of a process; gradflow's own program without its path."""
+    program = PurePath(command[0])
+    is_ours = program.stem == "gradflow" or program.parts[-2:] == ("gradflow", "__main__.py")
+    return shlex.join([*(["gradflow"] if is_ours else ["python", command[0]]), *command[1:]])
 
 
 def mcnemar_lines(report: Report) -> list[str]:
