@@ -841,7 +841,7 @@ def report(
     """Write one page that shows what runs found: verdict, figures, accuracies, how to repeat it.
 
     The page needs no network and no other file. Beside it: the same as Markdown and JSON, and
-    every figure as SVG and PNG.
+    every figure as SVG and PNG, on white and on dark paper.
 
     Parameters
     ----------

@@ -1,5 +1,6 @@
 """The report: its numbers are the verdict's and the evaluation's, and no name in it can do harm."""
 
+import base64
 import html
 import json
 import re
@@ -108,10 +109,10 @@ def test_the_page_loads_nothing(report: Report, text: str) -> None:
     static = page.html(report, charts(report), static=True)
     assert "default-src 'none'" in text
     for one in (text.split("<body>")[1], static):
-        assert not re.search(r"(src|href)=\"(?!data:|#)", one)
+        assert not re.search(r"(src|srcset|href)=\"(?!data:|#)", one)
     assert "Plotly.newPlot" in text
     assert "Plotly" not in static
-    assert static.count("data:image/svg+xml") == len(charts(report))
+    assert static.count("data:image/svg+xml") == 2 * len(charts(report)), "light and dark"
     assert len(static) < 3_000_000
 
 
@@ -135,8 +136,19 @@ def test_the_command_writes_page_markdown_json_and_every_figure(
     pictures = {file.name for file in (path.parent / "r-figures").iterdir()}
     linked = re.findall(r"\(r-figures/(.+?)\)", path.with_suffix(".md").read_text("utf-8"))
     assert {*linked} <= pictures
-    assert {file.rsplit(".", 1)[1] for file in pictures} == {"svg", "png"}
-    assert all(f"{name[:-4]}.svg" in pictures for name in linked)
+    keys = {name.removesuffix(".png") for name in linked}
+    assert pictures == {
+        f"{key}{ground}{kind}"
+        for key in keys
+        for ground in ("", "-dark")
+        for kind in (".svg", ".png")
+    }
+    dark = (path.parent / "r-figures" / "loss-by-epoch-dark.svg").read_text("utf-8")
+    light = (path.parent / "r-figures" / "loss-by-epoch.svg").read_text("utf-8")
+    paper = plots.GROUND["dark"][0]
+    assert (paper in dark, paper in light) == (True, False)
+    page_text = path.read_text("utf-8")
+    assert page_text.count('(prefers-color-scheme: dark)"><img') == len(keys)
 
 
 def test_records_of_ones_own_loop_make_a_report(run: Path, tmp_path: Path) -> None:
@@ -537,6 +549,7 @@ def test_in_a_browser_it_asks_nothing_of_the_network_and_fits(
         figure = tab.locator("#gradient-profiles .nsewdrag").first.bounding_box()
         assert figure["y"] + 100 < 900, "the profiles begin on the first screen"
     _choices_can_be_read(tab)
+    _pictures_have_the_paper_of_the_page(tab, scheme)
     _hover_and_see(tab)
     _switch_and_see(tab)
     _zoom_and_see(tab)
@@ -552,6 +565,17 @@ def _choices_can_be_read(tab: Any) -> None:
     ]
     text, ground = (np.array(re.findall(r"\d+", colour)[:3], int) for colour in colours)
     assert abs(text - ground).min() > 120
+
+
+def _pictures_have_the_paper_of_the_page(tab: Any, scheme: str) -> None:
+    shown = tab.eval_on_selector_all(
+        "picture img", "all => all.map(one => [one.currentSrc, one.naturalWidth])"
+    )
+    assert shown
+    for source, width in shown:
+        drawing = base64.b64decode(source.split(",")[1]).decode()
+        assert (plots.GROUND["dark"][0] in drawing) == (scheme == "dark")
+        assert width > 100, "it could be drawn"
 
 
 def _switch_and_see(tab: Any) -> None:

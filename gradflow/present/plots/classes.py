@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gradflow.present.plots.style import figure_of, new_axes, new_figure, styles
+from gradflow.present.plots.style import GUIDE, figure_of, new_axes, new_figure, styles
 
 CONFUSION_COLORS = "Blues"
 MISTAKES_PER_ROW = 6
@@ -60,7 +60,7 @@ def interval_plot(
     """
     ax = new_axes(5.0, 1.0 + 0.36 * len(names)) if ax is None else ax
     y = np.arange(len(names))
-    ax.axvline(0, color="0.4", lw=1)
+    ax.axvline(0, color=GUIDE, lw=1)
     (style,) = styles(1)
     ax.hlines(y, low, high, color=style["color"], lw=1.8)
     ax.plot(mean, y, linestyle="", marker=style["marker"], color=style["color"], markersize=5)
@@ -85,7 +85,7 @@ def reliability_plot(
     area of a marker goes with the count; empty bins are left out.
     """
     ax = new_axes(4.2, 4.0) if ax is None else ax
-    ax.plot([0, 1], [0, 1], color="0.5", lw=1, linestyle=":", label="calibrated")
+    ax.plot([0, 1], [0, 1], color=GUIDE, lw=1, linestyle=":", label="calibrated")
     for (name, (confidence, accuracy, n)), style in zip(
         bins.items(), styles(len(bins)), strict=True
     ):

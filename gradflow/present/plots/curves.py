@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from gradflow.analysis.statistics import mean_and_range
-from gradflow.present.plots.style import new_axes, new_figure, styles
+from gradflow.present.plots.style import GUIDE, new_axes, new_figure, styles
 
 
 def history_plot(
@@ -75,7 +75,7 @@ def curves_plot(
     top.set_title(title, fontsize=10)
     top.legend(frameon=False, fontsize=8)
     top.grid(axis="y", alpha=0.3)
-    bottom.step(np.arange(1, len(lr) + 1), lr, where="mid", color="0.3", lw=1.2)
+    bottom.step(np.arange(1, len(lr) + 1), lr, where="mid", color=GUIDE, lw=1.2)
     bottom.set_yscale("log")
     ends = rate_ticks(lr)
     bottom.set_yticks(ends, [f"{rate:.2g}" for rate in ends])

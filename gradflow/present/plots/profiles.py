@@ -9,7 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from gradflow.present.plots.style import figure_of, new_axes, styles
+from gradflow.present.plots.style import GUIDE, figure_of, new_axes, styles
 
 COLORMAP = "viridis"
 NO_VALUE = "#bdbdbd"  # grey, which stands nowhere in the colour map
@@ -71,7 +71,7 @@ def profile_bands_plot(
         ax.set_ylim(0, max(ax.get_ylim()[1], 0.01))
     layers = next(iter(bands.values()))[0] if bands else ()
     if mark is not None and mark[0] in layers:
-        ax.axvline(list(layers).index(mark[0]), color="0.4", ls=":", lw=1.2, label=mark[1])
+        ax.axvline(list(layers).index(mark[0]), color=GUIDE, ls=":", lw=1.2, label=mark[1])
     _layers_on_x(ax, [tuple(layers) for layers, *_ in bands.values()])
     ax.set_ylabel(ylabel, parse_math=False)
     ax.set_title(title)
@@ -120,7 +120,7 @@ def layer_step_heatmap(
     ax.set_title("Every layer at every recorded step" + (f", 1 of {stride}" * (stride > 1)))
     figure_of(ax).colorbar(image, ax=ax, label=label)
     if np.ma.is_masked(shown):
-        grey = Patch(facecolor=NO_VALUE, edgecolor="black", lw=0.5, label="no value (0, NaN, inf)")
+        grey = Patch(facecolor=NO_VALUE, edgecolor=GUIDE, lw=0.5, label="no value (0, NaN, inf)")
         # Below the picture, where it hides no layer.
         ax.legend(
             handles=[grey],

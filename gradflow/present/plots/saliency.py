@@ -119,7 +119,7 @@ def overlay(ax: Axes, photo: np.ndarray, values: np.ndarray) -> bool:
 
 def frame(ax: Axes) -> None:
     for spine in ax.spines.values():
-        spine.set(visible=True, color="black", linewidth=3)
+        spine.set(visible=True, linewidth=3)
 
 
 def _largest(values: np.ndarray) -> float | None:
@@ -132,7 +132,9 @@ def _largest(values: np.ndarray) -> float | None:
 def note(ax: Axes, text: str) -> None:
     """A line or two at the foot of a map."""
     box = {"facecolor": "white", "linewidth": 0}
-    ax.text(0.5, 0.05, text, transform=ax.transAxes, ha="center", fontsize=7, bbox=box)
+    ax.text(
+        0.5, 0.05, text, transform=ax.transAxes, ha="center", fontsize=7, color="black", bbox=box
+    )
 
 
 def bare(ax: Axes) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from gradflow.present.plots.style import STYLES, new_axes, styles
+from gradflow.present.plots.style import GUIDE, STYLES, new_axes, styles
 
 MARKERS = {"main cause": "D", "contributor": "s", "not a cause": "o", "undetermined": "x"}
 
@@ -28,10 +28,9 @@ def forest_plot(
     ax = new_axes(7.0, 1.4 + 0.38 * len(names)) if ax is None else ax
     ax.set_xlim(*limits)
     for label, share in zones.items():
-        ax.axvline(share, color="#999999", lw=0.9, ls=":")
-        ax.text(share, len(names) - 0.35, label, fontsize=7, color="#666666", ha="center",
-                va="bottom")  # fmt: skip
-    ax.axvline(0.0, color="#444444", lw=0.9)
+        ax.axvline(share, color=GUIDE, lw=0.9, ls=":")
+        ax.text(share, len(names) - 0.35, label, fontsize=7, ha="center", va="bottom")
+    ax.axvline(0.0, color=GUIDE, lw=0.9)
     rows = zip(shares, intervals, statuses, strict=True)
     for row, (share, (low, high), status) in enumerate(rows):
         y = len(names) - 1 - row

@@ -1,8 +1,9 @@
 """What all plots share: colours, figures and their files. No pyplot, so that no figure stays."""
 
 import io
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -11,17 +12,48 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Figure
 
 # One style for each network. The colours are those of Okabe and Ito, which the colour-blind can
-# tell apart (https://jfly.uni-koeln.de/color/); dashes and markers carry the same in grey print.
+# tell apart (https://jfly.uni-koeln.de/color/), and read on white as on black, so that a network
+# has the same colour everywhere; dashes and markers carry the same in grey print.
 STYLES = (
     {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     {"color": "#D55E00", "linestyle": "--", "marker": "s"},
     {"color": "#009E73", "linestyle": "-.", "marker": "^"},
     {"color": "#CC79A7", "linestyle": ":", "marker": "D"},
-    {"color": "#000000", "linestyle": (0, (6, 1)), "marker": "v"},
+    {"color": "#767676", "linestyle": (0, (6, 1)), "marker": "v"},
 )
+GUIDE = "#767676"  # lines that are not data: zero, a threshold, the learning rate
 DPI = 120  # a heat map is then a PNG of about 50 kB, a saliency grid of two networks 700 kB
 
+Theme = Literal["light", "dark"]
+GROUND: dict[Theme, tuple[str, str]] = {  # the colours of paper and ink
+    "light": ("#ffffff", "#000000"),
+    "dark": ("#15181b", "#e6e6e6"),
+}
+
 GRAD_NORM = "gradient norm ‖∂L/∂w‖₂ (loss / weight)"  # the label of an axis of `grad_norm`
+
+
+def theme(name: Theme) -> AbstractContextManager[None]:
+    """Figures that are made and saved inside it have light or dark paper.
+
+    >>> with theme("dark"):
+    ...     new_figure(4.0, 3.0).get_facecolor() == matplotlib.colors.to_rgba("#15181b")
+    True
+    """
+    paper, ink = GROUND[name]
+    return matplotlib.rc_context(
+        {
+            "figure.facecolor": paper,
+            "axes.facecolor": paper,
+            "savefig.facecolor": "auto",
+            "text.color": ink,
+            "axes.titlecolor": "auto",
+            "axes.labelcolor": ink,
+            "axes.edgecolor": ink,
+            "xtick.color": ink,
+            "ytick.color": ink,
+        }
+    )
 
 
 def save(fig: Figure, path: Path, dpi: int = DPI) -> Path:

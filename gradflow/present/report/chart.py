@@ -29,10 +29,13 @@ class Chart:
 
 
 def save_charts(found: Sequence[Chart], folder: Path) -> list[Path]:
-    """Every figure as SVG and PNG."""
-    return [
-        plots.save(figure, folder / f"{chart.key}{suffix}")
-        for chart in found
-        for figure in [chart.draw()]
-        for suffix in (".svg", ".png")
-    ]
+    """Every figure as SVG and PNG, on white paper and, as KEY-dark, on dark."""
+    saved = []
+    endings: dict[plots.Theme, str] = {"light": "", "dark": "-dark"}
+    for theme, ending in endings.items():
+        with plots.theme(theme):
+            for chart in found:
+                figure = chart.draw()
+                for suffix in (".svg", ".png"):
+                    saved.append(plots.save(figure, folder / f"{chart.key}{ending}{suffix}"))
+    return saved

@@ -144,8 +144,16 @@ def _finite(value: Any) -> Any:
 def _body(chart: Chart, static: bool) -> Markup:
     if chart.interact is not None and not static:
         return Markup(chart.interact())  # noqa: S704 plotly escapes for <script>
-    picture = data_uri(plots.to_svg(chart.draw()), "svg+xml")
-    return Markup('<img src="{}" alt="{}">').format(picture, chart.title)
+    light, dark = _svg(chart, "light"), _svg(chart, "dark")
+    return Markup(
+        '<picture><source srcset="{}" media="(prefers-color-scheme: dark)">'
+        '<img src="{}" alt="{}"></picture>'
+    ).format(dark, light, chart.title)
+
+
+def _svg(chart: Chart, theme: plots.Theme) -> str:
+    with plots.theme(theme):
+        return data_uri(plots.to_svg(chart.draw()), "svg+xml")
 
 
 def _code(text: str) -> Markup:

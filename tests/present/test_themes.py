@@ -1,0 +1,146 @@
+"""Every figure can be read on white and on dark paper."""
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+from matplotlib.lines import Line2D
+from matplotlib.spines import Spine
+from matplotlib.text import Text
+
+from gradflow.present import plots
+
+LAYERS = ("conv1", "layer1.0.conv1", "fc")
+VALUES = np.array([1.0, 2.0, 3.0])
+NETWORKS = ("plain_34", "resnet_34")
+PHOTO = np.full((8, 8, 3), 128, np.uint8)
+
+
+EXAMPLES = [
+    [SimpleNamespace(pixels=PHOTO, map=np.eye(4), label=label, predicted=0, probability=0.7)]
+    for label in (0, 1)
+]
+MAPS: Any = SimpleNamespace(  # of one network: all that the three grids want
+    method="gradcam",
+    layer="layer3",
+    notes=("fails: does not depend on the weights",),
+    classes=("bakso", "rendang"),
+    probabilities=np.array([0.7, 0.3]),
+    maps=np.stack([np.eye(4), np.zeros((4, 4))]),
+    map_classes=(0, 1),
+    examples=EXAMPLES,
+    mean_maps=np.stack([np.eye(4), np.full((4, 4), np.nan)]),
+    n_in_mean=(3, 0),
+    n_right=(3, 0),
+    n_pictures=(4, 1),
+)
+BOTH = dict.fromkeys(NETWORKS, MAPS)
+FIGURES: dict[str, Callable[[], Any]] = {
+    "depth_profile_plot": lambda: plots.depth_profile_plot(
+        {name: (LAYERS, VALUES) for name in "abcde"}, "g"
+    ),
+    "profile_bands_plot": lambda: plots.profile_bands_plot(
+        {name: (LAYERS, VALUES, VALUES - 1, VALUES + 1) for name in NETWORKS}, "g", "title",
+        mark=("fc", "differs most"),
+    ),
+    "layer_step_heatmap": lambda: plots.layer_step_heatmap(
+        np.array([[1.0, 0.0, 10.0]]), np.arange(1), LAYERS, "g"
+    ),
+    "confusion_plot": lambda: plots.confusion_plot(np.eye(2), ("bakso", "rendang"), "title"),
+    "interval_plot": lambda: plots.interval_plot(LAYERS, VALUES, VALUES - 1, VALUES + 1, "x", "t"),
+    "reliability_plot": lambda: plots.reliability_plot(
+        {name: (VALUES / 3, VALUES / 3, VALUES) for name in NETWORKS}, "title"
+    ),
+    "mistakes_grid": lambda: plots.mistakes_grid([PHOTO], ["bakso for rendang"], "title"),
+    "history_plot": lambda: plots.history_plot(
+        {name: ((1, 2), (1.0, 0.5), (1.0, 0.8)) for name in NETWORKS}, "loss"
+    ),
+    "curves_plot": lambda: plots.curves_plot(
+        {name: (np.ones((2, 2)), np.ones((2, 2))) for name in NETWORKS}, [1e-3, 1e-4], "loss", "t"
+    ),
+    "saliency_grid": lambda: plots.saliency_grid(PHOTO, BOTH),
+    "gallery_grid": lambda: plots.gallery_grid("plain_34", MAPS),
+    "mean_maps_grid": lambda: plots.mean_maps_grid(BOTH),
+    "forest_plot": lambda: plots.forest_plot(
+        LAYERS, VALUES / 3, np.stack([VALUES - 3, VALUES], 1),
+        ("main cause", "contributor", "undetermined"), {"main cause": 0.5},
+    ),
+    "dose_response_plot": lambda: plots.dose_response_plot(
+        {name: (VALUES, VALUES, np.stack([VALUES, VALUES], 1)) for name in NETWORKS}, "β", "loss"
+    ),
+}  # fmt: skip
+
+
+def test_every_figure_is_looked_at() -> None:
+    drawing = {name for name in plots.__all__ if name.endswith(("_plot", "_grid", "_heatmap"))}
+    assert set(FIGURES) == drawing
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_what_is_written_and_drawn_stands_out_from_its_paper(name: str, theme: plots.Theme) -> None:
+    with plots.theme(theme):
+        figure = figure_of(FIGURES[name]())
+        figure.draw_without_rendering()
+    assert figure.get_facecolor() == to_rgba(plots.GROUND[theme][0])
+    pale = [
+        f"{artist}: {contrast:.1f}"
+        for artist, color, paper, least in shown(figure)
+        if (contrast := ratio(color, paper)) < least
+    ]
+    assert not pale
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_network_stands_out_from_both_papers(theme: plots.Theme) -> None:
+    for color in (plots.GUIDE, *(style["color"] for style in plots.STYLES)):
+        assert ratio(to_rgba(str(color)), to_rgba(plots.GROUND[theme][0])) >= 3
+
+
+def test_outside_a_theme_the_settings_are_the_users() -> None:
+    before = plots.new_figure(1, 1).get_facecolor()
+    with plots.theme("dark"):
+        assert plots.new_figure(1, 1).get_facecolor() != before
+    assert plots.new_figure(1, 1).get_facecolor() == before
+
+
+def figure_of(drawn: Any) -> plots.Figure:
+    """Functions return one Axes, or a list or table of them."""
+    while not hasattr(drawn, "figure"):
+        drawn = drawn[0]
+    return plots.figure_of(drawn)
+
+
+def shown(figure: plots.Figure) -> Iterator[tuple[Any, Any, Any, float]]:
+    """(artist, its colour, what it stands on, the least contrast by WCAG 2.1)."""
+    paper = figure.get_facecolor()
+    for text in figure.findobj(Text):
+        if text.get_visible() and text.get_text() and not on_a_cell(text):
+            box = text.get_bbox_patch()
+            yield text, to_rgba(text.get_color()), box.get_facecolor() if box else paper, 4.5
+    for line in figure.findobj(Line2D):
+        if line.get_visible() and line.get_alpha() is None:  # a grid is meant to be faint
+            yield line, to_rgba(line.get_color()), paper, 3
+    for spine in figure.findobj(Spine):
+        if spine.get_visible():
+            yield spine, spine.get_edgecolor(), paper, 3
+
+
+def on_a_cell(text: Text) -> bool:
+    """The counts of a confusion matrix are black or white by the colour of their cell."""
+    return text in (text.axes.texts if text.axes else ()) and text.get_text() in ("0", "1")
+
+
+def ratio(color: Any, paper: Any) -> float:
+    """Of the luminances, https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio: 1 to 21."""
+    first, second = sorted((luminance(color), luminance(paper)), reverse=True)
+    return (first + 0.05) / (second + 0.05)
+
+
+def luminance(color: Any) -> float:
+    parts = np.asarray(color[:3])
+    linear = np.where(parts <= 0.03928, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
