@@ -17,6 +17,7 @@ from gradflow.analysis.thresholds import THRESHOLDS
 from gradflow.analysis.verdict import OUTCOMES
 from gradflow.cli import app
 from gradflow.interventions import INTERVENTIONS
+from gradflow.present import plots
 from gradflow.present.saliency import METHODS
 from gradflow.present.saliency.trust import TRUST_THRESHOLDS
 from gradflow.record import DEFAULT_MEASURES, DERIVED, MEASURES, Recorder, Trace
@@ -61,6 +62,18 @@ def test_columns_of_the_records_equal_the_code(trace_of_tiny_convolutions: Trace
     documented = [name for name, *_ in rows(table)]
     assert documented == list(trace_of_tiny_convolutions.frame().columns[: len(documented)])
     assert len(documented) == 4, "beside the measures"
+
+
+def test_the_gallery_shows_every_figure() -> None:
+    text = page("gallery")
+    figures = {one for one in plots.__all__ if one.endswith(("_plot", "_grid", "_heatmap"))}
+    shown = {one for line in text.splitlines() for one in re.findall(r"`(\w+)`\.\*", line)}
+    assert shown == figures
+    linked = [(DOCS / path).resolve() for path in re.findall(r"!\[.+?\]\((.+?)\)", text)]
+    assert all(path.stat().st_size < 300_000 for path in linked)
+    assert set((DOCS / "images" / "gallery").resolve().iterdir()) <= set(linked), (
+        "none is left over"
+    )
 
 
 def test_table_of_thresholds_equals_the_code() -> None:

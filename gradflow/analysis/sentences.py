@@ -139,6 +139,8 @@ def _gap_sentence(verdict: "Verdict") -> str:
     }[verdict.gap_status]
     if is_discordant(verdict):
         state = "The two measures of a gap disagree"
+    elif lacks_seeds(verdict):
+        state = f"There seems to be a gap (a claim needs {at.EFFECT_SEEDS.value:.0f} seeds)"
     return f"{state}: {case.name} is {' and '.join(numbers)} than {case.reference_name}."
 
 
@@ -151,6 +153,13 @@ def is_discordant(verdict: "Verdict") -> bool:
         for one in verdict.gap
     ]
     return any(worse) and any(b and not a for a, b in zip(worse, equal, strict=True))
+
+
+def lacks_seeds(verdict: "Verdict") -> bool:
+    """Whether there would be a gap by its intervals, over too few seeds to claim one."""
+    return verdict.gap_status == "undetermined" and all(
+        one.p_for <= SURE and one.interval.n < at.EFFECT_SEEDS.value for one in verdict.gap
+    )
 
 
 def _worse_by(gap: Evidence) -> str:
@@ -177,7 +186,7 @@ def next_steps(verdict: "Verdict") -> tuple[str, ...]:
     elif verdict.links[0].status == "undetermined":
         steps.append(_more_seeds(verdict))
     elif verdict.gap_status == "undetermined" and not is_discordant(verdict):
-        steps.append("Train more seeds: whether there is a gap cannot be told from these.")
+        steps.append(_seeds_for_the_gap(verdict))
     if verdict.links[0].status == "yes" and verdict.links[3].status == "not measured":
         steps.append(
             "Change the gradients on purpose (`gradflow study`, docs/studies.md): only if the gap "
@@ -199,6 +208,12 @@ def next_steps(verdict: "Verdict") -> tuple[str, ...]:
             "more than 91 steps."
         )
     return tuple(steps)
+
+
+def _seeds_for_the_gap(verdict: "Verdict") -> str:
+    if lacks_seeds(verdict):
+        return f"Train {at.EFFECT_SEEDS.value:.0f} seeds: a gap is claimed from no fewer."
+    return "Train more seeds: whether there is a gap cannot be told from these."
 
 
 def _more_seeds(verdict: "Verdict") -> str:

@@ -215,6 +215,14 @@ def test_an_open_gap_supports_nothing() -> None:
     assert "open" in verdict.sentences[-1]
 
 
+def test_a_clear_gap_over_too_few_seeds_says_how_many_it_takes() -> None:
+    few = judge_case(make_case(vanishing(), {}, 4))
+    assert few.gap_status == "undetermined"
+    assert "There seems to be a gap (a claim needs 5 seeds)" in few.sentences[-1]
+    assert "Train 5 seeds: a gap is claimed from no fewer." in few.next_steps
+    assert "There is a gap to explain" in judge_case(make_case(vanishing(), {}, 5)).sentences[-1]
+
+
 def test_a_gap_must_show_in_loss_and_in_accuracy() -> None:
     only_loss = judge_case(make_case(vanishing(accuracy=0.8), {}))
     assert only_loss.gap_status == "undetermined"

@@ -42,14 +42,6 @@ def test_reliability_leaves_empty_bins_out_and_sizes_markers_by_count() -> None:
     assert ax.get_xlim() == ax.get_ylim() == (0, 1)
 
 
-def test_mistakes_have_their_captions() -> None:
-    photo = np.zeros((4, 4, 3), np.uint8)
-    axes = plots.mistakes_grid([photo] * 7, [f"{i}" for i in range(7)], "title")
-    assert [ax.get_title() for ax in axes] == list("0123456")
-    with pytest.raises(ValueError, match="a caption for each"):
-        plots.mistakes_grid([], [], "title")
-
-
 def test_curves_show_the_mean_and_range_of_seeds_over_the_learning_rate() -> None:
     train = np.array([[3.0, 2.0, np.nan], [1.0, 1.0, 1.0]])
     top, bottom = plots.curves_plot({"net": (train, train + 1)}, [0.1, 0.1, 0.01], "loss", "title")

@@ -54,7 +54,6 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "reliability_plot": lambda: plots.reliability_plot(
         {name: (VALUES / 3, VALUES / 3, VALUES) for name in NETWORKS}, "title"
     ),
-    "mistakes_grid": lambda: plots.mistakes_grid([PHOTO], ["bakso for rendang"], "title"),
     "history_plot": lambda: plots.history_plot(
         {name: ((1, 2), (1.0, 0.5), (1.0, 0.8)) for name in NETWORKS}, "loss"
     ),

@@ -3,7 +3,6 @@
 from gradflow.present.plots.classes import (
     confusion_plot,
     interval_plot,
-    mistakes_grid,
     reliability_plot,
 )
 from gradflow.present.plots.curves import curves_plot, history_plot, rate_ticks
@@ -60,7 +59,6 @@ __all__ = [
     "interval_plot",
     "layer_step_heatmap",
     "mean_maps_grid",
-    "mistakes_grid",
     "new_figure",
     "profile_bands_plot",
     "rate_ticks",

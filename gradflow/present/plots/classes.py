@@ -1,15 +1,13 @@
-"""Class by class and image by image: confusion, differences, calibration, worst mistakes."""
+"""Class by class and image by image: confusion, differences, calibration."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from gradflow.present.plots.style import GUIDE, figure_of, new_axes, new_figure, styles
+from gradflow.present.plots.style import GUIDE, figure_of, new_axes, styles
 
 CONFUSION_COLORS = "Blues"
-MISTAKES_PER_ROW = 6
 
 
 def confusion_plot(
@@ -102,25 +100,3 @@ def reliability_plot(
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize=8)
     return ax
-
-
-def mistakes_grid(
-    thumbnails: Sequence[np.ndarray], captions: Sequence[str], title: str, fig: Figure | None = None
-) -> list[Axes]:
-    """Photographs, each (H, W, 3) uint8, with what they are and what they were taken for."""
-    if len(thumbnails) != len(captions) or not thumbnails:
-        raise ValueError(
-            f"Expected a caption for each of at least one photograph, but got {len(thumbnails)} "
-            f"photographs and {len(captions)} captions."
-        )
-    n_columns = min(MISTAKES_PER_ROW, len(thumbnails))
-    n_rows = -(-len(thumbnails) // n_columns)
-    if fig is None:
-        fig = new_figure(1.6 * n_columns, 2.0 * n_rows + 0.4)
-    axes = [fig.add_subplot(n_rows, n_columns, i + 1) for i in range(len(thumbnails))]
-    for ax, photo, caption in zip(axes, thumbnails, captions, strict=True):
-        ax.imshow(photo)
-        ax.axis("off")
-        ax.set_title(caption, fontsize=7, parse_math=False)
-    fig.suptitle(title, fontsize=10)
-    return axes
