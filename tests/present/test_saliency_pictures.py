@@ -128,6 +128,21 @@ def test_a_bad_file_does_not_stop_the_others(tmp_path):
     assert [one[0].name for one in found if not isinstance(one, BadImage)] == ["a", "c", "d"]
 
 
+@pytest.mark.parametrize(("method", "n_read"), [("gradient", 9), ("integrated-gradients", 1)])
+def test_a_picture_of_many_passes_is_not_kept_waiting_for_the_next(tmp_path, method, n_read):
+    solid("RGB", "red", (224, 224)).save(tmp_path / "a.png")
+    taken = []
+
+    def reading():
+        for i in range(9):
+            taken.append(i)
+            yield from pictures.read_pictures([tmp_path / "a.png"], [str(i)], 224)
+
+    found = pictures.explain({"net": Colours()}, reading(), CLASSES, method=method, n_classes=1)
+    next(found)
+    assert len(taken) == n_read
+
+
 def test_pictures_are_found_in_deeper_folders_and_other_files_are_not(tmp_path):
     (tmp_path / "deep").mkdir()
     solid("RGB", "red").save(tmp_path / "deep" / "b.PNG")

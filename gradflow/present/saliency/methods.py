@@ -37,6 +37,7 @@ LARGEST_DELTA = 0.05
 
 OCCLUSION_WINDOW = 1 / 6  # of the image's side: 37 px at 224, about the size of a ladle
 OCCLUSION_OVERLAP = 2  # windows over each pixel, either way
+N_WINDOWS = 130  # of an image of 224 px
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,7 @@ class Method:
     `compute(model, images, classes)` takes normalised images (B, 3, S, S) and the classes (B, K) to
     explain in each; the model is in eval mode with frozen weights. `shown` makes one map of the
     colours. `is_local` says that a value is a slope, not a share of the logit (see `trust`).
+    `passes` is how often about an image goes through the network for one class.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Method:
     shown: Callable[[Tensor], Tensor]  # (..., C, S, S) -> (..., S, S)
     unit: str  # of a shown map
     is_local: bool
+    passes: int = 1
     warning: str | None = None
 
 
@@ -288,9 +291,16 @@ METHODS = {
     for method in (
         Method("gradcam", gradcam, _as_it_is, "logit · activation / activation", False),
         Method("gradient", gradient, _largest_of_colours, _SLOPE, True),
-        Method("smoothgrad", smoothgrad, _largest_of_colours, _SLOPE, True),
-        Method("integrated-gradients", integrated_gradients, _sum_of_colours, "logit", False),
-        Method("occlusion", occlusion, _as_it_is, "logit", False),
+        Method("smoothgrad", smoothgrad, _largest_of_colours, _SLOPE, True, NOISE_SAMPLES),
+        Method(
+            "integrated-gradients",
+            integrated_gradients,
+            _sum_of_colours,
+            "logit",
+            False,
+            PATH_STEPS,
+        ),
+        Method("occlusion", occlusion, _as_it_is, "logit", False, N_WINDOWS),
         Method(
             "guided-backprop",
             guided_backprop,

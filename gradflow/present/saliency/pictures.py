@@ -16,7 +16,7 @@ from gradflow.data import BadImage, normalise, read_image, to_uint8
 from gradflow.data.folders import IMAGE_SUFFIXES
 from gradflow.present import plots
 from gradflow.present.saliency.attribution import Attribution, attribute_all
-from gradflow.present.saliency.methods import per_batch
+from gradflow.present.saliency.methods import METHODS, per_batch
 from gradflow.present.saliency.trust import Trust
 
 Networks = Mapping[str, nn.Module]
@@ -92,13 +92,19 @@ def explain(
 ) -> Iterator[tuple[Picture, dict[str, Attribution]] | BadImage]:
     """What each network says of each picture, in their order; some pictures at a time."""
     pictures = iter(pictures)
-    while first := list(islice(pictures, 1)):
-        size = first[0].pixels.unsqueeze(0) if isinstance(first[0], Picture) else None
-        some = first + list(islice(pictures, per_batch(size) - 1 if size is not None else 0))
+    for first in pictures:
+        some = [first, *islice(pictures, _at_once(first, method) - 1)]
         readable = [one for one in some if isinstance(one, Picture)]
         found = _explain(networks, readable, class_names, method, n_classes)
         for one in some:
             yield (one, next(found)) if isinstance(one, Picture) else one
+
+
+def _at_once(picture: Picture | BadImage, method: str) -> int:
+    """As many as go through the network; where each takes many passes one, to be shown sooner."""
+    if isinstance(picture, BadImage):
+        return 1
+    return max(1, per_batch(picture.pixels.unsqueeze(0)) // METHODS[method].passes)
 
 
 def _explain(
