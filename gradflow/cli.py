@@ -972,20 +972,23 @@ def _watching(log: Console) -> Iterator[Callable[[Sequence["Cell"]], None]]:
 
     cells: list[Cell] = []
     said: set[str] = set()
-    is_over = threading.Event()
+    is_over, one_at_a_time = threading.Event(), threading.Lock()
 
     def say_ends() -> None:
-        for cell in cells:
-            line = end_line(cell) if cell.name not in said else None
-            if line is not None:
-                said.add(cell.name)
-                log.print(line, markup=False, highlight=False, soft_wrap=True)
+        with one_at_a_time:
+            for cell in cells:
+                line = end_line(cell) if cell.name not in said else None
+                if line is not None:
+                    said.add(cell.name)
+                    log.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def keep_saying() -> None:
         while not is_over.wait(POLL_SECONDS):
             say_ends()
 
     def watch(found: Sequence["Cell"]) -> None:
+        if not log.is_terminal:
+            say_ends()  # of the cells before these
         cells[:] = found
         said.update(cell.name for cell in cells if CellDir(cell.folder).is_done)
 

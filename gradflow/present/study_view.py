@@ -47,13 +47,14 @@ def plan_view(plan: Plan) -> RenderableType:
         table.add_column(name, justify="right" if name in ("steps each", "time each") else "left")
     rows: dict[tuple[str, Place], list[PlannedCell]] = {}
     for one in plan.cells:
-        rows.setdefault((one.cell.arm, one.cell.place), []).append(one)
-    for (name, place), cells in rows.items():
-        arm = study.arm(name)
+        rows.setdefault((one.cell.label, one.cell.place), []).append(one)
+    for (label, place), cells in rows.items():
+        arm = study.arm(cells[0].cell.arm)
         changes = [f"{key} = {value}" for key, value in arm.set.items()]
+        changes += [f"{key} tuned" for key in arm.tune if not cells[0].cell.trial]
         changes += [arm.intervene] if arm.intervene else []
         table.add_row(
-            Text(name), f"{study.network(place).arch}", _seeds([one.cell.seed for one in cells]),
+            Text(label), f"{study.network(place).arch}", _seeds([one.cell.seed for one in cells]),
             str(cells[0].n_steps), duration(cells[0].seconds), Text("; ".join(changes) or "-"),
         )  # fmt: skip
     done = f", {plan.n_done} are done" if plan.n_done else ""
@@ -97,7 +98,7 @@ def progress_view(cells: Sequence[Cell]) -> RenderableType:
         table.add_column(name)
     rows: dict[tuple[str, str], dict[int, Text]] = {}
     for cell in cells:
-        row = rows.setdefault((cell.arm, f"{cell.place} ({cell.config.arch})"), {})
+        row = rows.setdefault((cell.label, f"{cell.place} ({cell.config.arch})"), {})
         row[cell.seed] = _state(states[cell.name], cell.config.epochs)
     for (arm, network), row in rows.items():
         table.add_row(Text(arm), network, *(row.get(seed, Text()) for seed in seeds))
@@ -139,7 +140,7 @@ def results_view(found: Results) -> RenderableType:
 
 def remarks(found: Results) -> list[str]:
     """The controls, the 2 × 2, why arms stay open, what went wrong: a line each."""
-    lines = control_lines(found)
+    lines = [*tuned_lines(found), *control_lines(found)]
     if found.interaction is not None:
         pair = found.interaction
         lines.append(f"{pair.both}: interaction {_span(pair.interval)} of the gap; {pair.reads}")
@@ -169,6 +170,16 @@ def control_lines(found: Results) -> list[str]:
         f"{_signed(one.change.mean)} nats ({_signed(one.change.low)} to "
         f"{_signed(one.change.high)}, {one.change.n} seeds)"
         for one in found.controls
+    ]
+
+
+def tuned_lines(found: Results) -> list[str]:
+    """Which value each tuned network got, and whether a better one may lie beyond."""
+    return [
+        f"{one.arm}: {one.name} {one.value} suits {found.study.network(one.place).arch} best, of "
+        f"{', '.join(str(value) for value, _ in one.tried)}"
+        + ("; a better one may lie beyond" if one.is_at_an_end else "")
+        for one in found.study.tuned
     ]
 
 

@@ -1,15 +1,16 @@
 """The study on disk: the only module that knows file names inside a study's folder.
 
 studies/photographs-64px/
-    study.yaml  cells.json  combination.json  results.json  figures/  jobs/  .lock
+    study.yaml  cells.json  tuning.json  combination.json  results.json  figures/  jobs/  .lock
     cells/
         baseline/accused-s0/      one run each, as `gradflow train` leaves it, and
             state.json  .lock
+        sgd/accused-lr-0.1/       a trial of one value of `tune`
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, Self
 import yaml
 from filelock import FileLock, Timeout
 
-from gradflow.studies.study import BASELINE, Place, Study
+from gradflow.studies.study import BASELINE, Place, Study, Tuned
 from gradflow.training.rundir import NetworkDir, RunDir, write_json
 
 CELLS = "cells"
@@ -146,8 +147,8 @@ class StudyDir:
             ) from None
 
     def study(self) -> Study:
-        """The study as it was last begun, with the arm that combines the two strongest."""
-        study = Study.load(self.file)
+        """The study as it was last begun, with what was tuned and the two strongest combined."""
+        study = dataclasses.replace(Study.load(self.file), tuned=self.tuning())
         pair = self.combination()
         return study.with_arm(study.combined(*pair)) if pair is not None else study
 
@@ -162,6 +163,19 @@ class StudyDir:
     def save_combination(self, pair: tuple[str, str]) -> None:
         write_json(self.path / "combination.json", pair)
 
+    def tuning(self) -> tuple[Tuned, ...]:
+        """What the trials said, as far as they have ended."""
+        path = self.path / "tuning.json"
+        if not path.exists():
+            return ()
+        return tuple(
+            Tuned(**{**one, "tried": tuple((value, loss) for value, loss in one["tried"])})
+            for one in json.loads(path.read_text(encoding="utf-8"))
+        )
+
+    def save_tuning(self, tuned: Sequence[Tuned]) -> None:
+        write_json(self.path / "tuning.json", [dataclasses.asdict(one) for one in tuned])
+
     def save_results(self, results: Mapping[str, Any]) -> None:
         write_json(self.path / "results.json", dict(results))
 
@@ -175,7 +189,7 @@ def _recipes(study: Study) -> dict[str, dict[str, Any]]:
             for name, value in dataclasses.asdict(study.config(arm.name, place, 0)).items()
             if name not in free
         }
-        | {"threads": study.threads}
+        | {"threads": study.threads, "tune": {key: list(tried) for key, tried in arm.tune.items()}}
         for arm in study.arms
         for place in arm.networks
     }

@@ -70,6 +70,9 @@ def read_outcomes(folder: StudyDir, study: Study) -> dict[tuple[str, Place, int]
 def failures(folder: StudyDir, study: Study) -> dict[str, str]:
     """By name, which cells failed or diverged, and why."""
     states = {cell.name: CellDir(cell.folder).state() for cell in study.cells(folder.cells)}
+    of_trials = {cell.name: CellDir(cell.folder).state() for cell in study.trials(folder.cells)}
+    # A trial that diverged has told what it was to tell.
+    states |= {name: one for name, one in of_trials.items() if one.get("state") == "failed"}
     return {
         name: f"{state['state']}: {state.get('message', '')}"
         for name, state in states.items()
@@ -103,7 +106,8 @@ def _recipe_checks(
 ) -> list[dict[str, Any]]:
     """Whether the training went by the recipe that the arm sets."""
     checks = []
-    if LR_FIELDS & set(arm.set):
+    changed = {*arm.set, *arm.tune}
+    if LR_FIELDS & changed:
         measured = math.fsum(epoch["lr"] for epoch in network.history())
         expected = _sum_of_lr(config)
         what = "sum of the learning rates over epochs, over that of the recipe without the arm"
@@ -112,7 +116,7 @@ def _recipe_checks(
         checks.append(_check(what, measured / scale, expected / scale, passed))
     used = network.path.parent / "config.yaml"
     before = TrainConfig.load(used)
-    for name in sorted(set(arm.set) - LR_FIELDS):
+    for name in sorted(changed - LR_FIELDS):
         measured, expected = getattr(before, name), getattr(config, name)
         checks.append(_check(f"`{name}` of the run", measured, expected, measured == expected))
     return checks

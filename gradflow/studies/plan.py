@@ -1,5 +1,6 @@
 """The plan of a study before it runs: its cells, how long they take, how many seeds it needs."""
 
+import dataclasses
 import math
 import time
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from gradflow.studies.folder import CellDir, StudyDir
 from gradflow.studies.outcomes import MEASURES
 from gradflow.studies.results import analyse
 from gradflow.studies.study import Cell, Study
+from gradflow.studies.tuning import open_trials
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import predict
 from gradflow.training.fit import make_accelerator, start_training, train_steps
@@ -79,7 +81,9 @@ def plan_study(study: Study, folder: StudyDir, workers: int) -> Plan:
     costs: network, size of image and batch. Raises as a training would: a missing folder, layers
     that a network lacks.
     """
-    cells = study.cells(folder.cells)
+    if StudyDir.holds(folder.path):
+        study = dataclasses.replace(study, tuned=folder.tuning())
+    cells = [*open_trials(study, folder), *study.cells(folder.cells)]
     left = [cell for cell in cells if not CellDir(cell.folder).is_done]
     costs: dict[tuple[Any, ...], tuple[float, float, int, dict[str, int]]] = {}
     planned = []

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,7 @@ class Results:
                 }
                 for one in self.controls
             ],
+            "tuned": [asdict(one) for one in self.study.tuned],
             "interaction": _interaction_json(self.interaction),
             "notes": list(self.notes),
         }
@@ -144,6 +145,13 @@ def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None =
     ]
     plain = [_arm_result(study, outcomes, arm) for arm in study.arms if arm.name != BASELINE]
     arms = _judged([one for one in plain if one.seeds], controls)
+    notes += [
+        f"{arm.name} ({study.network(place).arch}): no {name} could be chosen."
+        for arm in study.arms
+        for place in arm.networks
+        for name in arm.tune
+        if (arm.name, place) not in {(one.arm, one.place) for one in study.tuned}
+    ]
     notes += [
         f"{one.arm.name}: {len(one.seeds)} of {len(study.seeds)} seeds are complete."
         for one in plain

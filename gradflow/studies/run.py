@@ -1,4 +1,4 @@
-"""Run a study: train what is left, combine the strongest arms if that is asked, analyse."""
+"""Run a study: tune, train what is left, combine the strongest arms if that is asked, analyse."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -7,6 +7,7 @@ from gradflow.studies.engine import Engine
 from gradflow.studies.folder import CellDir, StudyDir
 from gradflow.studies.results import Results, analyse
 from gradflow.studies.study import Cell, Study
+from gradflow.studies.tuning import choose, open_trials
 
 
 def run_study(
@@ -24,16 +25,35 @@ def run_study(
     """
     with folder.locked():
         folder.begin(study)
+        ends = _tune(folder, engine, on_begin)
         study = folder.study()
-        ends = _train(study.cells(folder.cells), engine, folder, on_begin)
+        ends |= _train(_ready(study, folder), engine, folder, on_begin)
         pair = _pair(study, folder)
         if pair is not None:
             folder.save_combination(pair)
             study = folder.study()
-            ends |= _train(study.cells(folder.cells), engine, folder, on_begin)
+            ends |= _train(_ready(study, folder), engine, folder, on_begin)
         found = analyse(folder, _failed(ends))
         folder.save_results(found.to_json())
         return found
+
+
+def _tune(
+    folder: StudyDir, engine: Engine, on_begin: Callable[[Sequence[Cell]], None]
+) -> dict[str, CellEnd]:
+    """Train what is left of the trials, and keep what they say."""
+    study = folder.study()
+    trials = open_trials(study, folder)
+    if not trials:
+        return {}
+    ends = _train(trials, engine, folder, on_begin)
+    folder.save_tuning([*study.tuned, *choose(study, folder)])
+    return ends
+
+
+def _ready(study: Study, folder: StudyDir) -> list[Cell]:
+    """Every training but those of networks for which no value could be chosen."""
+    return [one for one in study.cells(folder.cells) if study.is_tuned(one.arm, one.place)]
 
 
 def _train(

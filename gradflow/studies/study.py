@@ -6,7 +6,7 @@ An *arm* is a recipe with one thing changed on purpose. Every arm is compared wi
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,6 +25,7 @@ BASELINE = "baseline"
 CELLS = "{cells}"  # in an intervention: the folder of the study's cells, as in a transplant
 # What belongs to the study as a whole, or is decided cell by cell.
 NOT_IN_ARMS = ("arch", "seeds", "out", "device", "precision", "wandb", "project")
+TRIAL_SEED = 999  # of the trials of `tune`; no training of a study has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class Arm:
 
     `set` replaces fields of the training's configuration; `intervene` is added to the
     interventions that are there already. A network that an arm leaves alone is that of `against`.
+    `tune` names a field and the values to try: each network gets the one that suits it best.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Arm:
     networks: tuple[Place, ...] = PLACES
     set: Mapping[str, Any] = field(default_factory=dict)
     intervene: str = ""
+    tune: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     series: str = ""  # arms of one series are doses of one thing
     dose: float | None = None
     dose_without: float | None = None  # the dose that `against` has
@@ -77,8 +80,10 @@ class Arm:
             _check_choice(where, "networks", place, PLACES)
         if not self.networks:
             raise ValueError(f"Expected {where} to have `networks` of {PLACES}, but got none.")
-        if not (self.set or self.intervene) and self.name != BASELINE:
-            raise ValueError(f"Expected {where} to change something with `set` or `intervene`.")
+        if not (self.set or self.intervene or self.tune) and self.name != BASELINE:
+            raise ValueError(
+                f"Expected {where} to change something with `set`, `intervene` or `tune`."
+            )
         if (self.series == "") != (self.dose is None) or (
             self.dose_without is not None and self.dose is None
         ):
@@ -86,11 +91,31 @@ class Arm:
                 f"Expected `series` and `dose` of {where} together, or neither, and "
                 "`dose_without` only beside them."
             )
-        fixed = [key for key in self.set if key in NOT_IN_ARMS]
+        fixed = [key for key in (*self.set, *self.tune) if key in NOT_IN_ARMS]
         if fixed:
             raise ValueError(
-                f"Expected `set` of {where} without {', '.join(fixed)}: it holds for the whole "
-                "study. Put it into `base`."
+                f"Expected `set` and `tune` of {where} without {', '.join(fixed)}: it holds for "
+                "the whole study. Put it into `base`."
+            )
+        self._check_tune(where)
+
+    def _check_tune(self, where: str) -> None:
+        if not self.tune:
+            return
+        name, values = next(iter(self.tune.items()))
+        if len(self.tune) > 1 or not isinstance(values, list | tuple) or len(values) < 2:
+            raise ValueError(
+                f"Expected `tune` of {where} to name one field with a list of two or more values, "
+                f"but got {dict(self.tune)}."
+            )
+        if len(set(map(str, values))) < len(values) or name in self.set:
+            raise ValueError(
+                f"Expected `tune` of {where} to have different values, and {name} not in `set`."
+            )
+        if CELLS in self.intervene:
+            raise ValueError(
+                f"Expected {where} without `tune`: its intervention reads what other trainings of "
+                "the same seed recorded, and the trials have a seed of their own."
             )
 
     @classmethod
@@ -101,6 +126,26 @@ class Arm:
             fields["networks"] = (places,) if isinstance(places, str) else tuple(places)
         arm: Self = _read(cls, fields, f"arm {name!r}", name=name)
         return arm
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was tried for one network of an arm, and the value that did best."""
+
+    arm: str
+    place: Place
+    name: str  # of the field
+    value: Any
+    tried: tuple[tuple[Any, float | None], ...]  # value, training loss; None where it diverged
+
+    @property
+    def is_at_an_end(self) -> bool:
+        """Whether a better value may lie beyond those that were tried."""
+        values = [value for value, _ in self.tried]
+        return all(isinstance(one, int | float) for one in values) and self.value in (
+            min(values),
+            max(values),
+        )
 
 
 @dataclass(frozen=True)
@@ -115,10 +160,16 @@ class Cell:
     threads: int
     keep_weights: bool
     needs_others: bool = False  # reads what the cells without it recorded
+    trial: str = ""  # of which value of `tune`, as "lr 0.1"; "" in a training that counts
 
     @property
     def name(self) -> str:
-        return f"{self.arm}/{self.place}-s{self.seed}"
+        return f"{self.label}/{self.place}-s{self.seed}"
+
+    @property
+    def label(self) -> str:
+        """The arm, and in a trial the value that is tried."""
+        return f"{self.arm}, {self.trial}" if self.trial else self.arm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +190,7 @@ class Study:
     expected_gap: float = 0.3  # nats of training loss, for the plan
     precision: float = 0.25  # wished half width of the interval of a share, for the plan
     source: Mapping[str, Any] = field(default_factory=dict, repr=False)  # as the file gave it
+    tuned: tuple[Tuned, ...] = ()  # what the trials said, as far as they have ended
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -147,6 +199,7 @@ class Study:
                 raise ValueError(_expected("`against` of arm " + repr(arm.name), names,
                                            arm.against))  # fmt: skip
             self._check_no_circle(arm)
+            self._check_one_tuned_field(arm)
         if self.restores and self.restores not in names:
             raise ValueError(_expected("`restores`", names, self.restores))
         if self.restores and self.arm(self.restores).role != "cause":
@@ -155,12 +208,27 @@ class Study:
             if name not in names:
                 raise ValueError(_expected("`combine`", names, name))
         _check_least("threads", self.threads, 1)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"Expected different `seeds`, but got {list(self.seeds)}.")
+        self._check_seeds()
         for value, name in ((self.expected_gap, "expected_gap"), (self.precision, "precision")):
             if not value > 0:
                 raise ValueError(f"Expected `{name}` above 0, but got {value}.")
         self.cells(Path())  # every configuration checks itself
+        self.trials(Path())
+
+    def _check_seeds(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"Expected different `seeds`, but got {list(self.seeds)}.")
+        if TRIAL_SEED in self.seeds and any(arm.tune for arm in self.arms):
+            raise ValueError(f"Expected `seeds` without {TRIAL_SEED}, the seed of the trials.")
+
+    def _check_one_tuned_field(self, arm: Arm) -> None:
+        """Trials of one arm do not wait for those of another."""
+        fields = {name for one in self._way(arm.name) for name in one.tune}
+        if len(fields) > 1:
+            raise ValueError(
+                f"Expected one tuned field on the way from {BASELINE!r} to arm {arm.name!r}, but "
+                f"got {', '.join(sorted(fields))}."
+            )
 
     def _check_no_circle(self, arm: Arm) -> None:
         seen = [arm.name]
@@ -241,11 +309,28 @@ class Study:
         config = _intervened(config, network.intervene, where)
         for arm in self._way(name):
             if place in arm.networks:
-                config = _intervened(_config(config, arm.set, where), arm.intervene, where)
+                changes = {**arm.set, **self._tuning(arm, place)}
+                config = _intervened(_config(config, changes, where), arm.intervene, where)
         if name != BASELINE:
             # The verdict is about the baseline: only there are the rivals measured.
             config = dataclasses.replace(config, rivals=False, checkpoint_budget=0.0)
         return dataclasses.replace(config, arch=network.arch, seeds=f"{seed},", wandb="off")
+
+    def _tuning(self, arm: Arm, place: Place) -> dict[str, Any]:
+        """The field that was tuned and its value, the first one as long as that is open."""
+        chosen = {
+            one.name: one.value for one in self.tuned if (one.arm, one.place) == (arm.name, place)
+        }
+        return {name: chosen.get(name, values[0]) for name, values in arm.tune.items()}
+
+    def is_tuned(self, name: str, place: Place) -> bool:
+        """Whether every value that this network of the arm is trained with has been chosen."""
+        chosen = {(one.arm, one.place) for one in self.tuned}
+        return all(
+            (arm.name, place) in chosen
+            for arm in self._way(name)
+            if arm.tune and place in arm.networks
+        )
 
     def _way(self, name: str) -> list[Arm]:
         """The arms from the baseline to this one."""
@@ -260,6 +345,26 @@ class Study:
             for arm in self.arms
             for place in arm.networks
         ]
+
+    def trials(self, folder: Path) -> list[Cell]:
+        """The trainings that choose the values of `tune`, of a seed that no other training has."""
+        return [
+            self._trial(folder, arm.name, place, name, value)
+            for arm in self.arms
+            for place in arm.networks
+            for name, values in arm.tune.items()
+            for value in values
+        ]
+
+    def _trial(self, folder: Path, arm: str, place: Place, name: str, value: Any) -> Cell:
+        config = _config(
+            self.config(arm, place, TRIAL_SEED), {name: value, "log_grads": False},
+            f"`tune` of arm {arm!r}",
+        )  # fmt: skip
+        return Cell(
+            arm, place, TRIAL_SEED, config, folder / arm / f"{place}-{name}-{value}",
+            self.threads, keep_weights=False, trial=f"{name} {value}",
+        )  # fmt: skip
 
     def _cell(self, folder: Path, arm: str, place: Place, seed: int) -> Cell:
         config = self.config(arm, place, seed)
@@ -286,6 +391,10 @@ class Study:
             raise ValueError(
                 f"Expected arms that can be combined, but {first} and {second} both set "
                 f"{', '.join(both)}."
+            )
+        if one.tune or other.tune:
+            raise ValueError(
+                f"Expected arms that can be combined, but {first} or {second} is tuned."
             )
         if one.tests and one.tests == other.tests:
             raise ValueError(
