@@ -1,0 +1,174 @@
+"""A tuned field: each network of an arm gets the value that its trials found best."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import tiny, write
+
+from gradflow.cli import main
+from gradflow.studies import Study, StudyDir
+from gradflow.studies.cell import run_cell
+from gradflow.studies.engine import Engine
+from gradflow.studies.folder import CellDir
+from gradflow.studies.run import run_study
+from gradflow.studies.study import Tuned
+
+RATES = [0.001, 0.05, 1e30]  # hardly learns, learns, diverges
+ARMS: dict[str, Any] = {
+    "sgd": {"role": "baseline", "set": {"optimizer": "sgd"}, "tune": {"lr": RATES}},
+    "bias": {"tests": "explosion", "against": "sgd", "intervene": "norm_bias(beta=1)"},
+    "down": {
+        "tests": "vanishing", "role": "positive control", "against": "sgd",
+        "networks": "accused", "intervene": "gradient_scale(layers=1-4, factor=0.001)",
+        "tune": {"lr": [0.002, 0.05]},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train in this process; the order is that of the study."""
+    monkeypatch.setattr(Engine, "run", lambda self, cells, jobs: [run_cell(cell) for cell in cells])
+
+
+def read(pictures: Path, **changes: Any) -> Study:
+    return Study.read(tiny(pictures, **{"arms": ARMS, **changes}), name="tiny", changes={})
+
+
+def trial_loss(folder: StudyDir, trial: str) -> float:
+    (file,) = (folder.cells / trial).glob("*/evaluation.json")
+    return float(json.loads(file.read_text())["last"]["train"]["recalibrated"]["loss"])
+
+
+def lr_of(folder: StudyDir, cell: str) -> float:
+    return float(yaml.safe_load((folder.cells / cell / "config.yaml").read_text())["lr"])
+
+
+def test_each_network_is_trained_with_its_best_value(pictures: Path, tmp_path: Path) -> None:
+    folder = StudyDir(tmp_path)
+    found = run_study(read(pictures), folder, Engine())
+    tuned = {(one.arm, one.place): one for one in folder.tuning()}
+    assert set(tuned) == {("sgd", "accused"), ("sgd", "reference"), ("down", "accused")}
+    for (arm, place), one in tuned.items():
+        losses = {
+            value: trial_loss(folder, f"{arm}/{place}-lr-{value}")
+            for value in ARMS[arm]["tune"]["lr"]
+            if value < 1e30
+        }
+        assert one.value == min(losses, key=lambda value: losses[value])
+        assert dict(one.tried) == {**losses, **({1e30: None} if arm == "sgd" else {})}
+        assert lr_of(folder, f"{arm}/{place}-s0") == one.value
+    for place in ("accused", "reference"):  # an arm without trials has the value of its `against`
+        assert lr_of(folder, f"bias/{place}-s0") == lr_of(folder, f"sgd/{place}-s0")
+    assert lr_of(folder, "baseline/accused-s0") == 6e-4
+    assert not found.notes, "a trial that diverged is no failure"
+    assert [one["arm"] for one in found.to_json()["tuned"]] == ["sgd", "sgd", "down"]
+
+
+def test_a_trial_that_failed_leaves_its_arm_open_until_the_next_call(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, study = StudyDir(tmp_path), read(pictures)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "gradflow.studies.cell.train_network",
+            _failing_where(lambda config: config.lr == 0.001 and config.arch == "plain_18"),
+        )
+        found = run_study(study, folder, Engine())
+    assert "sgd (plain_18): no lr could be chosen." in found.notes
+    assert any(
+        note.startswith("sgd, lr 0.001/accused-s999 failed: OSError") for note in found.notes
+    )
+    assert not (folder.cells / "sgd" / "accused-s0").exists()
+    assert not (folder.cells / "bias" / "accused-s0").exists(), "it needs the value too"
+    assert CellDir(folder.cells / "sgd" / "reference-s0").is_done
+    assert not run_study(study, folder, Engine()).notes
+    assert len(folder.tuning()) == 3
+
+
+def _failing_where(fails: Any) -> Any:
+    from gradflow.studies.cell import train_network
+
+    def train(network: Any, config: Any, *rest: Any) -> Any:
+        if fails(config):
+            raise OSError(28, "No space left on device")
+        return train_network(network, config, *rest)
+
+    return train
+
+
+def test_a_network_that_diverges_with_every_value_is_named(pictures: Path, tmp_path: Path) -> None:
+    arms = {"hot": {"tests": "lr", "networks": "accused", "tune": {"lr": [1e29, 1e30]}}}
+    found = run_study(read(pictures, arms=arms, restores=""), StudyDir(tmp_path), Engine())
+    assert "hot (plain_18): no lr could be chosen." in found.notes
+
+
+def test_the_trials_are_planned_and_their_outcome_is_told(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "tiny.yaml", tiny(pictures, arms=ARMS))
+    out = ["--out", str(tmp_path / "study")]
+    assert main(["study", str(file), *out, "--plan"]) == 0
+    said = capsys.readouterr().out
+    assert "15 trainings to do" in said, "8 trials; 2 + 2 + 2 + 1 trainings"
+    assert "lr tuned" in said
+    assert main(["study", str(file), *out]) == 0
+    said = capsys.readouterr().out
+    assert "sgd: lr 0.05 suits resnet_18 best, of 0.001, 0.05, 1e+30\n" in said
+    assert "down: lr 0.05 suits plain_18 best, of 0.002, 0.05; a better one may lie beyond" in said
+    assert main(["study", str(file), *out, "--plan"]) == 0
+    assert "0 trainings to do, 7 are done" in capsys.readouterr().out
+
+
+def test_other_values_are_another_study(pictures: Path, tmp_path: Path) -> None:
+    folder = StudyDir(tmp_path)
+    folder.begin(read(pictures))
+    arms = {**ARMS, "sgd": {**ARMS["sgd"], "tune": {"lr": [0.001, 0.1]}}}
+    with pytest.raises(ValueError, match="sgd/accused differs in tune"):
+        folder.begin(read(pictures, arms=arms))
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"tune": {"lr": [0.1, 0.2], "momentum": [0, 0.9]}}, "one field with a list of two"),
+        ({"tune": {"lr": [0.1]}}, "two or more values"),
+        ({"tune": {"lr": 0.1}}, "two or more values"),
+        ({"tune": {"lr": [0.1, 0.1]}}, "different values"),
+        ({"set": {"lr": 0.1}, "tune": {"lr": [0.1, 0.2]}}, "lr not in `set`"),
+        ({"tune": {"seeds": [1, 2]}}, "holds for the whole study"),
+        ({"tune": {"lr": [-1, 0.1]}}, "lr"),
+        ({"tune": {"rate": [0.1, 0.2]}}, "got 'rate'"),
+        (
+            {"tune": {"lr": [0.1, 0.2]}, "intervene": "transplant(profile={cells}/x)"},
+            "without `tune`: its intervention reads",
+        ),
+        ({"against": "sgd", "tune": {"weight_decay": [0, 0.1]}}, "one tuned field on the way"),
+    ],
+)
+def test_a_wrong_tune_is_told(pictures: Path, arm: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(pictures, arms={**ARMS, "mine": {"tests": "lr", **arm}}, restores="")
+
+
+def test_the_seed_of_the_trials_is_not_one_of_the_study(pictures: Path) -> None:
+    with pytest.raises(ValueError, match="without 999, the seed of the trials"):
+        read(pictures, seeds=[0, 999])
+
+
+def test_a_tuned_arm_is_not_combined(pictures: Path) -> None:
+    study = read(pictures)
+    with pytest.raises(ValueError, match="is tuned"):
+        study.combined("sgd", "bias")
+
+
+@pytest.mark.parametrize(
+    ("value", "values", "at_an_end"),
+    [(1, (1, 2, 3), True), (2, (1, 2, 3), False), (3, (2, 1, 3), True), ("a", ("a", "b"), False)],
+)
+def test_the_best_of_numbers_may_lie_beyond_them(value: Any, values: Any, at_an_end: bool) -> None:
+    tried = tuple((one, 1.0) for one in values)
+    assert Tuned("sgd", "accused", "lr", value, tried).is_at_an_end == at_an_end
