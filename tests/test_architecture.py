@@ -52,7 +52,7 @@ OWNERS = {
     "imagehash": {"data/twins.py"},
     "torchvision": {"data/zoo.py", "data/sources.py", "examine/factories.py"},
     "triton": {"record/triton_kernel.py"},
-    "cyclopts": {"cli.py"},
+    "cyclopts": {"cli/entry.py", "cli/options.py"},
     "lightning": {"bridges/lightning.py"},
     "pytorch_lightning": {"bridges/lightning.py"},
     "transformers": {"bridges/transformers.py"},

@@ -1,0 +1,52 @@
+"""Printing: results go to stdout, everything else to stderr."""
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+WIDTH = 160  # where there is no terminal to fit: a file, a pipe
+
+
+def show(*views: RenderableType) -> None:
+    """To stdout; a character that its encoding lacks becomes a question mark."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    for view in views:
+        console.print(view, highlight=False)
+
+
+def stderr(*, quiet: bool = False) -> Console:
+    return Console(stderr=True, quiet=quiet, width=None if sys.stderr.isatty() else WIDTH)
+
+
+@contextmanager
+def progress(
+    console: Console, name: str, total: float | None = None
+) -> Iterator[tuple[Progress, TaskID]]:
+    """A progress bar with the time left, on a terminal only."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal or console.quiet,
+    )
+    with bar:
+        yield bar, bar.add_task(name, total=total)

@@ -1,0 +1,53 @@
+"""`gradflow data`: an audit of images before anything is trained."""
+
+import json as json_
+import sys
+
+from rich.console import RenderableType
+
+from gradflow.cli.console import progress, show, stderr
+from gradflow.cli.options import FAILED, OK, Flag
+
+
+def data(
+    path: str,
+    *,
+    download: Flag = False,
+    all: Flag = False,
+    json: Flag = False,
+) -> int:
+    """Audit images before anyone trains: classes, bad files, twins, conflicting labels.
+
+    Exits with 1 if a file cannot be read.
+
+    Parameters
+    ----------
+    path
+        As `--data` of train: digits, a folder, a CSV file, or a torchvision name.
+    download
+        Let torchvision download the data set.
+    all
+        List every file concerned, not the first ten of each kind.
+    json
+        Print the audit as one JSON object on stdout.
+    """
+    from gradflow.data import audit, open_source, split
+    from gradflow.present import terminal
+
+    source = open_source(path, download=download)
+    with progress(stderr(), "images") as (bar, task):
+        found = audit(
+            source, progress=lambda n_done, n: bar.update(task, completed=n_done, total=n)
+        )
+    content = found.to_json()
+    if json:
+        print(json_.dumps(content, ensure_ascii=False))
+    else:
+        views: list[RenderableType] = [terminal.audit_view(content, sys.maxsize if all else 10)]
+        for kind in ("grouped", "random"):
+            try:
+                views.append(terminal.split_view(split(found, source.labels, kind=kind).to_json()))
+            except ValueError as error:
+                views.append(f"split          {kind}: not possible. {error}")
+        show(*views)
+    return FAILED if found.bad else OK

@@ -1,0 +1,164 @@
+"""`gradflow diagnose` and `gradflow compare`: what the records of runs say."""
+
+import json as json_
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gradflow.cli.console import progress, show, stderr
+from gradflow.cli.options import JUDGED, OK, Flag, Output
+
+if TYPE_CHECKING:
+    from gradflow.studies import StudyDir
+
+
+def diagnose(
+    *runs: Path,
+    accused: str | None = None,
+    reference: str | None = None,
+    measure: Flag = False,
+    fail_on: Literal["vanishing", "exploding"] | None = None,
+    output: Output = None,
+    json: Flag = False,
+) -> int:
+    """Answer whether the gradients vanish, and whether it would explain the gap.
+
+    Parameters
+    ----------
+    runs
+        Folders of runs, or of what a Recorder wrote, whose names may end in the seed (plain-s3);
+        or the folder of one study, whose interventions then answer for the cause. By default the
+        newest run in runs/.
+    accused
+        The network that is said to suffer; by default the first.
+    reference
+        The network to compare it with; by default the other one.
+    measure
+        First measure the rival explanations where that was not done, from the kept weights.
+    fail_on
+        Exit with 3 if the gradients do that early in training.
+    output
+        Where to save the figure; by default in the first run's folder of figures.
+    json
+        Print the verdict as one JSON object on stdout.
+    """
+    from gradflow.training.diagnosis import diagnose as run_diagnosis
+
+    runs = runs or (newest_run(),)
+    study = _study_among(runs)
+    if study is not None:
+        if measure or accused is not None or reference is not None:
+            raise ValueError(
+                "Expected neither --measure, --accused nor --reference beside a study, which says "
+                "itself who is accused. Leave them out."
+            )
+        from gradflow.studies import analyse
+        from gradflow.studies.diagnosis import judge_study
+
+        found = analyse(study)
+        verdict = judge_study(study, found)
+    else:
+        if measure:
+            _measure_rivals(runs)
+        verdict = run_diagnosis(runs, accused=accused, reference=reference)
+    if json:
+        print(json_.dumps(verdict.to_json(), ensure_ascii=False))
+    else:
+        from gradflow.present.figures import save_verdict_figure
+        from gradflow.present.letter import verdict_view
+        from gradflow.present.terminal_plot import can_show_braille
+
+        picture = save_verdict_figure(verdict, output or runs[0] / "figures" / "verdict.png")
+        braille = can_show_braille(sys.stdout.encoding)
+        show(verdict_view(verdict, braille=braille))
+        if study is not None:
+            from gradflow.present.study_view import results_view
+
+            show("\nStudy", results_view(found))
+        show(f"\npicture  {picture}")
+    return JUDGED if fail_on is not None and verdict.has(fail_on) else OK
+
+
+def _study_among(runs: Sequence[Path]) -> "StudyDir | None":
+    """The study, where the one folder that is given is that of a study."""
+    from gradflow.studies import StudyDir
+
+    studies = [path for path in runs if StudyDir.holds(path)]
+    if studies and len(runs) > 1:
+        raise ValueError(
+            f"Expected a study alone, but got {len(runs)} folders. A study holds all its runs."
+        )
+    return StudyDir.open(studies[0]) if studies else None
+
+
+def newest_run() -> Path:
+    from gradflow.training.rundir import RunDir
+
+    return RunDir.newest(Path("runs")).path
+
+
+def _measure_rivals(runs: Sequence[Path]) -> None:
+    """Examine the kept weights of every finished network that was not examined yet."""
+    from gradflow.training.diagnosis import network_dirs
+    from gradflow.training.examination import examine_network
+    from gradflow.training.rundir import RunDir
+    from gradflow.training.train import check_same_data, load_data
+
+    for path in runs:
+        networks = network_dirs(path.resolve())
+        todo = [one for one in networks if one.is_finished and one.examination() is None]
+        if not todo:
+            continue
+        run = RunDir.open(todo[0].path.parent)
+        config, data = load_data(run.config())
+        check_same_data(run, data.to_json())
+        with progress(stderr(), "networks", total=len(todo)) as (bar, task):
+            for network in todo:
+                network.save_examination(examine_network(network, config, data))
+                bar.advance(task)
+
+
+def compare(
+    *runs: Path,
+    first: str | None = None,
+    second: str | None = None,
+    size: Literal["output_gradient", "scale_invariant", "gradient_rms"] = "output_gradient",
+    fail_on: Literal["difference"] | None = None,
+    json: Flag = False,
+) -> int:
+    """Compare two networks layer by layer: which receive a different gradient, by how much.
+
+    Parameters
+    ----------
+    runs
+        One run that holds both networks, or several; folders as for `diagnose`.
+    first
+        The network whose gradients stand above the line of the ratio; by default the first.
+    second
+        The network to divide by; by default the other one.
+    size
+        Which size of a gradient the table shows: ∂L/∂z (δ), scale-invariant (ŝ) or raw (g).
+    fail_on
+        Exit with 3 if some layer differs at equal step.
+    json
+        Print every size as one JSON array on stdout.
+    """
+    from gradflow.analysis.compare import compare as run_comparison
+    from gradflow.present.letter import comparison_view
+    from gradflow.training.diagnosis import open_case
+
+    runs = runs or (newest_run(),)
+    comparisons = run_comparison(open_case(runs, accused=first, reference=second))
+    chosen = [one for one in comparisons if one.size == size]
+    if not chosen:
+        raise ValueError(
+            f"Expected {size} in the records of both networks, but it was not recorded. Choose "
+            "another --size, or record with all measures."
+        )
+    if json:
+        print(json_.dumps([one.to_json() for one in comparisons], ensure_ascii=False))
+    else:
+        show(comparison_view(comparisons, size))
+    differs = any(one.differs for one in chosen if one.at == "equal step")
+    return JUDGED if fail_on is not None and differs else OK

@@ -1,0 +1,92 @@
+"""The program: finds the command, calls it, and turns errors into sentences and exit codes."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cyclopts
+from cyclopts import App
+from rich.console import Console
+
+from gradflow import __version__
+from gradflow.cli.bench import bench
+from gradflow.cli.check import check
+from gradflow.cli.data import data
+from gradflow.cli.diagnose import compare, diagnose
+from gradflow.cli.options import FAILED, INTERRUPTED, OK, USAGE
+from gradflow.cli.panels import wandb_panels
+from gradflow.cli.report import report
+from gradflow.cli.saliency import saliency
+from gradflow.cli.study import study
+from gradflow.cli.train import train
+
+COMMANDS = (
+    train, data, saliency, check, diagnose, compare, report, study, wandb_panels, bench,
+)  # fmt: skip
+
+app = App(
+    name="gradflow",
+    version=__version__,
+    help="Measure, layer by layer, whether the gradients of a network vanish while it trains.",
+)
+for command in COMMANDS:
+    app.command(command)
+
+
+def _read_config_file(_app: App, commands: tuple[str, ...], arguments: Any) -> None:
+    """Let the file that `--config` names set what the command line does not."""
+    for argument in arguments:
+        if argument.name == "--config" and argument.tokens:
+            path = argument.tokens[0].value
+            if not Path(path).is_file():
+                raise ValueError(f"Expected a config file, but there is no file {path}.")
+            file = cyclopts.config.Yaml(path, must_exist=True, use_commands_as_keys=False)
+            file(_app, commands, arguments)
+
+
+app.config = (_read_config_file,)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0, 1 (it failed), 2 (usage), 3 (judged so) or 130 (Ctrl-C)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    errors = Console(stderr=True)
+    try:
+        command, bound, _ = app.parse_args(arguments, exit_on_error=False, error_console=errors)
+    except cyclopts.CycloptsError:
+        return USAGE  # cyclopts has said why
+    except (ValueError, OSError) as error:  # a number out of its range, no such config file
+        return _say(errors, error, USAGE)
+    try:
+        return int(command(*bound.args, **bound.kwargs) or OK)
+    except KeyboardInterrupt:
+        return _say(errors, "Stopped.", INTERRUPTED)
+    except OSError as error:
+        return _say(errors, error, USAGE if isinstance(error, FileNotFoundError) else FAILED)
+    except (ValueError, RuntimeError) as error:
+        if not _is_ours(error):
+            raise  # a defect, or a device out of memory: the traceback is what helps
+        return _say(errors, error, _exit_code(error))
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether gradflow raised it, in words meant for the user."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = traceback.tb_frame.f_globals.get("__name__", "") if traceback is not None else ""
+    return str(module).split(".")[0] == "gradflow"
+
+
+def _exit_code(error: Exception) -> int:
+    """A wrong argument is a matter of usage; what goes wrong later is a failed run."""
+    from gradflow.training.train import BadFiles
+
+    is_usage = isinstance(error, ValueError) and not isinstance(error, BadFiles)
+    return USAGE if is_usage else FAILED
+
+
+def _say(console: Console, message: object, code: int) -> int:
+    console.print(f"gradflow: {message}", markup=False, highlight=False, soft_wrap=True)
+    return code

@@ -1,0 +1,37 @@
+"""`gradflow wandb-panels`: a saved workspace in W&B."""
+
+import json as json_
+
+from gradflow.cli.console import show
+from gradflow.cli.options import OK, Flag
+
+
+def wandb_panels(
+    *, entity: str, project: str = "gradflow", name: str = "gradflow", json: Flag = False
+) -> int:
+    """Save a W&B workspace: verdict, gradient by depth, norms by stage, seeds as bands.
+
+    Needs wandb-workspaces and a login; without a login --json shows it.
+
+    Parameters
+    ----------
+    entity
+        Who owns the project: a user or a team.
+    project
+        The project that the runs are in, as `--project` of train.
+    name
+        What the workspace is called there.
+    json
+        Print the workspace as one JSON object on stdout, and send nothing.
+    """
+    from gradflow.present.tracking.start import check_installed
+
+    check_installed("wandb_workspaces", "wandb-workspaces>=0.4.8", "`gradflow wandb-panels`")
+    from gradflow.present.tracking import wandb_workspace
+
+    page = wandb_workspace.workspace(entity, project, name)
+    if json:
+        print(json_.dumps(wandb_workspace.to_json(page), ensure_ascii=False))
+    else:
+        show(f"workspace  {wandb_workspace.save(page)}")
+    return OK

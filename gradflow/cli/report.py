@@ -1,0 +1,59 @@
+"""`gradflow report`: one page with all of it."""
+
+import json as json_
+import sys
+from pathlib import Path
+
+from gradflow.cli.console import show
+from gradflow.cli.diagnose import newest_run
+from gradflow.cli.options import OK, Flag, Output
+
+
+def report(
+    *runs: Path,
+    accused: str | None = None,
+    reference: str | None = None,
+    static: Flag = False,
+    output: Output = None,
+    json: Flag = False,
+) -> int:
+    """Write one page that shows what runs found: verdict, figures, accuracies, how to repeat it.
+
+    The page needs no network and no other file. Beside it: the same as Markdown and JSON, and
+    every figure as SVG and PNG, on white and on dark paper.
+
+    Parameters
+    ----------
+    runs
+        Folders as for `diagnose`, or that of one study; by default the newest run in runs/.
+    accused
+        The network that is said to suffer; by default the first.
+    reference
+        The network to compare it with; by default the other one.
+    static
+        Without plotly.js (5 MB): the figures are pictures, with nothing to hover over.
+    output
+        The page; by default report.html in the first run's folder.
+    json
+        Print the numbers as one JSON object on stdout.
+    """
+    from gradflow.present.letter import summary_view
+    from gradflow.present.report import page
+    from gradflow.present.report.charts import charts
+    from gradflow.present.report.content import collect
+    from gradflow.present.report.words import lines
+    from gradflow.present.terminal_plot import can_show_braille
+
+    runs = runs or (newest_run(),)
+    content = collect(runs, accused=accused, reference=reference)
+    path = output or runs[0] / "report.html"
+    written = page.write(content, charts(content), path, static=static)
+    if json:
+        print(json_.dumps(page.to_json(content), ensure_ascii=False))
+    else:
+        braille = can_show_braille(sys.stdout.encoding)
+        if content.verdict is not None:
+            show(summary_view(content.verdict, braille=braille))
+        show("", *lines(content))
+        show(f"\nreport   {written[0]}", f"also     {', '.join(one.name for one in written[1:])}")
+    return OK

@@ -1,0 +1,210 @@
+"""`gradflow saliency`: what networks look at, in pictures or in the test set."""
+
+import json as json_
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+
+from gradflow.cli.console import progress, show, stderr
+from gradflow.cli.options import OK, Flag, Output
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradflow.present.saliency.asked import Networks
+    from gradflow.present.saliency.trust import Trust
+    from gradflow.training.rundir import RunDir
+
+
+def saliency(
+    image: Path | None = None,
+    *,
+    split: Literal["test"] | None = None,
+    run: Path | None = None,
+    runs: Path = Path("runs"),
+    seeds: str | None = None,
+    weights: Literal["best", "last"] = "best",
+    method: Literal[
+        "gradcam",
+        "gradient",
+        "smoothgrad",
+        "integrated-gradients",
+        "occlusion",
+        "guided-backprop",
+    ] = "gradcam",
+    classes: int | None = None,
+    trust: int = 4,
+    output: Output = None,
+    json: Flag = False,
+) -> int:
+    """Show what each network of a run looks at: probabilities, and one map per class.
+
+    Parameters
+    ----------
+    image
+        A picture, or a folder of pictures: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, PGM.
+    split
+        Instead: the test set of the run, as a gallery and mean maps per class in its figures.
+    run
+        The run to take the networks from; by default the newest.
+    runs
+        The folder in which the newest run is looked for.
+    seeds
+        The seeds of the networks to ask, separated by commas, or `all`; by default the first.
+    weights
+        Those of the epoch with the lowest validation loss, or of the last.
+    method
+        Grad-CAM on the last block with a map of 7×7 or more, or a map of the pixels themselves.
+    classes
+        Show so many of the most probable classes; by default all, up to ten.
+    trust
+        On how many pictures the method itself is checked; 0 leaves it out.
+    output
+        The picture's file, or for a folder the folder to write; by default named after the image.
+    json
+        Print the scores as one JSON object on stdout.
+    """
+    from gradflow.present.saliency import METHODS
+    from gradflow.present.saliency.asked import Networks
+    from gradflow.training.rundir import RunDir
+
+    if (image is None) == (split is None):
+        raise ValueError(
+            "Expected a picture or a folder, or --split test for the run's own test images, but "
+            f"got {'neither' if image is None else 'both'}."
+        )
+    if trust < 0:
+        raise ValueError(f"Expected `--trust` to be 0 or more pictures, but got {trust}.")
+    if image is None and (output is not None or classes is not None):
+        raise ValueError(
+            "Expected neither --output nor --classes beside --split: the gallery shows each "
+            "picture's own classes and goes to the run's figures. Leave them out."
+        )
+    if image is not None and not image.exists():
+        raise FileNotFoundError(f"Expected a picture or a folder, but there is nothing at {image}.")
+    chosen = RunDir.newest(runs) if run is None else RunDir.open(run)
+    networks = Networks.load(chosen, weights, _seeds_of(seeds, chosen))
+    if METHODS[method].warning is not None:
+        stderr().print(f"Warning: {METHODS[method].warning}.", highlight=False, soft_wrap=True)
+    if image is None:
+        return _saliency_of_test_set(chosen, networks, method, trust, json)
+    asked = {"method": method, "classes": classes, "trust": trust, "output": output}
+    return _saliency_of_files(chosen, networks, image, asked, json)
+
+
+def _seeds_of(text: str | None, run: "RunDir") -> list[int] | None:
+    if text is None:
+        return None
+    if text == "all":
+        return list(run.config().seed_list)
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(
+            f"Expected `--seeds` to be numbers separated by commas, or all, but got {text!r}."
+        ) from None
+
+
+def _saliency_of_files(
+    run: "RunDir", networks: "Networks", image: Path, asked: dict[str, Any], as_json: bool
+) -> int:
+    """Explain a picture, or all of a folder, of which a bad one does not stop the others."""
+    from gradflow.data import BadImage
+    from gradflow.present import terminal
+    from gradflow.present.saliency import views
+    from gradflow.present.saliency.asked import explain_files, first_readable
+    from gradflow.present.saliency.pictures import find_pictures
+    from gradflow.training.rundir import write_json
+
+    log = stderr()
+    is_folder, method = image.is_dir(), asked["method"]
+    end = "-saliency" if is_folder else "-saliency.png"
+    output = asked["output"] or Path(f"{image.resolve().name if is_folder else image.stem}{end}")
+    paths = find_pictures(image)
+    trust = _check_method(networks, first_readable(networks, paths, asked["trust"]), method, log)
+    entries, left_out = [], []
+    with progress(log, "pictures", total=len(paths)) as (bar, task):
+        for one in explain_files(
+            networks, paths, image, output, method=method, n_classes=asked["classes"], trust=trust
+        ):
+            bar.advance(task)
+            if not isinstance(one, BadImage):
+                entries.append(one.to_json())
+                last = one
+            elif is_folder:
+                log.print(f"Left out: {one}", markup=False, highlight=False, soft_wrap=True)
+                left_out.append({"file": one.file, "reason": one.reason})
+            else:
+                raise one
+    if not entries:
+        raise ValueError(f"Expected a readable picture in {image}, but none can be read.")
+    content = {
+        "run": str(run.path),
+        "method": method,
+        "pictures": entries,
+        "left_out": left_out,
+        "trust": {name: one.to_json() for name, one in trust.items()},
+    }
+    scores = output / "saliency.json" if is_folder else output.with_suffix(".json")
+    write_json(scores, content)
+    if as_json:
+        print(json_.dumps(content, ensure_ascii=False))
+        return OK
+    if is_folder:
+        show(views.predictions_view(entries))
+    else:
+        show(
+            terminal.probabilities_view(last.probabilities),
+            views.maps_view(last.picture.photo, last.results),
+        )
+    show(*([views.trust_view(trust)] if trust else []))
+    show(f"run      {run.path}", f"scores   {scores}", f"picture  {output}")
+    return OK
+
+
+def _check_method(
+    networks: "Networks", images: "Tensor | None", method: str, log: Console
+) -> dict[str, "Trust"]:
+    """What speaks for the method on each network; nothing where there is no image to check on."""
+    if images is None:
+        return {}
+    with progress(log, "checks", total=len(networks.models)) as (bar, task):
+        trust = {}
+        for name, found in networks.check(images, method):
+            trust[name] = found
+            bar.advance(task)
+    return trust
+
+
+def _saliency_of_test_set(
+    run: "RunDir", networks: "Networks", method: str, n_checked: int, as_json: bool
+) -> int:
+    """The gallery of each network and the mean maps, into the figures of the run."""
+    from gradflow.data import normalise
+    from gradflow.present.saliency import views
+    from gradflow.present.saliency.asked import first_of_each_class, galleries, save_galleries
+    from gradflow.training.train import check_same_data, load_data
+
+    log = stderr()
+    with progress(log, "images") as (bar, task):
+        _, data = load_data(
+            networks.config, progress=lambda n_done, n: bar.update(task, completed=n_done, total=n)
+        )
+    check_same_data(run, data.to_json())
+    pixels, labels = data.store.pixels[data.split.test], data.store.labels[data.split.test]
+    checked = first_of_each_class(labels, n_checked)
+    images = normalise(pixels[checked]) if len(checked) else None
+    trust = _check_method(networks, images, method, log)
+    with progress(log, "galleries", total=len(networks.models)) as (bar, task):
+        found = {}
+        for name, gallery in galleries(networks, pixels, labels, method, trust):
+            found[name] = gallery
+            bar.advance(task)
+    content, figures = save_galleries(run, method, found, trust)
+    if as_json:
+        print(json_.dumps(content, ensure_ascii=False))
+        return OK
+    show(views.gallery_view(found), *([views.trust_view(trust)] if trust else []))
+    show(f"run      {run.path}", *(f"picture  {path}" for path in figures))
+    return OK

@@ -1,0 +1,232 @@
+"""`gradflow train`: networks side by side, recorded, evaluated, tracked."""
+
+import json as json_
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from gradflow.cli.console import progress, show, stderr
+from gradflow.cli.options import INTERRUPTED, OK, Config, ConfigFile, Flag
+from gradflow.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from gradflow.present.tracking.budget import Budget
+    from gradflow.training.rundir import NetworkDir, RunDir
+    from gradflow.training.train import Data
+
+
+def train(
+    config: Config = TrainConfig(),  # noqa: B008 frozen
+    *,
+    config_file: ConfigFile = None,
+    resume: Path | None = None,
+    json: Flag = False,
+) -> int:
+    """Train plain and residual networks side by side, and record their gradients.
+
+    Parameters
+    ----------
+    config_file
+        YAML file of the fields of the run; the command line overrides it.
+    resume
+        Continue this run where it stands, with its own config, to the same result as without
+        the interruption.
+    json
+        Print one JSON object on stdout instead of the summary.
+    """
+    from gradflow.present.tracking.start import check_trackers
+    from gradflow.training.fit import make_accelerator
+    from gradflow.training.rundir import RunDir
+
+    if resume is not None:
+        if config != TrainConfig():
+            raise ValueError(
+                "Expected no other options beside --resume, since a run continues with its own "
+                "config. Leave them out, or start a new run."
+            )
+        config = RunDir.open(resume).config()
+    check_trackers(config)
+    accelerator = make_accelerator(config)
+    log = stderr(quiet=not accelerator.is_main_process)
+    run, config, data = _open_run(config, resume, accelerator, log)
+    try:
+        _train_all(run, config, data, accelerator, log)
+    except KeyboardInterrupt:
+        log.print(f"Stopped. Continue with: gradflow train --resume {run.path}", soft_wrap=True)
+        return INTERRUPTED
+    if accelerator.is_main_process:
+        _track_verdict(run, config, log)
+        _print_summary(run, as_json=json)
+    accelerator.end_training()
+    return OK
+
+
+def _open_run(
+    config: TrainConfig, resume: Path | None, accelerator: "Accelerator", log: Console
+) -> tuple["RunDir", TrainConfig, "Data"]:
+    """Load the data and make the run's folder, or check that they still fit each other."""
+    from accelerate.utils import broadcast_object_list
+
+    from gradflow.present import terminal
+    from gradflow.training.intervening import check_interventions
+    from gradflow.training.rundir import RunDir
+    from gradflow.training.summary import environment
+    from gradflow.training.train import check_same_data, load_data
+
+    with progress(log, "images") as (bar, task):
+        config, data = load_data(
+            config, progress=lambda n_done, n: bar.update(task, completed=n_done, total=n)
+        )
+    facts = data.to_json()
+    log.print(terminal.audit_view(facts["audit"]), terminal.split_view(facts["split"]))
+    if resume is not None:
+        run = RunDir.open(resume)
+        check_same_data(run, facts)
+        return run, config, data
+    check_interventions(config, len(data.class_names))
+    paths = [""]
+    if accelerator.is_main_process:
+        run = RunDir.create(config)
+        run.save_config(config)
+        run.save_data(facts)
+        run.save_environment(environment(accelerator))
+        paths = [str(run.path)]
+    run = RunDir(Path(broadcast_object_list(paths)[0]))
+    log.print(f"run            {run.path}", soft_wrap=True)
+    return run, config, data
+
+
+def _train_all(
+    run: "RunDir", config: TrainConfig, data: "Data", accelerator: "Accelerator", log: Console
+) -> None:
+    """Every network of every seed that is not finished yet."""
+    from gradflow.present.tracking.budget import Budget
+    from gradflow.training.train import measure_rivals
+
+    budget = Budget()
+    cells = [(arch, seed) for seed in config.seed_list for arch in config.networks]
+    n_batches = data.training(config, 0).n_batches(accelerator.num_processes)
+    n_steps = -(-n_batches // (config.batches_per_step or n_batches)) * config.epochs
+    with (
+        progress(log, "training", total=n_steps * len(cells)) as (bar, task),
+        _stopping_between_steps(log) as stop_if_asked,
+    ):
+
+        def on_step() -> None:
+            bar.advance(task)
+            stop_if_asked()
+
+        for number, (arch, seed) in enumerate(cells, start=1):
+            network = run.network(arch, seed)
+            if not network.is_finished:
+                _train_one(run, network, config, data, accelerator, log, budget, on_step)
+            elif accelerator.is_main_process:
+                measure_rivals(network, config, data, accelerator)  # killed before it came to it
+            bar.update(task, completed=number * n_steps)
+            accelerator.wait_for_everyone()
+
+
+def _train_one(
+    run: "RunDir",
+    network: "NetworkDir",
+    config: TrainConfig,
+    data: "Data",
+    accelerator: "Accelerator",
+    log: Console,
+    budget: "Budget",
+    on_step: Callable[[], None],
+) -> None:
+    """Train one network; print each epoch and tell it the trackers."""
+    from gradflow.present import terminal
+    from gradflow.present.tracking.start import network_log
+    from gradflow.training.train import train_network
+
+    epochs = train_network(network, config, data, accelerator, on_step=on_step)
+    is_main = accelerator.is_main_process
+    with network_log(run, network, config, budget, is_main=is_main) as trackers:
+        for epoch, chunk in epochs:
+            log.print(
+                terminal.epoch_line(network.name, epoch, config.epochs),
+                highlight=False,
+                soft_wrap=True,
+            )
+            trackers.log_epoch(epoch, chunk)
+        if is_main:
+            trackers.close(_accuracies(network))
+
+
+@contextmanager
+def _stopping_between_steps(log: Console) -> Iterator[Callable[[], None]]:
+    """Let Ctrl-C take effect where the function handed out is called; twice, at once.
+
+    Anywhere else it could meet a file half written or an error of PyTorch's own making.
+    """
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        log.print("Stopping after this step. Ctrl-C again stops at once.")
+
+    def stop_if_asked() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop_if_asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _accuracies(network: "NetworkDir") -> dict[str, float]:
+    """For the summary in the trackers."""
+    evaluation = network.evaluation()
+    return {
+        f"{which}/{part}_accuracy": evaluation[which][part]["accuracy"]
+        for which in ("best", "last")
+        for part in ("train", "validation", "test")
+    }
+
+
+def _track_verdict(run: "RunDir", config: TrainConfig, log: Console) -> None:
+    """Tell the trackers the verdict over a recorded run, once, when all networks are trained."""
+    if (
+        not config.log_grads
+        or run.is_finished
+        or (config.wandb == "off" and not config.tensorboard)
+    ):
+        return
+    from gradflow.present.tracking.start import verdict_sinks
+    from gradflow.present.tracking.verdict_log import log_verdict
+    from gradflow.training.diagnosis import diagnose as run_diagnosis
+
+    try:
+        verdict = run_diagnosis([run.path])
+        for sink in verdict_sinks(run, config):
+            log_verdict(verdict, sink)
+    except (ValueError, RuntimeError) as error:
+        # Three networks, nothing to judge by, no network: the training is complete all the same.
+        log.print(f"No verdict for the trackers: {error}", markup=False, soft_wrap=True)
+
+
+def _print_summary(run: "RunDir", *, as_json: bool) -> None:
+    """The end of a run: summary.json, the figures, and what a person reads."""
+    from gradflow.present import terminal
+    from gradflow.present.figures import save_figures
+    from gradflow.training.summary import summarise
+
+    summary = summarise(run)
+    profiles = save_figures(run)
+    if as_json:
+        print(json_.dumps(summary, ensure_ascii=False))
+    else:
+        show(terminal.summary_view(summary, profiles))
