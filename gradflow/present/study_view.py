@@ -10,7 +10,7 @@ from rich.text import Text
 
 from gradflow.analysis.statistics import Interval
 from gradflow.studies import Cell, Results
-from gradflow.studies.folder import CellDir
+from gradflow.studies.folder import ENDED, CellDir
 from gradflow.studies.outcomes import MEASURES
 from gradflow.studies.plan import Plan, PlannedCell
 from gradflow.studies.results import ArmResult
@@ -102,7 +102,7 @@ def progress_view(cells: Sequence[Cell]) -> RenderableType:
         row[cell.seed] = _state(states[cell.name], cell.config.epochs)
     for (arm, network), row in rows.items():
         table.add_row(Text(arm), network, *(row.get(seed, Text()) for seed in seeds))
-    n_done = sum(state.get("state") in ("done", "diverged") for state in states.values())
+    n_done = sum(state.get("state") in ENDED for state in states.values())
     return Group(table, Text(f"{n_done} of {len(cells)} trainings are done"))
 
 

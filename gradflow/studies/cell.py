@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock
 
-from gradflow.studies.folder import CellDir
+from gradflow.studies.folder import ENDED, CellDir
 from gradflow.studies.study import Cell
 from gradflow.training.config import TrainConfig
 from gradflow.training.fit import NonFiniteLoss, make_accelerator
@@ -58,7 +58,7 @@ def run_cell(cell: Cell) -> CellEnd:
 
 def _run(cell: Cell, folder: CellDir) -> CellEnd:
     state = folder.state()
-    if state.get("state") in ("done", "diverged"):
+    if state.get("state") in ENDED:
         return CellEnd(cell.name, state["state"], state.get("message", ""))
     starts = int(state.get("starts", 0)) + 1
     if state.get("state") == "running" and starts > MAX_STARTS:

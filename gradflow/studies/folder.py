@@ -24,6 +24,7 @@ from gradflow.training.rundir import NetworkDir, RunDir, write_json
 
 CELLS = "cells"
 STUDY = "study.yaml"
+ENDED = ("done", "diverged")  # states with nothing more to train: the end, or a loss of NaN
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class CellDir:
 
     @property
     def is_done(self) -> bool:
-        """Whether there is nothing more to train: it came to its end, or to a loss of NaN."""
-        return self.state().get("state") in ("done", "diverged")
+        """Whether there is nothing more to train."""
+        return self.state().get("state") in ENDED
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         write_json(self.path / "state.json", dict(state))

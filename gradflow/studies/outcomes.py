@@ -80,15 +80,21 @@ def failures(folder: StudyDir, study: Study) -> dict[str, str]:
     }
 
 
+def training_loss(evaluation: Mapping[str, Any]) -> float:
+    """In nats, of the last weights on clean images, with recalibrated BatchNorm."""
+    return float(evaluation["last"]["train"]["recalibrated"]["loss"])
+
+
 def _outcome(network: NetworkDir, arm: Arm, config: TrainConfig, without: TrainConfig) -> Outcome:
-    last = network.evaluation()["last"]
-    balanced = last["test"]["balanced_accuracy"]
+    evaluation = network.evaluation()
+    test = evaluation["last"]["test"]
+    balanced = test["balanced_accuracy"]
     checks = [
         check | {"of": one["name"]} for one in network.interventions() for check in one["checks"]
     ]
     return Outcome(
-        train_loss=float(last["train"]["recalibrated"]["loss"]),
-        test_accuracy=float(last["test"]["accuracy"] if balanced is None else balanced),
+        train_loss=training_loss(evaluation),
+        test_accuracy=float(test["accuracy"] if balanced is None else balanced),
         checks=(*checks, *_recipe_checks(network, arm, config, without)),
         decades=_decades(network) if network.has_trace() else {},
         seconds=sum(epoch["seconds"] for epoch in network.history()),

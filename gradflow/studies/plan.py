@@ -81,8 +81,7 @@ def plan_study(study: Study, folder: StudyDir, workers: int) -> Plan:
     costs: network, size of image and batch. Raises as a training would: a missing folder, layers
     that a network lacks.
     """
-    if StudyDir.holds(folder.path):
-        study = dataclasses.replace(study, tuned=folder.tuning())
+    study = dataclasses.replace(study, tuned=folder.tuning())
     cells = [*open_trials(study, folder), *study.cells(folder.cells)]
     left = [cell for cell in cells if not CellDir(cell.folder).is_done]
     costs: dict[tuple[Any, ...], tuple[float, float, int, dict[str, int]]] = {}

@@ -150,7 +150,7 @@ def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None =
         for arm in study.arms
         for place in arm.networks
         for name in arm.tune
-        if (arm.name, place) not in {(one.arm, one.place) for one in study.tuned}
+        if study.choice(arm, place) is None
     ]
     notes += [
         f"{one.arm.name}: {len(one.seeds)} of {len(study.seeds)} seeds are complete."

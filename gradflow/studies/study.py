@@ -316,18 +316,28 @@ class Study:
             config = dataclasses.replace(config, rivals=False, checkpoint_budget=0.0)
         return dataclasses.replace(config, arch=network.arch, seeds=f"{seed},", wandb="off")
 
+    def choice(self, arm: Arm, place: Place) -> Tuned | None:
+        """What the trials of this network of the arm chose; None as long as that is open."""
+        return next(
+            (
+                one
+                for one in self.tuned
+                if (one.arm, one.place) == (arm.name, place) and one.name in arm.tune
+            ),
+            None,
+        )
+
     def _tuning(self, arm: Arm, place: Place) -> dict[str, Any]:
-        """The field that was tuned and its value, the first one as long as that is open."""
-        chosen = {
-            one.name: one.value for one in self.tuned if (one.arm, one.place) == (arm.name, place)
+        """The field that is tuned and its value, the first one as long as that is open."""
+        chosen = self.choice(arm, place)
+        return {
+            name: values[0] if chosen is None else chosen.value for name, values in arm.tune.items()
         }
-        return {name: chosen.get(name, values[0]) for name, values in arm.tune.items()}
 
     def is_tuned(self, name: str, place: Place) -> bool:
         """Whether every value that this network of the arm is trained with has been chosen."""
-        chosen = {(one.arm, one.place) for one in self.tuned}
         return all(
-            (arm.name, place) in chosen
+            self.choice(arm, place) is not None
             for arm in self._way(name)
             if arm.tune and place in arm.networks
         )

@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 
 from gradflow.studies.folder import CellDir, StudyDir
+from gradflow.studies.outcomes import training_loss
 from gradflow.studies.study import Cell, Study, Tuned
 
 
 def open_trials(study: Study, folder: StudyDir) -> list[Cell]:
     """The trials of every network whose value has not been chosen."""
-    chosen = {(one.arm, one.place) for one in study.tuned}
-    return [one for one in study.trials(folder.cells) if (one.arm, one.place) not in chosen]
+    return [
+        one
+        for one in study.trials(folder.cells)
+        if study.choice(study.arm(one.arm), one.place) is None
+    ]
 
 
 def choose(study: Study, folder: StudyDir) -> list[Tuned]:
@@ -40,8 +44,6 @@ def _best(study: Study, trials: Sequence[Cell], losses: Sequence[float | None]) 
 
 
 def _training_loss(folder: CellDir) -> float | None:
-    """In nats at the end of a trial; None where it diverged."""
+    """Of a trial that is done; None where it diverged."""
     network = folder.network()
-    if network is None or folder.state().get("state") == "diverged":
-        return None
-    return float(network.evaluation()["last"]["train"]["recalibrated"]["loss"])
+    return None if network is None else training_loss(network.evaluation())

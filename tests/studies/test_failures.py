@@ -16,11 +16,7 @@ from gradflow.studies.folder import CellDir
 from gradflow.studies.run import run_study
 from gradflow.training.train import load_data
 
-
-@pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train in this process, where a test can reach in; the order is that of the study."""
-    monkeypatch.setattr(Engine, "run", lambda self, cells, jobs: [run_cell(cell) for cell in cells])
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def read(pictures: Path, **changes: Any) -> Study:

@@ -10,7 +10,6 @@ from tiny import tiny, write
 
 from gradflow.cli import main
 from gradflow.studies import Study, StudyDir
-from gradflow.studies.cell import run_cell
 from gradflow.studies.engine import Engine
 from gradflow.studies.folder import CellDir
 from gradflow.studies.run import run_study
@@ -28,10 +27,7 @@ ARMS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train in this process; the order is that of the study."""
-    monkeypatch.setattr(Engine, "run", lambda self, cells, jobs: [run_cell(cell) for cell in cells])
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def read(pictures: Path, **changes: Any) -> Study:
