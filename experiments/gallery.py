@@ -12,14 +12,12 @@ docs/images/gallery/. The findings that stand above them in a report are printed
 """
 
 import argparse
-import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from PIL import Image
 from sklearn.datasets import load_digits
+from trained import begun_in, finished, gradflow
 
 from gradflow.present.report.charts import charts
 from gradflow.present.report.content import collect
@@ -39,24 +37,11 @@ OF_REPORT = (
 )  # fmt: skip
 
 
-def gradflow(*arguments: str | Path) -> str:
-    """What the command prints on stdout."""
-    command = [sys.executable, "-m", "gradflow", *map(str, arguments)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
 def train(name: str, data: Path, out: Path) -> RunDir:
-    """The finished run of one recipe, trained or resumed if need be."""
-    begun = sorted((out / name).glob("*/config.yaml"))
-    if begun:
-        run = RunDir.open(begun[-1].parent)
-        if run.is_finished:
-            return run
-        options: list[str | Path] = ["--resume", run.path]
-    else:
-        options = ["--arch", "both", "--out", out / name, *COMMON, *RECIPES[name]]
-        options += [] if name == "digits" else ["--data", data]
-    return RunDir.open(Path(json.loads(gradflow("train", "--json", *options))["run"]))
+    """The finished run of one recipe."""
+    options = ["--arch", "both", "--out", str(out / name), *COMMON, *RECIPES[name]]
+    options += [] if name == "digits" else ["--data", str(data)]
+    return finished(begun_in(out / name), *options)
 
 
 def draw(runs: list[RunDir], digits: RunDir, out: Path) -> dict[str, Path]:

@@ -15,10 +15,10 @@ experiments/results/. Figures and findings: experiments/README.md.
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from trained import begun_in, finished
 
 from gradflow.training.rundir import RunDir
 
@@ -32,20 +32,11 @@ SPLITS = {
 
 
 def train(split: str, arguments: argparse.Namespace) -> RunDir:
-    """The finished run of one split, trained or resumed if need be."""
+    """The finished run of one split."""
     out = arguments.out / split
-    stopped = sorted(out.glob("*/config.yaml"))
-    if stopped:
-        run = RunDir.open(stopped[-1].parent)
-        if run.is_finished:
-            return run
-        options = ["--resume", str(run.path)]
-    else:
-        options = ["--data", str(arguments.data), "--image-size", str(arguments.image_size)]
-        options += ["--log-grads", "--device", arguments.device, "--out", str(out), *SPLITS[split]]
-    command = [sys.executable, "-m", "gradflow", "train", "--json", *options]
-    summary = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    return RunDir.open(Path(summary["run"]))
+    options = ["--data", str(arguments.data), "--image-size", str(arguments.image_size)]
+    options += ["--log-grads", "--device", arguments.device, "--out", str(out), *SPLITS[split]]
+    return finished(begun_in(out), *options)
 
 
 def result(run: RunDir) -> dict[str, Any]:

@@ -20,10 +20,10 @@ experiments/results/. Findings: docs/worked-example.md.
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from trained import finished, gradflow
 
 from gradflow.analysis.compare import compare
 from gradflow.analysis.statistics import t_interval
@@ -50,17 +50,11 @@ PARTS = (
 
 
 def train(part: int, data: Path, out: Path) -> RunDir:
-    """The finished run of one part, trained or resumed if need be, with its rivals measured."""
-    run = _started(part, out)
-    if run is None or not run.is_finished:
-        start = ["--data", str(data), "--out", str(out), *PARTS[part], *RECIPE]
-        options = start if run is None else ["--resume", str(run.path)]
-        command = [sys.executable, "-m", "gradflow", "train", "--json", *options]
-        summary = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        run = RunDir.open(Path(summary["run"]))
+    """The finished run of one part, with its rivals measured."""
+    options = ["--data", str(data), "--out", str(out), *PARTS[part], *RECIPE]
+    run = finished(_started(part, out), *options)
     if any(network.examination() is None for network in run.networks()):
-        command = [sys.executable, "-m", "gradflow", "diagnose", str(run.path), "--measure"]
-        subprocess.run([*command, "--json"], check=True, stdout=subprocess.DEVNULL)
+        gradflow("diagnose", run.path, "--measure", "--json")
     return run
 
 
