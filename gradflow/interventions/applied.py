@@ -1,6 +1,6 @@
 """The interventions of one network in training, at work."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,15 @@ class Applied:
                 change.before_step(step(), scale if isinstance(scale, Tensor) else None)
 
         self._hook = optimizer.register_step_pre_hook(before_step)
+
+    def state_dict(self) -> list[dict[str, Tensor]]:
+        """What the checks of the gradients have seen, for a checkpoint."""
+        return [change.state_dict() for _, change in self._changes]
+
+    def load_state_dict(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Go on from there, after `attach`."""
+        for (_, change), state in zip(self._changes, states, strict=True):
+            change.load_state_dict(state)
 
     def detach(self) -> None:
         """Leave the optimizer as it was; more calls do nothing."""

@@ -4,7 +4,7 @@ A layer is what `belonging` says: its weight, its norm, and in a residual networ
 the block that it ends. Norms of gradients are those of the layer's weight.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, isfinite
 from pathlib import Path
@@ -166,6 +166,12 @@ class _Freezing:
     def checks(self) -> list[Check]:
         return []
 
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        pass
+
 
 class LayerScaling:
     """Multiplies the gradients of each layer by a factor of its own, and watches their norms.
@@ -188,9 +194,11 @@ class LayerScaling:
             [parameters[name] for name in belonging(model, [layer]) if name in parameters]
             for layer in layers
         ]
-        self._n_seen: Tensor | int = 0  # (layers,): steps with a usable gradient
-        self._log_ratio: Tensor | float = 0.0  # (layers,): Σ ln(norm after / norm before)
-        self._worst: Tensor | None = None  # largest |norm after / intended − 1|
+        device = self._weights[0].device if layers else None
+        none = torch.zeros(len(layers), dtype=torch.float64, device=device)
+        self._n_seen = none.long()  # (layers,): steps with a usable gradient
+        self._log_ratio = none  # (layers,): Σ ln(norm after / norm before)
+        self._worst = none.sum()  # largest |norm after / intended − 1|
 
     @torch.no_grad()
     def before_step(self, step: int, loss_scale: Tensor | None) -> None:
@@ -222,12 +230,20 @@ class LayerScaling:
         self._n_seen = self._n_seen + usable
         self._log_ratio = self._log_ratio + torch.where(usable, (after / before).log(), 0.0)
         error = torch.where(usable, (after / intended - 1).abs(), 0.0).max()
-        self._worst = error if self._worst is None else torch.maximum(self._worst, error)
+        self._worst = torch.maximum(self._worst, error)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"n_seen": self._n_seen, "log_ratio": self._log_ratio, "worst": self._worst}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._n_seen = state["n_seen"].to(self._n_seen.device)
+        self._log_ratio = state["log_ratio"].to(self._log_ratio.device)
+        self._worst = state["worst"].to(self._worst.device)
 
     def checks(self) -> list[Check]:
-        if self._worst is None:
+        if not self._n_seen.any():
             return []
-        means = (torch.as_tensor(self._log_ratio) / torch.as_tensor(self._n_seen)).tolist()
+        means = (self._log_ratio / self._n_seen).tolist()
         ratios = {layer: exp(mean) for layer, mean in zip(self._layers, means, strict=True)}
         error = Check(
             "largest relative error of a gradient norm against the intended one",

@@ -10,14 +10,25 @@ from gradflow.interventions.intervention import Check, Evidence
 GROWTH_TOLERANCE = 0.15
 
 
-def growth_checks(evidence: Evidence, expected: float | None) -> list[Check]:
-    """λ of the first training batch, before training; predicted for plain BatchNorm networks."""
-    model = evidence.initial
+def growth_checks(evidence: Evidence, *, beta: float = 0.0, slope: float = 0.0) -> list[Check]:
+    """λ of the first training batch, before training, against what theory says of this dose.
+
+    It is predicted for plain networks with BatchNorm alone, and for one dose: where the network has
+    a bias beside the slope that was asked about, or the other way round, the number is for the
+    reader.
+    """
+    from gradflow.controls.closed_forms import (  # loads scipy
+        expected_growth_bn_bias,
+        expected_growth_bn_leaky,
+    )
+
+    growth = expected_growth_bn_leaky(slope) if slope else expected_growth_bn_bias(beta)
+    is_known = _is_plain_with_norms(evidence.initial) and _has_doses(evidence.initial, beta, slope)
     return [
         Check(
             "λ at the start: growth per layer of the squared gradient of the outputs",
             growth_at_start(evidence),
-            expected=expected if _is_plain_with_norms(model) else None,
+            expected=growth if is_known else None,
             tolerance=GROWTH_TOLERANCE,
         )
     ]
@@ -29,6 +40,19 @@ def growth_at_start(evidence: Evidence) -> float:
 
     found = check(evidence.initial, evidence.images, draws=1, labels=evidence.labels)
     return found.profiles[TRANSPORT].overall.growth
+
+
+def _has_doses(model: nn.Module, beta: float, slope: float) -> bool:
+    """Whether every bias of a norm and every slope is this one."""
+    return all(
+        bool((module.bias == beta).all())
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ) and all(
+        getattr(module, "negative_slope", 0.0) == slope
+        for module in model.modules()
+        if isinstance(module, nn.ReLU | nn.LeakyReLU)
+    )
 
 
 def _is_plain_with_norms(model: nn.Module) -> bool:

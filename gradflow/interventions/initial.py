@@ -1,7 +1,8 @@
 """Interventions on the first weights: delta-orthogonal, and unit variance layer by layer.
 
 Under BatchNorm the scale of a weight means nothing: neither may change λ there, and both are
-negative controls. Without norms they decide whether a deep network trains at all.
+negative controls, whose check is that λ is what it is without them. Without norms they decide
+whether a deep network trains at all.
 """
 
 from dataclasses import dataclass, replace
@@ -68,7 +69,7 @@ class DeltaOrthogonal(Intervention):
             by_layer=errors,
         )
         mean = sum(gains.values()) / len(gains) if gains else self.gain
-        return [worst, Check("mean gain", mean, by_layer=gains), *growth_checks(evidence, None)]
+        return [worst, Check("mean gain", mean, by_layer=gains), *growth_checks(evidence)]
 
 
 def _departure(conv: nn.Conv2d) -> tuple[float, float]:
@@ -135,7 +136,7 @@ class LayerVariance(Intervention):
             tolerance=1e-3,
             by_layer=variances,
         )
-        return [found, *growth_checks(evidence, None)]
+        return [found, *growth_checks(evidence)]
 
 
 def _scale_output(module: nn.Conv2d, args: Any, output: Tensor) -> Tensor:

@@ -65,7 +65,13 @@ class GradientChange(Protocol):
         """The gradients are those of the whole batch; times `loss_scale`, if there is one."""
 
     def checks(self) -> list[Check]:
-        """What it did to the gradients, of the steps since it was made."""
+        """What it did to the gradients, of all steps so far."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What it has seen, for a checkpoint."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
 
 
 class Intervention:

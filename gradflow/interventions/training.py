@@ -16,6 +16,10 @@ from gradflow.interventions.intervention import Check, Evidence, Intervention
 from gradflow.interventions.layers import ALL, NONE, check_layers, chosen_layers
 
 
+# A channel that is the same for every image (a dead one before it) has the same statistics both ways.
+REPLACED_TOLERANCE = 0.05
+
+
 @dataclass(frozen=True)
 class RandomLabels(Intervention):
     """Shuffle the labels of a `share` of the training images among themselves.
@@ -163,7 +167,21 @@ class Recalibrate(Intervention):
         moved = divergence(evidence.trained, evidence.evaluated)
         mean = sum(moved.values()) / len(moved) if moved else 0.0
         what = "divergence of the running statistics from those evaluated with, mean over norms"
-        return [Check(f"{what} (nats)", mean, by_layer=moved)]
+        replaced = Check(
+            "share of the running statistics that were replaced",
+            _replaced(evidence.trained, evidence.evaluated),
+            expected=1.0 if self.share and moved else 0.0,
+            tolerance=REPLACED_TOLERANCE,
+        )
+        return [replaced, Check(f"{what} (nats)", mean, by_layer=moved)]
+
+
+def _replaced(running: nn.Module, evaluated: nn.Module) -> float:
+    """The share of the means and variances of all norms that differ; 0 without norms."""
+    ours = dict(running.named_buffers())
+    pairs = [(ours[name], b) for name, b in evaluated.named_buffers() if b.is_floating_point()]
+    n_all = sum(one.numel() for one, _ in pairs)
+    return sum(int((one != other).sum()) for one, other in pairs) / n_all if n_all else 0.0
 
 
 @torch.no_grad()

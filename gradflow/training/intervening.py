@@ -1,7 +1,7 @@
 """The interventions of one network, where training lets them in."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ class Intervening:
     """Lets the config's interventions act on one network; without any, it does nothing.
 
     What depends on the start is computed anew when a run is resumed: it is a function of the config
-    and the data. Gradients are watched since the last resume.
+    and the data. What was seen of the gradients stands in the checkpoint.
     """
 
     network: NetworkDir
@@ -55,9 +55,18 @@ class Intervening:
             intervention.change_start(model, images)
         self._initial = copy.deepcopy(model)
 
-    def attach(self, state: TrainingState) -> None:
-        """Change gradients from now on. A Recorder made after it sees them changed."""
+    def attach(self, state: TrainingState, seen: Sequence[Mapping[str, Tensor]] | None) -> None:
+        """Change gradients from now on. A Recorder made after it sees them changed.
+
+        `seen` is what `state_dict` gave at the checkpoint, if the training goes on from one.
+        """
         self._applied.attach(state.model, state.optimizer, lambda: state.step)
+        if seen is not None:
+            self._applied.load_state_dict(seen)
+
+    def state_dict(self) -> list[dict[str, Tensor]]:
+        """What was seen of the gradients, for a checkpoint."""
+        return self._applied.state_dict()
 
     def detach(self) -> None:
         """Leave the gradients alone; more calls do nothing."""

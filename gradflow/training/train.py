@@ -176,13 +176,13 @@ def train_network(
     intervening = Intervening(network, config, data)
     intervening.start(model)
     state = start_training(model, config, accelerator)
-    history, recorded = _go_back_to_checkpoint(network, state)
+    history, saved = _go_back_to_checkpoint(network, state)
     # Before the Recorder, which then sees gradients as the optimizer receives them.
-    intervening.attach(state)
+    intervening.attach(state, saved.get("interventions"))
     recorder = _recorder(network, state)
-    if recorder is not None and recorded is not None:
-        recorder.load_state_dict(recorded)
-    saver = _Saver(network, recorder)
+    if recorder is not None and "recorder" in saved:
+        recorder.load_state_dict(saved["recorder"])
+    saver = _Saver(network, recorder, intervening)
     try:
         training, validation = data.training(config, network.seed), data.plain("validation")
         keep = _steps_to_keep(state)
@@ -247,21 +247,20 @@ def measure_rivals(
 
 def _go_back_to_checkpoint(
     network: NetworkDir, state: TrainingState
-) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """The history up to the checkpoint, and the Recorder's state in it.
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The history up to the checkpoint, and what the checkpoint holds; empty without one.
 
     What a killed process left behind the checkpoint is removed.
     """
-    recorded = None
+    saved: dict[str, Any] = {}
     if network.checkpoint.exists():
         saved = load_tensors(network.checkpoint)
         state.load_dict(saved)
-        recorded = saved.get("recorder")
     history = network.history()[: state.epoch]
     if state.accelerator.is_main_process:
         network.drop_records_from(state.step)
     state.accelerator.wait_for_everyone()
-    return history, recorded
+    return history, saved
 
 
 def _recorder(network: NetworkDir, state: TrainingState) -> Recorder | None:
@@ -305,6 +304,7 @@ class _Saver:
 
     network: NetworkDir
     recorder: Recorder | None
+    intervening: Intervening
     _best: dict[str, Tensor] | None = None  # weights of the best epoch, not yet on disk
     _saved_at: float = 0.0
     _seconds: float = 0.0  # that the last checkpoint took
@@ -327,8 +327,10 @@ class _Saver:
             save_tensors(self._best, self.network.weights("best"))
             self._best = None
         self.network.save_history(history)
-        recorded = {"recorder": self.recorder.state_dict()} if self.recorder is not None else {}
-        save_tensors(state.to_dict() | recorded, self.network.checkpoint)
+        seen: dict[str, Any] = {"interventions": self.intervening.state_dict()}
+        if self.recorder is not None:
+            seen["recorder"] = self.recorder.state_dict()
+        save_tensors(state.to_dict() | seen, self.network.checkpoint)
         self._saved_at = time.monotonic()
         self._seconds = self._saved_at - start
 

@@ -213,8 +213,9 @@ def test_lsuv_gives_every_layer_unit_variance_on_the_first_batch(first: str) -> 
 @pytest.mark.parametrize(
     "text",
     [
-        "norm_bias(beta=1)", "leaky(slope=0.5)", "norm_free()", "delta_orthogonal()", "lsuv()",
-        "delta_orthogonal(); lsuv()",
+        "norm_bias(beta=0.5)", "norm_bias(beta=1)", "leaky(slope=0.2)",
+        "leaky(slope=0.5)", "norm_free()", "delta_orthogonal()", "lsuv()",
+        "delta_orthogonal(); lsuv()", "leaky(slope=0.2); norm_bias(beta=1)",
     ],
 )  # fmt: skip
 def test_checks_pass_after_the_change_and_fail_without_it(text: str) -> None:
@@ -223,6 +224,31 @@ def test_checks_pass_after_the_change_and_fail_without_it(text: str) -> None:
     for intervention in interventions:
         assert all(one.passed is not False for one in intervention.checks(evidence(changed)))
         assert any(one.passed is False for one in intervention.checks(evidence(unchanged)))
+
+
+def test_a_bias_of_some_layers_or_of_a_residual_network_is_checked_itself() -> None:
+    for arch, text in (("plain_18", "norm_bias(beta=1, layers=1-9)"),
+                       ("resnet_18", "norm_bias(beta=0.5)")):  # fmt: skip
+        (intervention,) = parse(text)
+        bias, growth = intervention.checks(evidence(build(arch, text)))
+        assert (bias.passed, growth.passed) == (True, None)
+        assert intervention.checks(evidence(build(arch)))[0].passed is False
+
+
+def test_two_doses_at_once_have_no_predicted_growth() -> None:
+    model = build("plain_18", "leaky(slope=0.5); norm_bias(beta=2)")
+    for intervention in parse("leaky(slope=0.5); norm_bias(beta=2)"):
+        assert intervention.checks(evidence(model))[-1].expected is None
+
+
+@pytest.mark.parametrize("text", ["delta_orthogonal()", "lsuv()"])
+def test_under_batchnorm_first_weights_may_not_change_the_growth(text: str) -> None:
+    (intervention,) = parse(text)
+    growth = intervention.checks(evidence(build("plain_18", text)))[-1]
+    assert growth.expected == pytest.approx(np.pi / (np.pi - 1))
+    assert growth.passed
+    free = intervention.checks(evidence(build("plain_18", f"norm_free(); {text}")))[-1]
+    assert free.expected is None
 
 
 def test_a_start_without_variance_is_refused() -> None:

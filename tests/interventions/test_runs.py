@@ -135,10 +135,30 @@ def test_interrupted_training_with_interventions_ends_with_the_same_bits(
     assert results(whole) == results(stopped)
     reports = [only(one).interventions() for one in (whole, stopped)]
     assert [one["intervention"] for one in reports[0]] == [str(one) for one in parse(text)]
-    for one, other in zip(*reports, strict=True):
-        assert one["passed"] == other["passed"]
-        if one["name"] != "gradient_scale":  # watched since the last resume
-            assert one == other
+    assert reports[0] == reports[1]
+    assert all(one["checks"] for one in reports[1])
+
+
+def test_a_training_that_was_killed_in_its_evaluation_keeps_what_was_seen(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "gradient_scale(layers=1-9, factor=0.1)"
+    whole, _ = run(pictures, text)
+    from gradflow.training import train
+
+    evaluate, calls = train._evaluate_network, []
+
+    def killed(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        evaluate(*args)
+
+    monkeypatch.setattr(train, "_evaluate_network", killed)
+    stopped, _ = run(pictures, text, stop_after=10**6)
+    assert len(calls) == 2
+    assert only(stopped).interventions() == only(whole).interventions()
+    assert only(stopped).interventions()[0]["checks"]
 
 
 def test_transplant_from_the_residual_network_goes_through_a_run(pictures: Path) -> None:
@@ -211,7 +231,9 @@ def test_recalibration_changes_the_evaluation_alone(none: RunDir, pictures: Path
     assert_same_weights(none, changed)
     losses = [results(one)["last"]["train"]["loss"] for one in (none, changed)]
     assert losses[0] != losses[1]
-    assert only(changed).interventions()[0]["checks"][0]["measured"] > 0
+    replaced, moved = only(changed).interventions()[0]["checks"]
+    assert replaced["passed"] is True
+    assert moved["measured"] > 0
 
 
 def test_summary_shows_what_was_changed_and_measured(pictures: Path) -> None:
