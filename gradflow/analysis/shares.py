@@ -32,11 +32,13 @@ class Share:
     """What an arm takes of the gap: one number per seed for each part.
 
     The gap of seed i shrinks by what the accused network gains, less what the reference gains.
+    `treats_accused` says whether the arm changes the accused network, which then has to gain.
     """
 
     gap: tuple[float, ...]  # G_i, without the arm
     accused_gain: tuple[float, ...]  # by how much the arm lowers the badness of the accused
     reference_gain: tuple[float, ...]
+    treats_accused: bool = True
 
     def __post_init__(self) -> None:
         if not len(self.gap) == len(self.accused_gain) == len(self.reference_gain):
@@ -48,11 +50,6 @@ class Share:
     @property
     def n(self) -> int:
         return len(self.gap)
-
-    @property
-    def treats_accused(self) -> bool:
-        """Whether the arm changes the accused network at all."""
-        return any(self.accused_gain)
 
     @property
     def taken(self) -> np.ndarray:

@@ -15,8 +15,7 @@ from gradflow.interventions.gradients import changed_fraction
 from gradflow.interventions.intervention import Check, Evidence, Intervention
 from gradflow.interventions.layers import ALL, NONE, check_layers, chosen_layers
 
-
-# A channel that is the same for every image (a dead one before it) has the same statistics both ways.
+# A channel that is the same for every image, such as a dead one, has the same statistics both ways.
 REPLACED_TOLERANCE = 0.05
 
 

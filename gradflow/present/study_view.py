@@ -145,6 +145,7 @@ def remarks(found: Results) -> list[str]:
         pair = found.interaction
         lines.append(f"{pair.both}: interaction {_span(pair.interval)} of the gap; {pair.reads}")
     lines += [line for one in found.arms if (line := why_line(one))]
+    lines += [line for one in found.causes for line in check_lines(one, failed_only=True)]
     return [*lines, *(f"note: {note}" for note in found.notes)]
 
 
@@ -189,6 +190,20 @@ def why_line(one: ArmResult) -> str | None:
     return f"{one.arm.name}: {judged.why}" if judged is not None and judged.why else None
 
 
+def check_lines(one: ArmResult, *, failed_only: bool = False) -> list[str]:
+    """What was measured of the change that an arm makes, beside what it should have been."""
+    return [
+        f"{one.arm.name}, {check['network']}: {check['what']} is {_measured(check['measured'])}, "
+        f"expected {_measured(check['expected'])}: {'passed' if check['passed'] else 'FAILED'}"
+        for check in one.checks
+        if check["passed"] is not None and not (failed_only and check["passed"])
+    ]
+
+
+def _measured(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+
+
 def _table(found: Results) -> Table:
     table = Table(box=None, pad_edge=False)
     right = ("share of the gap", "of the accuracy gap", "accused", "reference", "time")
@@ -220,17 +235,25 @@ def arm_row(one: ArmResult) -> dict[str, str]:
         "share": _number(loss.value),
         "interval": _range(loss.interval),
         "accuracy_share": _number(accuracy.value),
-        "accused": _gain(loss.accused_gain),
-        "reference": _gain(loss.reference_gain),
-        "check": "passed" if one.moved else "failed",
+        "accused": _gain(one, "accused"),
+        "reference": _gain(one, "reference"),
+        "check": _check(one),
         "time": duration(one.seconds),
     }
 
 
-def _gain(values: Sequence[float]) -> str:
-    if not any(values):
+def _gain(one: ArmResult, place: Place) -> str:
+    if place not in one.arm.networks:
         return "untouched"
+    share = one.shares[MEASURES[0].name]
+    values = share.accused_gain if place == "accused" else share.reference_gain
     return _signed(sum(values) / len(values))
+
+
+def _check(one: ArmResult) -> str:
+    if all(check["passed"] is None for check in one.checks):
+        return "missing"
+    return "passed" if one.moved else "failed"
 
 
 def _range(found: Interval) -> str:

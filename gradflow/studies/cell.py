@@ -4,6 +4,7 @@ import dataclasses
 import os
 import platform
 import re
+import sys
 import time
 from dataclasses import dataclass
 from multiprocessing import current_process
@@ -151,7 +152,18 @@ def _check_same_config(before: TrainConfig, now: TrainConfig, cell: Cell) -> Non
 def _choose_gpu(config: TrainConfig) -> None:
     """Let the workers of one machine take turns over its GPUs."""
     if config.device != "cpu" and torch.cuda.is_available():
-        torch.cuda.set_device(gpu_of(current_process().name, torch.cuda.device_count()))
+        torch.cuda.set_device(gpu_of(_worker_name(), torch.cuda.device_count()))
+
+
+def _worker_name() -> str:
+    """A name that ends in the number of the worker: Dask's processes all have the same name."""
+    distributed = sys.modules.get("distributed")
+    if distributed is not None:
+        try:
+            return f"dask-{distributed.get_worker().name}"
+        except ValueError:  # it is loaded, and this is no worker of it
+            pass
+    return current_process().name
 
 
 def gpu_of(process_name: str, n_gpus: int) -> int:

@@ -1,7 +1,6 @@
 """The verdict on the baseline of a study, with what its interventions found as link 4."""
 
 import dataclasses
-from collections.abc import Sequence
 
 from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork
@@ -26,13 +25,10 @@ def judge_study(folder: StudyDir, found: Results) -> Verdict:
     """The same, where the analysis is already there."""
     study = found.study
     case = Case.of(*(_networks(folder, study, place) for place in PLACES))
-    seeds, shares = found.gap_shares()
-    by_seed = dict(zip(seeds, shares, strict=True))
-    if not all(seed in by_seed for seed in case.seeds):
-        left_out = _why_open(study, seeds)
-        case = dataclasses.replace(case, notes=(*case.notes, *left_out))
+    if why := found.why_open(case.seeds):
+        case = dataclasses.replace(case, notes=(*case.notes, f"Link 4 is open: {why}."))
         return judge_case(case, load_gate())
-    return judge_case(case, load_gate(), [by_seed[seed] for seed in case.seeds])
+    return judge_case(case, load_gate(), found.gap_shares(case.seeds))
 
 
 def _networks(folder: StudyDir, study: Study, place: Place) -> list[TrainedNetwork]:
@@ -54,13 +50,3 @@ def _networks(folder: StudyDir, study: Study, place: Place) -> list[TrainedNetwo
             "`gradflow study` come to an end."
         )
     return found
-
-
-def _why_open(study: Study, seeds: Sequence[int]) -> list[str]:
-    if not study.restores:
-        return [
-            "Link 4 is open: the study does not say with `restores` which arm restores the "
-            "gradients."
-        ]
-    complete = f"{len(seeds)} of {len(study.seeds)} seeds"
-    return [f"Link 4 is open: {study.restores} is complete for {complete}."]

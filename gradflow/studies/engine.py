@@ -20,7 +20,7 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from gradflow.studies.cell import CellEnd, run_cell
+from gradflow.studies.cell import MAX_STARTS, CellEnd, run_cell
 from gradflow.studies.folder import CellDir
 from gradflow.studies.study import Cell
 
@@ -41,6 +41,15 @@ class Engine:
             raise ValueError(f"Expected `engine` in {get_args(EngineName)}, got {self.name!r}.")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"Expected `workers` of at least 1, but got {self.workers}.")
+        if self.address is not None and self.name not in ("dask", "ray"):
+            raise ValueError(
+                f"Expected `address` with engine dask or ray, but got it with {self.name}."
+            )
+        if self.name == "dask" and self.address is not None and self.workers is not None:
+            raise ValueError(
+                "Expected `workers` or `address`, but got both: a running Dask cluster trains as "
+                "many at a time as it has workers. Leave `workers` out."
+            )
 
     def run(self, cells: Sequence[Cell], jobs: Path) -> list[CellEnd]:
         """Train all cells; `jobs` is a folder for a scheduler's logs. Returns how they ended."""
@@ -78,13 +87,28 @@ def _backend(engine: Engine, cells: Sequence[Cell]) -> Iterator[tuple[int, Broke
             yield min(count, len(cells)), (BrokenProcessPool,)
     elif engine.name == "dask":
         with _dask_client(engine.address, count) as client:
-            n_workers = len(client.scheduler_info(n_workers=-1)["workers"])
+            n_workers = _workers_of(client)
             distributed = _optional("distributed", "dask")
             with parallel_config("dask", client=client):
-                yield engine.workers or max(1, n_workers), (distributed.scheduler.KilledWorker,)
+                yield n_workers, (distributed.scheduler.KilledWorker,)
     else:
         with _ray(engine.address, count) as ray, parallel_config("ray"):
+            if engine.address is not None and engine.workers is None:
+                count = max(1, int(ray.cluster_resources()["CPU"]) // cells[0].threads)
             yield count, (ray.exceptions.RayError,)
+
+
+def _workers_of(client: Any) -> int:
+    """How many Dask has. Raises RuntimeError for workers that would train cells in threads."""
+    threads = [one["nthreads"] for one in client.scheduler_info(n_workers=-1)["workers"].values()]
+    if not threads:
+        raise RuntimeError("Expected a Dask cluster with workers, but it has none. Start some.")
+    if max(threads) > 1:
+        raise RuntimeError(
+            f"Expected Dask workers of one thread each, but one has {max(threads)}: trainings in "
+            "threads of one process disturb each other. Start them with `--nthreads 1`."
+        )
+    return len(threads)
 
 
 @contextmanager
@@ -119,9 +143,11 @@ def _ray(address: str | None, count: int) -> Iterator[Any]:
 def _run_with_joblib(cells: Sequence[Cell], count: int, broken: Broken) -> list[CellEnd]:
     """A pool that a killed worker broke is made anew, for the cells that are left.
 
-    That comes to an end: a cell whose process was killed several times fails.
+    That comes to an end: a cell whose process was killed several times fails, and so do all that
+    are left where processes die before any training begins.
     """
     ends: dict[str, CellEnd] = {}
+    n_idle = 0  # pools in a row that broke and did nothing
     while left := [cell for cell in cells if cell.name not in ends]:
         try:
             # One cell per task: they take minutes, and a batch of them would idle a worker.
@@ -130,7 +156,11 @@ def _run_with_joblib(cells: Sequence[Cell], count: int, broken: Broken) -> list[
             )
             ends |= {end.name: end for end in found}
         except broken as error:
+            n_before, is_begun = len(ends), any(map(_is_running, left))
             ends |= {end.name: end for end in map(_ended_already, left) if end is not None}
+            n_idle = 0 if is_begun or len(ends) > n_before else n_idle + 1
+            if n_idle == MAX_STARTS:
+                return [ends.get(cell.name) or _never_began(cell) for cell in cells]
             if isinstance(error, BrokenProcessPool):
                 # loky stops all workers with the one that was killed. Which of their cells is to
                 # blame shows when each is trained alone.
@@ -144,13 +174,24 @@ def _is_running(cell: Cell) -> bool:
 
 def _alone(cell: Cell) -> CellEnd:
     """Train one cell in a process of its own, until it ends or was killed too often."""
-    while True:
+    for _ in range(MAX_STARTS + 1):  # the last one finds that it was, and says so
         try:
             with ProcessPoolExecutor(max_workers=1) as pool:
                 end: CellEnd = pool.submit(run_cell, cell).result()
             return end
         except BrokenProcessPool:
             continue
+    return _never_began(cell)
+
+
+def _never_began(cell: Cell) -> CellEnd:
+    """How a cell ends whose process dies before it can write that it began."""
+    return CellEnd(
+        cell.name,
+        "failed",
+        f"its process died {MAX_STARTS} times before the training began, perhaps for want of "
+        "memory. Try fewer workers",
+    )
 
 
 def _ended_already(cell: Cell) -> CellEnd | None:

@@ -20,7 +20,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from gradflow.studies.study import BASELINE, Place, Study, Tuned
-from gradflow.training.rundir import NetworkDir, RunDir, write_json
+from gradflow.training.rundir import NetworkDir, RunDir, write_json, write_text
 
 CELLS = "cells"
 STUDY = "study.yaml"
@@ -109,18 +109,26 @@ class StudyDir:
     def begin(self, study: Study) -> None:
         """Make the folder, or see that it belongs to this study.
 
-        Seeds and arms may be added; what was begun may not change. Raises ValueError.
+        Seeds and arms may be added or left out; what was begun may not change, also not when an arm
+        comes back. Raises ValueError.
         """
         if self.holds(self.path):
             self._check_same(study)
         self.cells.mkdir(parents=True, exist_ok=True)
+        # What was begun comes first: a disk that is full after it has lost nothing.
+        write_json(self.path / "cells.json", self._begun() | _recipes(study))
         text = yaml.safe_dump(dict(study.source), sort_keys=False, allow_unicode=True)
-        self.file.write_text(text, encoding="utf-8")
-        write_json(self.path / "cells.json", _recipes(study))
+        write_text(self.file, text)
 
     def _check_same(self, study: Study) -> None:
-        before, now = self._begun(), _recipes(study)
-        for cell, recipe in before.items():
+        name = Study.load(self.file).name
+        if name != study.name:
+            raise ValueError(
+                f"Expected the study {name}, which was begun in {self.path}, but got {study.name}. "
+                "Give each study a folder of its own with --out."
+            )
+        now = _recipes(study)
+        for cell, recipe in self._begun().items():
             if cell not in now:
                 continue  # an arm that was left out stays on disk
             differing = sorted(key for key in recipe if recipe[key] != now[cell].get(key))
@@ -150,16 +158,17 @@ class StudyDir:
     def study(self) -> Study:
         """The study as it was last begun, with what was tuned and the two strongest combined."""
         study = dataclasses.replace(Study.load(self.file), tuned=self.tuning())
-        pair = self.combination()
+        pair = self.combination(study)
         return study.with_arm(study.combined(*pair)) if pair is not None else study
 
-    def combination(self) -> tuple[str, str] | None:
-        """The two arms that are combined, None as long as that was not decided."""
+    def combination(self, study: Study) -> tuple[str, str] | None:
+        """The two arms that are combined, None as long as that is open for this study."""
         path = self.path / "combination.json"
-        if not path.exists():
+        if study.combine == "none" or not path.exists():
             return None
         first, second = json.loads(path.read_text(encoding="utf-8"))
-        return str(first), str(second)
+        is_wished = study.combine in ("strongest", (first, second))
+        return (first, second) if is_wished and {first, second} <= study.names else None
 
     def save_combination(self, pair: tuple[str, str]) -> None:
         write_json(self.path / "combination.json", pair)

@@ -10,6 +10,7 @@ import torch
 
 from gradflow.analysis.shares import seeds_for_width
 from gradflow.analysis.thresholds import LOSS_MARGIN
+from gradflow.record import Recorder
 from gradflow.studies.cell import load_once
 from gradflow.studies.folder import CellDir, StudyDir
 from gradflow.studies.outcomes import MEASURES
@@ -21,7 +22,7 @@ from gradflow.training.evaluate import predict
 from gradflow.training.fit import make_accelerator, start_training, train_steps
 from gradflow.training.intervening import check_interventions
 from gradflow.training.rundir import build_network
-from gradflow.training.train import Data
+from gradflow.training.train import RECORDED, Data
 
 N_TIMED = 4  # steps, of which the first is not counted: it also sets up what later ones reuse
 
@@ -81,7 +82,7 @@ def plan_study(study: Study, folder: StudyDir, workers: int) -> Plan:
     costs: network, size of image and batch. Raises as a training would: a missing folder, layers
     that a network lacks.
     """
-    study = dataclasses.replace(study, tuned=folder.tuning())
+    study = _with_combination(dataclasses.replace(study, tuned=folder.tuning()), folder)
     cells = [*open_trials(study, folder), *study.cells(folder.cells)]
     left = [cell for cell in cells if not CellDir(cell.folder).is_done]
     costs: dict[tuple[Any, ...], tuple[float, float, int, dict[str, int]]] = {}
@@ -98,9 +99,27 @@ def plan_study(study: Study, folder: StudyDir, workers: int) -> Plan:
     )  # fmt: skip
 
 
+def _with_combination(study: Study, folder: StudyDir) -> Study:
+    """With the arm that combines two others: those of the file, or two that might be strongest."""
+    if study.combine == "none":
+        return study
+    pair = folder.combination(study)
+    if isinstance(study.combine, tuple):
+        pair = study.combine
+    if pair is None:
+        causes = [arm.name for arm in study.arms if arm.role == "cause"]
+        pair = next(study.combinable(causes), None)
+        if pair is None:
+            return study
+        unknown = dataclasses.replace(study.combined(*pair), name="the two strongest together")
+        return study.with_arm(unknown)
+    return study.with_arm(study.combined(*pair))
+
+
 def _kind(config: TrainConfig) -> tuple[Any, ...]:
     return (config.arch, config.image_size, config.batch_size, config.width, config.data,
-            config.precision, config.batches_per_step, config.log_grads)  # fmt: skip
+            config.precision, config.batches_per_step, config.log_grads, config.every,
+            config.optimizer)  # fmt: skip
 
 
 def _measure(cell: Cell) -> tuple[float, float, int, dict[str, int]]:
@@ -112,6 +131,12 @@ def _measure(cell: Cell) -> tuple[float, float, int, dict[str, int]]:
         check_interventions(config, len(data.class_names))
     model = build_network(config.arch, len(data.class_names), config, seed=cell.seed)
     state = start_training(model, config, accelerator)
+    recorder = None
+    if config.log_grads:
+        recorder = Recorder(
+            state.prepared_model, state.optimizer, every=config.record_schedule(),
+            measures=RECORDED[config.optimizer],
+        )  # fmt: skip
     training = data.training(config, cell.seed)
     n_batches = training.n_batches(accelerator.num_processes)
     per_step = config.batches_per_step or n_batches
@@ -127,6 +152,9 @@ def _measure(cell: Cell) -> tuple[float, float, int, dict[str, int]]:
             train_steps(state, training, after_step)
     except _Enough:
         pass
+    finally:
+        if recorder is not None:
+            recorder.close()
     step = (times[-1] - times[0]) / (len(times) - 1)
     start = time.perf_counter()
     predict(state.model, data.plain("validation"), accelerator)

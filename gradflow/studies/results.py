@@ -34,7 +34,7 @@ class ArmResult:
     shares: Mapping[str, Share]
     judged: Mapping[str, Judged]
     levels: Mapping[Place, Mapping[str, Interval]]  # of each network in the arm
-    checks: tuple[Mapping[str, Any], ...]  # the mean of each over seeds and networks
+    checks: tuple[Mapping[str, Any], ...]  # of each network, the mean of each over seeds
     decades: Mapping[Place, Mapping[str, float]]
     seconds: float  # of one training, the mean
 
@@ -90,12 +90,35 @@ class Results:
                 return one.levels[place][measure]
         return None
 
-    def gap_shares(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """(seeds, shares) of the arm that restores the gradients; for link 4 of the verdict."""
-        for one in self.causes:
-            if one.arm.name == self.study.restores:
-                return one.seeds, one.shares[PRIMARY.name].per_seed
-        return (), ()
+    @property
+    def restored(self) -> ArmResult | None:
+        """The arm that restores the gradients, where the file names one and it has a seed."""
+        return next((one for one in self.causes if one.arm.name == self.study.restores), None)
+
+    def gap_shares(self, seeds: Sequence[int]) -> tuple[float, ...]:
+        """The share of the gap per seed that restoring the gradients takes: link 4 of a verdict.
+
+        Raises ValueError where they prove nothing: see `why_open`.
+        """
+        if why := self.why_open(seeds):
+            raise ValueError(f"Expected an arm that can be judged for link 4, but {why}.")
+        assert self.restored is not None
+        shares = self.restored.shares[PRIMARY.name].per_seed
+        by_seed = dict(zip(self.restored.seeds, shares, strict=True))
+        return tuple(by_seed[seed] for seed in seeds)
+
+    def why_open(self, seeds: Sequence[int]) -> str:
+        """Why the arm that restores the gradients says nothing of their part in the gap, or ""."""
+        name, restored = self.study.restores, self.restored
+        if not name:
+            return "the study does not say with `restores` which arm restores the gradients"
+        done = restored.seeds if restored is not None else ()
+        if restored is None or not set(seeds) <= set(done):
+            return f"{name} is complete for {len(done)} of {len(self.study.seeds)} seeds"
+        if not restored.moved:
+            return f"the manipulation check of {name} failed or is missing"
+        deaf = _deaf_controls(restored, self.controls)
+        return f"no positive control of {name} reacted ({deaf})" if deaf else ""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -157,6 +180,11 @@ def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None =
         for one in plain
         if len(one.seeds) < len(study.seeds)
     ]
+    if study.combine == "strongest" and not any(" + " in name for name in study.names):
+        notes.append(
+            "The two strongest arms are combined when every training has ended, if they changed "
+            "what they say and do not exclude each other."
+        )
     return Results(
         study,
         _arm_result(study, outcomes, study.arm(BASELINE)),
@@ -220,7 +248,9 @@ def _arm_result(study: Study, outcomes: Outcomes, arm: Arm) -> ArmResult:
             for place in PLACES
         ]
         gap = _gaps(study, outcomes, arm.against, seeds, measure)
-        shares[measure.name] = Share(tuple(gap), *(tuple(one) for one in gain))
+        shares[measure.name] = Share(
+            tuple(gap), tuple(gain[0]), tuple(gain[1]), treats_accused="accused" in arm.networks
+        )
     cells = {place: [outcomes[arm.name, place, seed] for seed in seeds] for place in arm.networks}
     return ArmResult(
         arm,
@@ -228,7 +258,7 @@ def _arm_result(study: Study, outcomes: Outcomes, arm: Arm) -> ArmResult:
         shares,
         {},
         {place: _levels(found) for place, found in cells.items()},
-        _mean_checks([one for found in cells.values() for one in found]),
+        tuple(check for place, found in cells.items() for check in _mean_checks(place, found)),
         {place: _mean_decades(found) for place, found in cells.items()},
         _mean([one.seconds for found in cells.values() for one in found]),
     )
@@ -246,8 +276,8 @@ def _mean_decades(found: Sequence[Outcome]) -> dict[str, float]:
     return {size: _mean([one.decades.get(size, math.nan) for one in found]) for size in sizes}
 
 
-def _mean_checks(found: Sequence[Outcome]) -> tuple[dict[str, Any], ...]:
-    """Each check once: its mean, and passed only if it did everywhere."""
+def _mean_checks(place: Place, found: Sequence[Outcome]) -> tuple[dict[str, Any], ...]:
+    """Each check of a network once: its mean over seeds, and passed only if it did in all."""
     by_name: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for one in found:
         for check in one.checks:
@@ -257,6 +287,7 @@ def _mean_checks(found: Sequence[Outcome]) -> tuple[dict[str, Any], ...]:
         verdicts = [check["passed"] for check in checks if check["passed"] is not None]
         merged.append(
             {
+                "network": place,
                 "of": of,
                 "what": what,
                 "measured": _common([check["measured"] for check in checks]),
@@ -312,13 +343,19 @@ def _unsound(one: ArmResult, measure: Measure, controls: Sequence[Control]) -> s
     """Why an arm may not be judged; "" where it may."""
     if len(one.seeds) < at.MIN_SEEDS.value:
         return f"{len(one.seeds)} seeds cannot decide; {at.MIN_SEEDS.value} are the least"
-    theirs = [control for control in controls if control.arm.tests == one.arm.tests]
-    if theirs and not any(control.reacts for control in theirs):
-        names = ", ".join(control.arm.name for control in theirs)
-        return f"no positive control reacted ({names})"
+    if deaf := _deaf_controls(one, controls):
+        return f"no positive control reacted ({deaf})"
     if p_beyond(one.shares[measure.name].gap, 0.0, "above") > ALPHA:
         return "the gap is not surely above zero"
     return ""
+
+
+def _deaf_controls(one: ArmResult, controls: Sequence[Control]) -> str:
+    """The positive controls of this explanation, where none of them reacted; else ""."""
+    theirs = [control for control in controls if control.arm.tests == one.arm.tests]
+    if any(control.reacts for control in theirs):
+        return ""
+    return ", ".join(control.arm.name for control in theirs)
 
 
 def _interaction(study: Study, arms: Sequence[ArmResult]) -> Interaction | None:

@@ -91,17 +91,16 @@ def _forget_failure(folder: CellDir) -> None:
 
 
 def _pair(study: Study, folder: StudyDir) -> tuple[str, str] | None:
-    """The two arms to combine, where that is asked and was not yet decided."""
-    if study.combine == "none" or folder.combination() is not None:
+    """The two arms to combine, where that is asked and is still open.
+
+    The strongest are chosen once all trainings have ended, among arms that changed what they say:
+    a training that failed for want of a disk must not decide which they are.
+    """
+    if study.combine == "none" or folder.combination(study) is not None:
         return None
     if isinstance(study.combine, tuple):
         return study.combine
-    ranked = [one.arm.name for one in analyse(folder).strongest]
-    for i, first in enumerate(ranked):
-        for second in ranked[i + 1 :]:
-            try:
-                study.combined(first, second)
-            except ValueError:
-                continue  # they exclude each other, such as two doses of one thing
-            return first, second
-    return None
+    if _unfinished(study.cells(folder.cells)):
+        return None
+    ranked = [one.arm.name for one in analyse(folder).strongest if one.moved]
+    return next(study.combinable(ranked), None)

@@ -6,14 +6,16 @@ An *arm* is a recipe with one thing changed on purpose. Every arm is compared wi
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 import yaml
 
+from gradflow.studies.yaml_values import typed
 from gradflow.training.config import TrainConfig
 
 Place = Literal["accused", "reference"]
@@ -123,7 +125,9 @@ class Arm:
         fields = dict(given) if isinstance(given, Mapping) else given
         if isinstance(fields, dict) and "networks" in fields:
             places = fields["networks"]
-            fields["networks"] = (places,) if isinstance(places, str) else tuple(places)
+            fields["networks"] = tuple(places) if isinstance(places, list) else (places,)
+        if isinstance(fields, dict) and isinstance(fields.get("tune"), Mapping):
+            fields["tune"] = {key: _tried(key, tried) for key, tried in fields["tune"].items()}
         arm: Self = _read(cls, fields, f"arm {name!r}", name=name)
         return arm
 
@@ -204,9 +208,11 @@ class Study:
             raise ValueError(_expected("`restores`", names, self.restores))
         if self.restores and self.arm(self.restores).role != "cause":
             raise ValueError("Expected `restores` to name an arm with the role cause.")
-        for name in self.combine if isinstance(self.combine, tuple) else ():
-            if name not in names:
-                raise ValueError(_expected("`combine`", names, name))
+        if isinstance(self.combine, tuple):
+            for name in self.combine:
+                if name not in names:
+                    raise ValueError(_expected("`combine`", names, name))
+            self.combined(*self.combine)
         _check_least("threads", self.threads, 1)
         self._check_seeds()
         for value, name in ((self.expected_gap, "expected_gap"), (self.precision, "precision")):
@@ -287,6 +293,10 @@ class Study:
         given.setdefault("name", name)
         given.setdefault("question", "Why does the accused network do worse?")
         return cls(**given)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(arm.name for arm in self.arms)
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -390,6 +400,15 @@ class Study:
             needs_others=CELLS in config.intervene,
         )
 
+    def combinable(self, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """The pairs of these arms that do not exclude each other, as two doses of one thing do."""
+        for first, second in combinations(names, 2):
+            try:
+                self.combined(first, second)
+            except ValueError:
+                continue
+            yield first, second
+
     def with_arm(self, arm: Arm) -> Self:
         return dataclasses.replace(self, arms=(*self.arms, arm))
 
@@ -427,6 +446,14 @@ class Study:
         )
 
 
+def _tried(name: Any, values: Any) -> Any:
+    """The values of `tune` as the field has them; no list, or no field, is refused later."""
+    hint = get_type_hints(TrainConfig).get(str(name))
+    if hint is None or name in NOT_IN_ARMS or not isinstance(values, list):
+        return values
+    return [typed(value, hint, f"a value of `tune` for {name}") for value in values]
+
+
 def _with_absolute_data(base: Mapping[str, Any]) -> dict[str, Any]:
     """A worker may stand in another folder."""
     data = base.get("data")
@@ -462,11 +489,11 @@ def _fields(kind: type, given: Any, where: str) -> dict[str, Any]:
             near = get_close_matches(str(name), known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(known)}."
             raise ValueError(f"Expected the fields of {where}, but got {name!r}.{hint}")
-    fields = {str(name): value for name, value in given.items()}
-    for name in ("out",):
-        if kind is TrainConfig and name in fields:
-            fields[name] = Path(fields[name])
-    return fields
+    hints = get_type_hints(kind)
+    return {
+        str(name): typed(value, hints[name], f"`{name}` of {where}")
+        for name, value in given.items()
+    }
 
 
 def _read(kind: Any, given: Any, where: str, **more: Any) -> Any:

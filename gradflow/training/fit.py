@@ -92,6 +92,13 @@ class TrainingState:
         """The GradScaler of float16 training, else None."""
         return self.accelerator.scaler
 
+    @property
+    def optimizer_facts(self) -> dict[str, Any]:
+        """Of the recipe what the optimizer itself tells, by the names of the config."""
+        group = self.optimizer.param_groups[0]
+        told = {name: group[name] for name in ("weight_decay", "momentum") if name in group}
+        return {"optimizer": type(self.optimizer).__name__.lower()} | told
+
     def to_dict(self) -> dict[str, Any]:
         """Tensors and plain numbers, for `save_tensors`."""
         return {

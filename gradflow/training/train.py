@@ -369,6 +369,7 @@ def _evaluate_network(
                 f"{network.name}, {which} epoch ({epoch + 1}), {part} set\n"
                 + report_text(predictions, data.class_names)
             )
+    evaluation["optimizer"] = state.optimizer_facts
     evaluation["recording"] = _recording(recorder)
     evaluation["published"] = published(network.arch, data.class_names)
     original = published_text(network.arch, data.class_names)

@@ -122,7 +122,8 @@ def test_a_gap_that_closes_because_the_reference_is_spoiled_shows_no_cause() -> 
 
 def test_an_arm_on_the_reference_alone_is_meant_to_spoil_it() -> None:
     deficit = 0.8 * GAP + NOISE
-    assert status(Share(tuple(GAP), (0.0,) * 5, tuple(-deficit))) == "main cause"
+    spoils = Share(tuple(GAP), (0.0,) * 5, tuple(-deficit), treats_accused=False)
+    assert status(spoils) == "main cause"
 
 
 def test_holm_asks_more_of_each_arm_where_there_are_many() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tiny import tiny, write
 
-from gradflow.studies import Engine, Study, StudyDir, run_study
+from gradflow.studies import Cell, Engine, Study, StudyDir, run_study
 from gradflow.studies.cell import MAX_STARTS, run_cell
 from gradflow.studies.engine import default_workers
 from gradflow.studies.folder import CellDir
@@ -160,6 +160,35 @@ def test_jobs_of_submitit_give_the_same_table(
     assert run_study(read(pictures), folder, engine).to_json() == expected
 
 
+def test_dask_workers_of_several_threads_are_refused(pictures: Path, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, dashboard_address=None
+    ) as cluster:
+        engine = Engine(name="dask", address=cluster.scheduler_address)
+        with pytest.raises(RuntimeError, match="one thread each, but one has 2"):
+            run_study(read(pictures), StudyDir(tmp_path), engine)
+
+
+def dies(cell: Cell) -> None:
+    os._exit(1)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_processes_that_die_before_any_training_begins_come_to_an_end(
+    alone: bool, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradflow.studies.engine.run_cell", dies)
+    monkeypatch.setattr("gradflow.studies.engine.MAX_STARTS", 1)
+    cells = read(pictures).cells(tmp_path)[:2]
+    if alone:
+        CellDir(cells[0].folder).path.mkdir(parents=True)
+        CellDir(cells[0].folder).save_state({"state": "running", "starts": 1})
+    ends = Engine(workers=2).run(cells, tmp_path)
+    assert [end.state for end in ends] == ["failed", "failed"]
+    assert "died 1 times before the training began" in ends[0].message
+
+
 @pytest.mark.slow
 def test_ray_gives_the_same_table(pictures: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
     pytest.importorskip("ray")
@@ -194,8 +223,15 @@ def test_as_many_at_a_time_as_the_cores_carry(
     assert default_workers(read(pictures, threads=3).cells(tmp_path)) == 2
 
 
-@pytest.mark.parametrize(("given", "message"), [({"name": "spark"}, "`engine`"),
-                                                ({"workers": 0}, "`workers`")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": "spark"}, "`engine`"),
+        ({"workers": 0}, "`workers`"),
+        ({"address": "tcp://x:1"}, "dask or ray"),
+        ({"name": "dask", "address": "tcp://x:1", "workers": 2}, "Leave `workers` out"),
+    ],
+)
 def test_a_wrong_engine_is_refused(given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Engine(**given)

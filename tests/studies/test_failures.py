@@ -1,5 +1,7 @@
 """What goes wrong in a study: each training fails alone, nothing is lost, and it is said why."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,19 @@ from gradflow.studies import Study, StudyDir
 from gradflow.studies.cell import load_once, run_cell
 from gradflow.studies.engine import Engine
 from gradflow.studies.folder import CellDir
+from gradflow.studies.plan import plan_study
+from gradflow.studies.results import Results
 from gradflow.studies.run import run_study
 from gradflow.training.train import load_data
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
+
+
+@pytest.fixture(scope="module")
+def pictures(
+    draw_pictures: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return draw_pictures(tmp_path_factory.mktemp("data"))
 
 
 def read(pictures: Path, **changes: Any) -> Study:
@@ -139,15 +150,119 @@ def test_seeds_and_arms_may_be_added_and_only_they_are_trained(
     assert len(list(folder.cells.rglob("evaluation.json"))) == 12
 
 
-def test_the_two_strongest_arms_are_trained_together(pictures: Path, tmp_path: Path) -> None:
-    arms = dict(tiny(pictures)["arms"])
-    arms["constant"] = {"tests": "schedule", "set": {"schedule": "constant"}}
-    study = read(pictures, arms=arms, combine="strongest")
+def test_an_arm_that_comes_back_changed_is_refused(pictures: Path, tmp_path: Path) -> None:
+    """Its trainings are still there, and would pass for those of the changed arm."""
+    folder, arms = StudyDir(tmp_path), dict(tiny(pictures)["arms"])
+    constant = {"constant": {"tests": "schedule", "set": {"schedule": "constant"}}}
+    run_study(read(pictures, arms=arms | constant), folder, Engine())
+    run_study(read(pictures, arms=constant, restores=""), folder, Engine())
+    changed = {"bias": arms["bias"] | {"intervene": "norm_bias(beta=2)"}}
+    with pytest.raises(ValueError, match="bias/accused differs in intervene"):
+        run_study(read(pictures, arms=constant | changed), folder, Engine())
+    again = run_study(read(pictures, arms=constant | arms), folder, Engine())
+    assert not [note for note in again.notes if "complete" in note]
+
+
+def test_a_study_of_another_name_in_the_same_folder_is_refused(
+    pictures: Path, tmp_path: Path
+) -> None:
     folder = StudyDir(tmp_path)
-    found = run_study(study, folder, Engine())
-    assert set(folder.combination() or ()) == {"bias", "constant"}
-    assert any(" + " in one.arm.name for one in found.arms)
-    assert run_study(study, folder, Engine()).to_json() == found.to_json()
+    folder.begin(read(pictures))
+    other = Study.read(tiny(pictures), name="other", changes={})
+    with pytest.raises(ValueError, match=r"the study tiny, which was begun in .*--out"):
+        folder.begin(other)
+    assert folder.study().name == "tiny"
+
+
+def test_a_full_disk_leaves_the_file_of_the_study_as_it_was(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = StudyDir(tmp_path)
+    folder.begin(read(pictures))
+    before = folder.file.read_text("utf-8")
+    write_whole = Path.write_text
+
+    def full(self: Path, text: str, *args: Any, **kwargs: Any) -> int:
+        write_whole(self, text[:10], *args, **kwargs)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        folder.begin(read(pictures, seeds=2))
+    assert folder.file.read_text("utf-8") == before
+
+
+def three_arms(pictures: Path) -> dict[str, Any]:
+    """Of which two are doses of one explanation."""
+    arms = dict(tiny(pictures)["arms"])
+    arms["more bias"] = {"tests": "explosion", "intervene": "norm_bias(beta=1.1)"}
+    arms["constant"] = {"tests": "schedule", "set": {"schedule": "constant"}}
+    return arms
+
+
+def combined(pictures: Path, **changes: Any) -> Study:
+    return read(pictures, **{"arms": three_arms(pictures), "combine": "strongest"} | changes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+    """A study that combines its two strongest arms: its folder and what it found."""
+    path = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "run", lambda self, cells, jobs: [run_cell(cell) for cell in cells])
+        return path, run_study(combined(pictures), StudyDir(path), Engine())
+
+
+def test_the_two_strongest_arms_are_trained_together(
+    pictures: Path, undisturbed: tuple[Path, Results]
+) -> None:
+    path, found = undisturbed
+    alone = [one for one in found.strongest if " + " not in one.arm.name]
+    shares = [one.shares["train_loss"].value for one in alone]
+    assert shares == sorted(shares, reverse=True)
+    first = alone[0].arm
+    second = next(one.arm for one in alone if one.arm.tests != first.tests)
+    assert StudyDir(path).combination(combined(pictures)) == (first.name, second.name)
+    assert f"{first.name} + {second.name}" in [one.arm.name for one in found.arms]
+    assert run_study(combined(pictures), StudyDir(path), Engine()).to_json() == found.to_json()
+
+
+def test_a_training_that_failed_does_not_decide_which_arms_are_strongest(
+    pictures: Path,
+    undisturbed: tuple[Path, Results],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, expected = undisturbed
+    strongest = next(one.arm.name for one in expected.strongest if " + " not in one.arm.name)
+    from gradflow.training import train
+
+    save = train.save_tensors
+
+    def full(content: Any, path: Path) -> None:
+        if f"cells/{strongest}/" in path.as_posix():
+            raise OSError(28, "No space left on device")
+        save(content, path)
+
+    study, folder = combined(pictures), StudyDir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save_tensors", full)
+        found = run_study(study, folder, Engine())
+    assert folder.combination(study) is None
+    assert any("combined when every training has ended" in note for note in found.notes)
+    assert run_study(study, folder, Engine()).to_json() == expected.to_json()
+
+
+def test_an_arm_that_was_combined_may_be_left_out(
+    pictures: Path, undisturbed: tuple[Path, Results], tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed[0], tmp_path / "study")
+    folder = StudyDir(tmp_path / "study")
+    arms = three_arms(pictures)
+    del arms["constant"]
+    found = run_study(combined(pictures, arms=arms), folder, Engine())
+    assert {one.arm.name for one in found.arms} == set(arms), "two doses are not combined"
+    assert folder.study().names == {"baseline", *arms}
 
 
 def test_two_processes_do_not_work_in_one_folder(
@@ -184,6 +299,17 @@ def test_the_plan_counts_and_trains_nothing(
     assert {cell["steps"] for cell in plan["cells"]} == {6}
     assert plan["seconds"] > 0
     assert not out.exists()
+
+
+@pytest.mark.parametrize("combine", ["strongest", ["bias", "constant"]])
+def test_the_plan_counts_the_arms_that_are_combined(pictures: Path, combine: Any) -> None:
+    arms = dict(tiny(pictures)["arms"])
+    arms["constant"] = {"tests": "schedule", "set": {"schedule": "constant"}}
+    study = read(pictures, arms=arms, combine=combine, base={"log_grads": True})
+    planned = plan_study(study, StudyDir(Path("nowhere")), 1)
+    names = [one.cell.arm for one in planned.cells]
+    together = "bias + constant" if combine != "strongest" else "the two strongest together"
+    assert (len(names), names.count(together)) == (8, 2)
 
 
 def test_a_study_ends_in_a_table_a_verdict_and_a_report(

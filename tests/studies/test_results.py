@@ -1,5 +1,6 @@
 """The analysis of a study, on outcomes whose truth is known."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -152,9 +153,52 @@ def test_the_2x2_of_a_combination() -> None:
 
 
 def test_the_arm_that_restores_the_gradients_feeds_link_4() -> None:
-    seeds, shares = results(study(restores="weak-skip"), outcomes()).gap_shares()
-    assert seeds == (0, 1, 2, 3, 4)
-    assert sum(shares) / 5 == pytest.approx(0.75)
+    found = results(study(restores="weak-skip"), outcomes())
+    assert found.why_open(range(5)) == ""
+    assert sum(found.gap_shares(range(5))) / 5 == pytest.approx(0.75)
+    assert found.gap_shares([3]) == found.restored.shares["train_loss"].per_seed[3:4]
+
+
+@pytest.mark.parametrize(
+    ("losses", "checks", "why"),
+    [
+        ({"sgd-down": (1.52, None)}, {}, r"no positive control of restored reacted \(sgd-down\)"),
+        ({}, {"passed": False}, "the manipulation check of restored failed"),
+        ({}, {"passed": None}, "the manipulation check of restored failed or is missing"),
+        ({"restored": (None, None)}, {}, "restored is complete for 0 of 5 seeds"),
+    ],
+)
+def test_what_the_table_leaves_open_decides_no_link_either(
+    losses: dict[str, Any], checks: dict[str, Any], why: str
+) -> None:
+    found = results(study(), outcomes(LOSSES | losses, **checks))
+    with pytest.raises(ValueError, match=why):
+        found.gap_shares(range(SEEDS))
+
+
+def test_a_network_at_chance_that_the_arm_treats_has_to_gain() -> None:
+    """Its gain is 0 in every seed, as if it were untouched; the arm only spoils the reference."""
+    given = outcomes({**LOSSES, "constant": (1.4, 1.35)})
+    for seed in range(SEEDS):
+        given["constant", "accused", seed] = given["baseline", "accused", seed]
+    constant = by_name(results(study(), given))["constant"]
+    assert constant.shares["train_loss"].value == pytest.approx(0.35 / 0.4, abs=0.05)
+    assert constant.primary.status == "undetermined"
+    assert "did not gain" in constant.primary.why
+
+
+def test_a_check_is_the_mean_over_seeds_of_one_network() -> None:
+    given = outcomes()
+    for (arm, place, seed), one in list(given.items()):
+        if arm == "constant":
+            level = 1.0 + seed / 10 if place == "accused" else 5.0
+            expected = 1.2 if place == "accused" else None
+            check = CHECK | {"measured": level, "expected": expected, "passed": None}
+            given[arm, place, seed] = dataclasses.replace(one, checks=(check,))
+    checks = by_name(results(study(), given))["constant"].checks
+    assert [(one["network"], one["measured"], one["expected"]) for one in checks] == [
+        ("accused", pytest.approx(1.2), pytest.approx(1.2)), ("reference", 5.0, None),
+    ]  # fmt: skip
 
 
 def test_results_are_plain_json_without_nan() -> None:

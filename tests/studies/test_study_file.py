@@ -145,6 +145,7 @@ def test_what_a_study_keeps_of_its_file_gives_the_same_study(tmp_path: Path) -> 
         ({"combine": "all"}, "`combine` to be one of none, strongest"),
         ({"combine": ["bias", "no"]}, "`combine` to be one of"),
         ({"threads": 0}, "`threads` to be a whole number from 1"),
+        ({"arms": 3}, "`arms` to be a mapping"),
         ({"precision": 0}, "`precision` above 0"),
         ({"arms": {"baseline": {"intervene": "lsuv()"}}}, "no arm named 'baseline'"),
         ({"arms": {"a": {"intervene": "lsvu()"}}}, "arm 'a', accused.*lsvu"),
@@ -157,6 +158,19 @@ def test_what_a_study_keeps_of_its_file_gives_the_same_study(tmp_path: Path) -> 
         ({"arms": {"a": {"set": {"lr": 1}, "series": "lr"}}}, "`series` and `dose`"),
         ({"arms": {"a": {"set": {"lr": 1}, "against": "b"}}}, "`against` of arm 'a'"),
         ({"arms": {"a/b": {"set": {"lr": 1}}}}, "suit a folder"),
+        ({"arms": {"a": {"tune": [0.1, 0.2]}}}, "`tune` of arm 'a' to be a mapping"),
+        ({"arms": {"a": {"tune": {"lr": [0.1, "hot"]}}}}, "a value of `tune` for lr.* a number"),
+        ({"arms": {"a": {"set": ["lr"]}}}, "`set` of arm 'a' to be a mapping"),
+        ({"arms": {"a": {"set": {"lr": "high"}}}}, "`lr` of arm 'a', accused to be a number"),
+        ({"arms": {"a": {"set": {"lr": 1}, "networks": 3}}}, "`networks` of arm 'a'"),
+        ({"arms": {"a": {"intervene": ["lsuv()"]}}}, "`intervene` of arm 'a' to be text"),
+        ({"arms": {"a": {"set": {"lr": 1}, "series": "lr", "dose": "much"}}}, "`dose`.*a number"),
+        ({"arms": {"a": {"set": {"lr": 1}, "role": ["cause"]}}}, "`role` of arm 'a'"),
+        ({"expected_gap": "wide"}, "`expected_gap` of the study to be a number"),
+        ({"base": {"epochs": True}}, "`epochs` of `base` to be a whole number"),
+        ({"base": {"log_grads": 1}}, "`log_grads` of `base` to be true or false"),
+        ({"threads": "one"}, "`threads` of the study to be a whole number"),
+        ({"combine": ["bias", "bias"]}, "both test explosion"),
         (
             {"arms": {"a": {"set": {"lr": 1}, "against": "b"},
                       "b": {"set": {"lr": 2}, "against": "a"}}},
@@ -167,6 +181,22 @@ def test_what_a_study_keeps_of_its_file_gives_the_same_study(tmp_path: Path) -> 
 def test_a_wrong_study_file_says_what_is_wrong(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(**changes)
+
+
+def test_a_number_without_a_point_is_one() -> None:
+    """YAML takes 1e-3 for text."""
+    written = """
+        base: {data: digits, lr: 1e-3}
+        accused: plain_18
+        reference: resnet_18
+        expected_gap: 1e0
+        arms:
+          down: {intervene: "gradient_scale(factor=1e-3)", series: s, dose: 1e-3}
+          tuned: {tune: {lr: [1e-3, 1e-2]}}
+    """
+    study = Study.read(yaml.safe_load(written), name="study", changes={})
+    assert (study.base.lr, study.expected_gap, study.arm("down").dose) == (0.001, 1.0, 0.001)
+    assert study.arm("tuned").tune == {"lr": [0.001, 0.01]}
 
 
 def test_a_file_that_is_no_yaml_and_one_that_is_not_there_say_so(tmp_path: Path) -> None:
