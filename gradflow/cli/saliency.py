@@ -114,12 +114,12 @@ def _saliency_of_files(
     from gradflow.present import terminal
     from gradflow.present.saliency import views
     from gradflow.present.saliency.asked import explain_files, first_readable
-    from gradflow.present.saliency.pictures import find_pictures
+    from gradflow.present.saliency.pictures import ENDING, SCORES, find_pictures
     from gradflow.training.rundir import write_json
 
     log = stderr()
     is_folder, method = image.is_dir(), asked["method"]
-    end = "-saliency" if is_folder else "-saliency.png"
+    end = ENDING if is_folder else f"{ENDING}.png"
     output = asked["output"] or Path(f"{image.resolve().name if is_folder else image.stem}{end}")
     paths = find_pictures(image)
     trust = _check_method(networks, first_readable(networks, paths, asked["trust"]), method, log)
@@ -146,7 +146,7 @@ def _saliency_of_files(
         "left_out": left_out,
         "trust": {name: one.to_json() for name, one in trust.items()},
     }
-    scores = output / "saliency.json" if is_folder else output.with_suffix(".json")
+    scores = output / SCORES if is_folder else output.with_suffix(".json")
     write_json(scores, content)
     if as_json:
         print(json_.dumps(content, ensure_ascii=False))

@@ -156,6 +156,33 @@ def test_pictures_are_found_in_deeper_folders_and_other_files_are_not(tmp_path):
         pictures.find_pictures(tmp_path / "missing")
 
 
+def test_what_an_earlier_call_wrote_is_not_read_as_a_picture(tmp_path):
+    """A folder's output, the output of one file, and pictures that only look like either."""
+    for name in (
+        "a.png",
+        "a-saliency.png",
+        "own-saliency.png",  # without scores beside it: somebody's own
+        "holiday-saliency/a.png",
+        "holiday-saliency/deep/a.png",
+        "deep/b.png",
+        "deep/maps/b.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        solid("RGB", "red").save(tmp_path / name)
+    for name in ("a-saliency.json", "holiday-saliency/saliency.json", "deep/maps/saliency.json"):
+        (tmp_path / name).write_text("{}")
+
+    def found(folder):
+        return [one.relative_to(folder).as_posix() for one in pictures.find_pictures(folder)]
+
+    assert found(tmp_path) == ["a.png", "deep/b.png", "own-saliency.png"]
+    assert found(tmp_path / "holiday-saliency") == ["a.png", "deep/a.png"]  # asked for by name
+    (tmp_path / "only").mkdir()
+    (tmp_path / "holiday-saliency").rename(tmp_path / "only" / "maps")
+    with pytest.raises(FileNotFoundError, match="apart from what an earlier call wrote"):
+        pictures.find_pictures(tmp_path / "only")
+
+
 def test_raw_maps_are_saved_as_they_are(tmp_path):
     maps = np.random.default_rng(0).normal(size=(2, 4, 4))
     result = Attribution("gradient", None, CLASSES, np.array([0.2, 0.3, 0.5]), maps, (2, 1))
