@@ -57,6 +57,27 @@ def test_saliency_of_the_newest_run(
         assert np.load(tmp_path / network["maps"]).shape == (1, 8, 8)
 
 
+@pytest.mark.parametrize(("asked", "written"), [("maps", "maps.png"), ("maps.jpg", "maps.jpg")])
+def test_the_picture_stands_where_the_command_says(
+    asked: str,
+    written: str,
+    run: RunDir,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = str(pictures / "green" / "03.png")
+    flags = ["--run", str(run.path), "--method", "gradient", "--trust", "0"]
+    assert main(["saliency", image, "-o", asked, *flags]) == 0
+    assert f"picture  {written}\n" in capsys.readouterr().out
+    (picture,) = json.loads((tmp_path / "maps.json").read_text())["pictures"]
+    assert picture["picture"] == written
+    with Image.open(tmp_path / written) as made:
+        assert min(made.size) > 300
+
+
 def test_saliency_of_a_folder_goes_on_after_a_bad_file(
     run: RunDir, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +151,7 @@ def test_saliency_of_the_test_set_goes_to_the_run(
         (["--split", "test", "-o", "x.png"], "neither --output nor --classes"),
         (["x.png", "--trust=-1"], "0 or more pictures, but got -1"),
         (["missing.png"], "there is nothing at missing.png"),
+        ([__file__, "-o", "maps.gif"], "one of .png, .svg, .pdf, .jpg, .jpeg"),
     ],
 )
 def test_saliency_says_what_it_needs(

@@ -61,12 +61,14 @@ def saliency(
     trust
         On how many pictures the method itself is checked; 0 leaves it out.
     output
-        The picture's file, or for a folder the folder to write; by default named after the image.
+        The picture's file, PNG without an ending (or .svg, .pdf, .jpg), or for a folder the folder
+        to write; by default named after the image.
     json
         Print the scores as one JSON object on stdout.
     """
     from gradflow.present.saliency import METHODS
     from gradflow.present.saliency.asked import Networks
+    from gradflow.present.saliency.pictures import output_path
     from gradflow.training.rundir import RunDir
 
     if (image is None) == (split is None):
@@ -83,6 +85,8 @@ def saliency(
         )
     if image is not None and not image.exists():
         raise FileNotFoundError(f"Expected a picture or a folder, but there is nothing at {image}.")
+    if image is not None:
+        output = output_path(image, output)
     chosen = RunDir.newest(runs) if run is None else RunDir.open(run)
     networks = Networks.load(chosen, weights, _seeds_of(seeds, chosen))
     if METHODS[method].warning is not None:
@@ -114,13 +118,11 @@ def _saliency_of_files(
     from gradflow.present import terminal
     from gradflow.present.saliency import views
     from gradflow.present.saliency.asked import explain_files, first_readable
-    from gradflow.present.saliency.pictures import ENDING, SCORES, find_pictures
+    from gradflow.present.saliency.pictures import SCORES, find_pictures
     from gradflow.training.rundir import write_json
 
     log = stderr()
-    is_folder, method = image.is_dir(), asked["method"]
-    end = ENDING if is_folder else f"{ENDING}.png"
-    output = asked["output"] or Path(f"{image.resolve().name if is_folder else image.stem}{end}")
+    is_folder, method, output = image.is_dir(), asked["method"], asked["output"]
     paths = find_pictures(image)
     trust = _check_method(networks, first_readable(networks, paths, asked["trust"]), method, log)
     entries, left_out = [], []

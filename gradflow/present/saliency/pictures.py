@@ -71,6 +71,26 @@ def _is_written(picture: Path) -> bool:
     return picture.stem.endswith(ENDING) and picture.with_suffix(".json").exists()
 
 
+def output_path(image: Path, asked: Path | None) -> Path:
+    """The picture to write for the file `image`, or the folder to write for the folder `image`.
+
+    >>> output_path(Path("x.jpg"), None).name, output_path(Path("x.jpg"), Path("maps")).name
+    ('x-saliency.png', 'maps.png')
+    """
+    if image.is_dir():
+        return asked or Path(f"{image.resolve().name}{ENDING}")
+    if asked is None:
+        return Path(f"{image.stem}{ENDING}.png")
+    if not asked.suffix:
+        return asked.with_name(f"{asked.name}.png")
+    if asked.suffix.lower() not in plots.FORMATS:
+        raise ValueError(
+            f"Expected `--output` to end in one of {', '.join(plots.FORMATS)}, the pictures that "
+            f"can be written, but got {asked}. Give it such an ending, or none for .png."
+        )
+    return asked
+
+
 def output_names(paths: Sequence[Path], folder: Path) -> list[str]:
     """A name for each: its place in the folder with - for /; with its ending where two are alike.
 
