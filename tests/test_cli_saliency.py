@@ -121,6 +121,31 @@ def test_a_second_call_in_a_folder_explains_the_same_pictures(
     assert asked == [["03.png"], ["03.png"]]
 
 
+@pytest.mark.parametrize("name", ["holiday [raw]", "a[", "x :cat: [bold]"])
+def test_a_path_is_printed_as_it_is(
+    name: str,
+    run: RunDir,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(name) / "b]"  # `a[/b]` closes a tag that was never opened
+    folder.mkdir(parents=True)
+    (pictures / "green" / "03.png").rename(folder / "03.png")
+    (folder / "cut.png").write_bytes(b"")
+    run.path.rename(folder / "run")
+    flags = ["--run", str(folder / "run"), "--method", "gradient", "--trust", "0"]
+    assert main(["saliency", str(folder), "-o", str(folder / "maps"), *flags]) == 0
+    out, log = capsys.readouterr()
+    assert f"run      {folder}/run\n" in out
+    assert f"picture  {folder}/maps\n" in out
+    assert f"Left out: {folder}/cut.png: " in log
+    assert main(["saliency", str(folder / "none.png"), *flags]) == 2
+    assert f"nothing at {folder}/none.png" in capsys.readouterr().err
+
+
 def test_saliency_of_the_test_set_goes_to_the_run(
     run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:

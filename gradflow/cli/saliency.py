@@ -135,7 +135,7 @@ def _saliency_of_files(
                 entries.append(one.to_json())
                 last = one
             elif is_folder:
-                log.print(f"Left out: {one}", markup=False, highlight=False, soft_wrap=True)
+                log.print(f"Left out: {one}", highlight=False, soft_wrap=True)
                 left_out.append({"file": one.file, "reason": one.reason})
             else:
                 raise one
