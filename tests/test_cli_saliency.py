@@ -158,6 +158,14 @@ def test_saliency_of_the_test_set_goes_to_the_run(
     assert names == [
         f"saliency-guided-backprop-{end}.png" for end in ("mean", "plain_18-s0", "resnet_18-s0")
     ]
+    printed = [line.rpartition("/")[2] for line in out.splitlines() if line.startswith("picture")]
+    assert printed == names
+    written = sorted(path.name for path in run.figures.iterdir())
+    endings = (".svg", ".png", "-dark.svg", "-dark.png")
+    assert written == sorted(name.replace(".png", end) for name in names for end in endings)
+    for path in run.saliency_figures():
+        assert paper_of(path) == (255, 255, 255)
+        assert paper_of(path.with_stem(f"{path.stem}-dark")) == (21, 24, 27)  # #15181b
     content = run.saliency("guided-backprop")
     assert content is not None
     assert content["trust"]["plain_18-s0"]["n_images"] == 4
@@ -166,6 +174,11 @@ def test_saliency_of_the_test_set_goes_to_the_run(
     assert sum(one["n_pictures"] for one in classes.values()) == 12
     maps = np.load(run.path / "saliency" / "guided-backprop-mean-plain_18-s0.npy")
     assert maps.shape == (3, 8, 8)
+
+
+def paper_of(path: Path) -> tuple[int, ...]:
+    with Image.open(path) as picture:
+        return picture.convert("RGB").getpixel((0, 0))
 
 
 @pytest.mark.parametrize(
