@@ -78,23 +78,39 @@ def test_the_picture_stands_where_the_command_says(
         assert min(made.size) > 300
 
 
+def test_the_terminal_says_how_far_integrated_gradients_are_off(
+    run: RunDir, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(pictures / "green" / "03.png")
+    flags = ["--run", str(run.path), "--method", "integrated-gradients", "--trust", "0"]
+    assert main(["saliency", image, "-o", str(tmp_path / "x.png"), *flags]) == 0
+    out = capsys.readouterr().out
+    (picture,) = json.loads((tmp_path / "x.json").read_text())["pictures"]
+    for name, one in picture["networks"].items():
+        deltas, changes = one["convergence_deltas"], one["logit_changes"]
+        worst = max(abs(a / b) for a, b in zip(deltas, changes, strict=True))
+        said = "the sum of a map misses the change of its logit by at most"
+        assert f"{name}: integrated-gradients: {said} {100 * worst:.1f} %\n" in out
+
+
 def test_saliency_of_a_folder_goes_on_after_a_bad_file(
     run: RunDir, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in sorted((pictures / "green").iterdir())[3:]:
         path.unlink()
-    (pictures / "green" / "cut.png").write_bytes(b"")
+    (pictures / "green" / "00-cut.png").write_bytes(b"")  # the first of all
     flags = ["--run", str(run.path), "-o", str(tmp_path / "maps"), "--trust", "1"]
     assert main(["saliency", str(pictures / "green"), *flags]) == 0
     out, log = capsys.readouterr()
     assert "cut.png: not an image in a format that Pillow can read" in log
+    assert f"maps of {pictures / 'green' / '00.png'}\nplain_18-s0: " in out
     assert "passes if" in out
     content = json.loads((tmp_path / "maps" / "saliency.json").read_text())
-    assert [Path(one["file"]).name for one in content["left_out"]] == ["cut.png"]
+    assert [Path(one["file"]).name for one in content["left_out"]] == ["00-cut.png"]
     assert len(content["pictures"]) == 3
     assert {path.suffix for path in (tmp_path / "maps").iterdir()} == {".png", ".npy", ".json"}
     assert len(list((tmp_path / "maps").glob("*.npy"))) == 6
-    for path in (pictures / "green").glob("[!c]*.png"):
+    for path in (pictures / "green").glob("*.png"):
         path.write_bytes(b"")
     assert main(["saliency", str(pictures / "green"), *flags]) == 2
     assert "Expected a readable picture" in capsys.readouterr().err
@@ -153,6 +169,7 @@ def test_saliency_of_the_test_set_goes_to_the_run(
     assert main(["saliency", *flags]) == 0
     out, log = capsys.readouterr()
     assert "named right" in out
+    assert "resnet_18-s0: mean map of each class, guided-backprop\nblue " in out
     assert "it fails randomisation checks" in log
     names = [path.name for path in run.saliency_figures()]
     assert names == [

@@ -12,7 +12,7 @@ from gradflow.cli.options import OK, Flag, Output
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradflow.present.saliency.asked import Networks
+    from gradflow.present.saliency.asked import Explained, Networks
     from gradflow.present.saliency.trust import Trust
     from gradflow.training.rundir import RunDir
 
@@ -125,6 +125,7 @@ def _saliency_of_files(
     is_folder, method, output = image.is_dir(), asked["method"], asked["output"]
     paths = find_pictures(image)
     trust = _check_method(networks, first_readable(networks, paths, asked["trust"]), method, log)
+    first: Explained | None = None
     entries, left_out = [], []
     with progress(log, "pictures", total=len(paths)) as (bar, task):
         for one in explain_files(
@@ -132,14 +133,14 @@ def _saliency_of_files(
         ):
             bar.advance(task)
             if not isinstance(one, BadImage):
+                first = first or one
                 entries.append(one.to_json())
-                last = one
             elif is_folder:
                 log.print(f"Left out: {one}", highlight=False, soft_wrap=True)
                 left_out.append({"file": one.file, "reason": one.reason})
             else:
                 raise one
-    if not entries:
+    if first is None:
         raise ValueError(f"Expected a readable picture in {image}, but none can be read.")
     content = {
         "run": str(run.path),
@@ -154,13 +155,13 @@ def _saliency_of_files(
         print(json_.dumps(content, ensure_ascii=False))
         return OK
     if is_folder:
-        show(views.predictions_view(entries))
+        show(views.folder_view(entries, first.picture.photo, first.results))
     else:
         show(
-            terminal.probabilities_view(last.probabilities),
-            views.maps_view(last.picture.photo, last.results),
+            terminal.probabilities_view(first.probabilities),
+            views.maps_view(first.picture.photo, first.results),
         )
-    show(*([views.trust_view(trust)] if trust else []))
+    show(*views.miss_lines(method, entries), *([views.trust_view(trust)] if trust else []))
     show(f"run      {run.path}", f"scores   {scores}", f"picture  {output}")
     return OK
 
