@@ -207,6 +207,7 @@ def paper_of(path: Path) -> tuple[int, ...]:
         (["x.png", "--trust=-1"], "0 or more pictures, but got -1"),
         (["missing.png"], "there is nothing at missing.png"),
         ([__file__, "-o", "maps.gif"], "one of .png, .svg, .pdf, .jpg, .jpeg"),
+        ([__file__, "-o", "."], "can be written, but got ."),
     ],
 )
 def test_saliency_says_what_it_needs(

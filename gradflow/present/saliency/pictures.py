@@ -81,7 +81,7 @@ def output_path(image: Path, asked: Path | None) -> Path:
         return asked or Path(f"{image.resolve().name}{ENDING}")
     if asked is None:
         return Path(f"{image.stem}{ENDING}.png")
-    if not asked.suffix:
+    if asked.name and not asked.suffix:  # the name of . is empty
         return asked.with_name(f"{asked.name}.png")
     if asked.suffix.lower() not in plots.FORMATS:
         raise ValueError(
