@@ -57,26 +57,109 @@ def test_saliency_of_the_newest_run(
         assert np.load(tmp_path / network["maps"]).shape == (1, 8, 8)
 
 
+@pytest.mark.parametrize(("asked", "written"), [("maps", "maps.png"), ("maps.jpg", "maps.jpg")])
+def test_the_picture_stands_where_the_command_says(
+    asked: str,
+    written: str,
+    run: RunDir,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = str(pictures / "green" / "03.png")
+    flags = ["--run", str(run.path), "--method", "gradient", "--trust", "0"]
+    assert main(["saliency", image, "-o", asked, *flags]) == 0
+    assert f"picture  {written}\n" in capsys.readouterr().out
+    (picture,) = json.loads((tmp_path / "maps.json").read_text())["pictures"]
+    assert picture["picture"] == written
+    with Image.open(tmp_path / written) as made:
+        assert min(made.size) > 300
+
+
+def test_the_terminal_says_how_far_integrated_gradients_are_off(
+    run: RunDir, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(pictures / "green" / "03.png")
+    flags = ["--run", str(run.path), "--method", "integrated-gradients", "--trust", "0"]
+    assert main(["saliency", image, "-o", str(tmp_path / "x.png"), *flags]) == 0
+    out = capsys.readouterr().out
+    (picture,) = json.loads((tmp_path / "x.json").read_text())["pictures"]
+    for name, one in picture["networks"].items():
+        deltas, changes = one["convergence_deltas"], one["logit_changes"]
+        worst = max(abs(a / b) for a, b in zip(deltas, changes, strict=True))
+        said = "the sum of a map misses the change of its logit by at most"
+        assert f"{name}: integrated-gradients: {said} {100 * worst:.1f} %\n" in out
+
+
 def test_saliency_of_a_folder_goes_on_after_a_bad_file(
     run: RunDir, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in sorted((pictures / "green").iterdir())[3:]:
         path.unlink()
-    (pictures / "green" / "cut.png").write_bytes(b"")
+    (pictures / "green" / "00-cut.png").write_bytes(b"")  # the first of all
     flags = ["--run", str(run.path), "-o", str(tmp_path / "maps"), "--trust", "1"]
     assert main(["saliency", str(pictures / "green"), *flags]) == 0
     out, log = capsys.readouterr()
     assert "cut.png: not an image in a format that Pillow can read" in log
+    assert f"maps of {pictures / 'green' / '00.png'}\nplain_18-s0: " in out
     assert "passes if" in out
     content = json.loads((tmp_path / "maps" / "saliency.json").read_text())
-    assert [Path(one["file"]).name for one in content["left_out"]] == ["cut.png"]
+    assert [Path(one["file"]).name for one in content["left_out"]] == ["00-cut.png"]
     assert len(content["pictures"]) == 3
     assert {path.suffix for path in (tmp_path / "maps").iterdir()} == {".png", ".npy", ".json"}
     assert len(list((tmp_path / "maps").glob("*.npy"))) == 6
-    for path in (pictures / "green").glob("[!c]*.png"):
+    for path in (pictures / "green").glob("*.png"):
         path.write_bytes(b"")
     assert main(["saliency", str(pictures / "green"), *flags]) == 2
     assert "Expected a readable picture" in capsys.readouterr().err
+
+
+def test_a_second_call_in_a_folder_explains_the_same_pictures(
+    run: RunDir,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "holiday"
+    folder.mkdir()
+    (pictures / "green" / "03.png").rename(folder / "03.png")
+    monkeypatch.chdir(folder)
+    flags = ["--run", str(run.path), "--method", "gradient", "--trust", "0", "--json"]
+    asked = []
+    for _ in range(2):
+        assert main(["saliency", ".", *flags]) == 0
+        assert main(["saliency", "03.png", *flags]) == 0
+        content = json.loads(capsys.readouterr().out.splitlines()[0])
+        asked.append([one["image"] for one in content["pictures"]])
+    assert asked == [["03.png"], ["03.png"]]
+
+
+@pytest.mark.parametrize("name", ["holiday [raw]", "a[", "x :cat: [bold]"])
+def test_a_path_is_printed_as_it_is(
+    name: str,
+    run: RunDir,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(name) / "b]"  # `a[/b]` closes a tag that was never opened
+    folder.mkdir(parents=True)
+    (pictures / "green" / "03.png").rename(folder / "03.png")
+    (folder / "cut.png").write_bytes(b"")
+    run.path.rename(folder / "run")
+    flags = ["--run", str(folder / "run"), "--method", "gradient", "--trust", "0"]
+    assert main(["saliency", str(folder), "-o", str(folder / "maps"), *flags]) == 0
+    out, log = capsys.readouterr()
+    assert f"run      {folder}/run\n" in out
+    assert f"picture  {folder}/maps\n" in out
+    assert f"Left out: {folder}/cut.png: " in log
+    assert main(["saliency", str(folder / "none.png"), *flags]) == 2
+    assert f"nothing at {folder}/none.png" in capsys.readouterr().err
 
 
 def test_saliency_of_the_test_set_goes_to_the_run(
@@ -86,11 +169,20 @@ def test_saliency_of_the_test_set_goes_to_the_run(
     assert main(["saliency", *flags]) == 0
     out, log = capsys.readouterr()
     assert "named right" in out
+    assert "resnet_18-s0: mean map of each class, guided-backprop\nblue " in out
     assert "it fails randomisation checks" in log
     names = [path.name for path in run.saliency_figures()]
     assert names == [
         f"saliency-guided-backprop-{end}.png" for end in ("mean", "plain_18-s0", "resnet_18-s0")
     ]
+    printed = [line.rpartition("/")[2] for line in out.splitlines() if line.startswith("picture")]
+    assert printed == names
+    written = sorted(path.name for path in run.figures.iterdir())
+    endings = (".svg", ".png", "-dark.svg", "-dark.png")
+    assert written == sorted(name.replace(".png", end) for name in names for end in endings)
+    for path in run.saliency_figures():
+        assert paper_of(path) == (255, 255, 255)
+        assert paper_of(path.with_stem(f"{path.stem}-dark")) == (21, 24, 27)  # #15181b
     content = run.saliency("guided-backprop")
     assert content is not None
     assert content["trust"]["plain_18-s0"]["n_images"] == 4
@@ -101,6 +193,11 @@ def test_saliency_of_the_test_set_goes_to_the_run(
     assert maps.shape == (3, 8, 8)
 
 
+def paper_of(path: Path) -> tuple[int, ...]:
+    with Image.open(path) as picture:
+        return picture.convert("RGB").getpixel((0, 0))
+
+
 @pytest.mark.parametrize(
     ("flags", "want"),
     [
@@ -109,6 +206,8 @@ def test_saliency_of_the_test_set_goes_to_the_run(
         (["--split", "test", "-o", "x.png"], "neither --output nor --classes"),
         (["x.png", "--trust=-1"], "0 or more pictures, but got -1"),
         (["missing.png"], "there is nothing at missing.png"),
+        ([__file__, "-o", "maps.gif"], "one of .png, .svg, .pdf, .jpg, .jpeg"),
+        ([__file__, "-o", "."], "can be written, but got ."),
     ],
 )
 def test_saliency_says_what_it_needs(

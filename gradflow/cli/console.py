@@ -23,13 +23,19 @@ def show(*views: RenderableType) -> None:
     """To stdout; a character that its encoding lacks becomes a question mark."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = _console(is_terminal=sys.stdout.isatty())
     for view in views:
         console.print(view, highlight=False)
 
 
 def stderr(*, quiet: bool = False) -> Console:
-    return Console(stderr=True, quiet=quiet, width=None if sys.stderr.isatty() else WIDTH)
+    return _console(is_terminal=sys.stderr.isatty(), stderr=True, quiet=quiet)
+
+
+def _console(*, is_terminal: bool, stderr: bool = False, quiet: bool = False) -> Console:
+    """Text is printed as it is: a folder may be called `holiday [raw]`, a class `:cat:`."""
+    width = None if is_terminal else WIDTH
+    return Console(stderr=stderr, quiet=quiet, width=width, markup=False, emoji=False)
 
 
 @contextmanager

@@ -88,5 +88,6 @@ def _exit_code(error: Exception) -> int:
 
 
 def _say(console: Console, message: object, code: int) -> int:
-    console.print(f"gradflow: {message}", markup=False, highlight=False, soft_wrap=True)
+    line = f"gradflow: {message}"
+    console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
     return code

@@ -12,7 +12,7 @@ from gradflow.cli.options import OK, Flag, Output
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradflow.present.saliency.asked import Networks
+    from gradflow.present.saliency.asked import Explained, Networks
     from gradflow.present.saliency.trust import Trust
     from gradflow.training.rundir import RunDir
 
@@ -61,12 +61,14 @@ def saliency(
     trust
         On how many pictures the method itself is checked; 0 leaves it out.
     output
-        The picture's file, or for a folder the folder to write; by default named after the image.
+        The picture's file, PNG without an ending (or .svg, .pdf, .jpg), or for a folder the folder
+        to write; by default named after the image.
     json
         Print the scores as one JSON object on stdout.
     """
     from gradflow.present.saliency import METHODS
     from gradflow.present.saliency.asked import Networks
+    from gradflow.present.saliency.pictures import output_path
     from gradflow.training.rundir import RunDir
 
     if (image is None) == (split is None):
@@ -83,6 +85,8 @@ def saliency(
         )
     if image is not None and not image.exists():
         raise FileNotFoundError(f"Expected a picture or a folder, but there is nothing at {image}.")
+    if image is not None:
+        output = output_path(image, output)
     chosen = RunDir.newest(runs) if run is None else RunDir.open(run)
     networks = Networks.load(chosen, weights, _seeds_of(seeds, chosen))
     if METHODS[method].warning is not None:
@@ -114,15 +118,14 @@ def _saliency_of_files(
     from gradflow.present import terminal
     from gradflow.present.saliency import views
     from gradflow.present.saliency.asked import explain_files, first_readable
-    from gradflow.present.saliency.pictures import find_pictures
+    from gradflow.present.saliency.pictures import SCORES, find_pictures
     from gradflow.training.rundir import write_json
 
     log = stderr()
-    is_folder, method = image.is_dir(), asked["method"]
-    end = "-saliency" if is_folder else "-saliency.png"
-    output = asked["output"] or Path(f"{image.resolve().name if is_folder else image.stem}{end}")
+    is_folder, method, output = image.is_dir(), asked["method"], asked["output"]
     paths = find_pictures(image)
     trust = _check_method(networks, first_readable(networks, paths, asked["trust"]), method, log)
+    first: Explained | None = None
     entries, left_out = [], []
     with progress(log, "pictures", total=len(paths)) as (bar, task):
         for one in explain_files(
@@ -130,14 +133,14 @@ def _saliency_of_files(
         ):
             bar.advance(task)
             if not isinstance(one, BadImage):
+                first = first or one
                 entries.append(one.to_json())
-                last = one
             elif is_folder:
-                log.print(f"Left out: {one}", markup=False, highlight=False, soft_wrap=True)
+                log.print(f"Left out: {one}", highlight=False, soft_wrap=True)
                 left_out.append({"file": one.file, "reason": one.reason})
             else:
                 raise one
-    if not entries:
+    if first is None:
         raise ValueError(f"Expected a readable picture in {image}, but none can be read.")
     content = {
         "run": str(run.path),
@@ -146,19 +149,19 @@ def _saliency_of_files(
         "left_out": left_out,
         "trust": {name: one.to_json() for name, one in trust.items()},
     }
-    scores = output / "saliency.json" if is_folder else output.with_suffix(".json")
+    scores = output / SCORES if is_folder else output.with_suffix(".json")
     write_json(scores, content)
     if as_json:
         print(json_.dumps(content, ensure_ascii=False))
         return OK
     if is_folder:
-        show(views.predictions_view(entries))
+        show(views.folder_view(entries, first.picture.photo, first.results))
     else:
         show(
-            terminal.probabilities_view(last.probabilities),
-            views.maps_view(last.picture.photo, last.results),
+            terminal.probabilities_view(first.probabilities),
+            views.maps_view(first.picture.photo, first.results),
         )
-    show(*([views.trust_view(trust)] if trust else []))
+    show(*views.miss_lines(method, entries), *([views.trust_view(trust)] if trust else []))
     show(f"run      {run.path}", f"scores   {scores}", f"picture  {output}")
     return OK
 

@@ -193,13 +193,17 @@ class RunDir:
     def is_finished(self) -> bool:
         return (self.path / "summary.json").exists()
 
-    def saliency_figure(self, method: str, shows: str) -> Path:
+    def saliency_figure(
+        self, method: str, shows: str, suffix: str = ".png", *, dark: bool = False
+    ) -> Path:
         """`shows` is "mean", the mean maps of all networks, or a network's name: its gallery."""
-        return self.figures / f"saliency-{method}-{shows}.png"
+        ending = "-dark" if dark else ""
+        return self.figures / f"saliency-{method}-{shows}{ending}{suffix}"
 
     def saliency_figures(self) -> list[Path]:
-        """Those of `gradflow saliency --split test` that exist, the default method first."""
-        found = sorted(self.figures.glob("saliency-*.png"))
+        """The PNGs of `gradflow saliency --split test` on white paper, the default method first."""
+        pictures = self.figures.glob("saliency-*.png")
+        found = sorted(path for path in pictures if not path.stem.endswith("-dark"))
         return sorted(found, key=lambda path: not path.name.startswith("saliency-gradcam-"))
 
     def saliency(self, method: str) -> dict[str, Any] | None:

@@ -1,12 +1,6 @@
-"""The letter of a verdict and its picture, as golden text.
-
-To rewrite the golden files after a change that was meant, and then to read them:
-`GRADFLOW_REWRITE_GOLDEN=1 pytest tests/present/test_letter.py`.
-"""
+"""The letter of a verdict and its picture, as golden text."""
 
 import io
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,15 +10,7 @@ from gradflow.analysis.verdict import Verdict, judge_case
 from gradflow.present.letter import verdict_view
 from gradflow.present.terminal_plot import braille_profile, can_show_braille
 from tests.analysis.traces import make_case
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def check_golden(name: str, text: str) -> None:
-    path = GOLDEN / name
-    if os.environ.get("GRADFLOW_REWRITE_GOLDEN"):
-        path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8")
+from tests.present.goldens import check_golden
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Pictures of every odd kind, folders of them, the gallery of the test set, and the terminal."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from gradflow.present.blocks import BlockPicture, shrink
 from gradflow.present.saliency import attribute, pictures, views
 from gradflow.present.saliency.asked import first_of_each_class
 from gradflow.present.saliency.attribution import Attribution
-from gradflow.present.saliency.gallery import N_RIGHT, N_WRONG, make_gallery, mean_map
+from gradflow.present.saliency.gallery import N_RIGHT, N_WRONG, Gallery, make_gallery, mean_map
+from gradflow.present.saliency.methods import METHODS, Maps
 from gradflow.present.saliency.trust import TRUST_THRESHOLDS, Check, Trust
+from tests.present.goldens import check_golden
 
 CLASSES = ("blue", "green", "red")
 SIDE = 16
@@ -156,6 +159,33 @@ def test_pictures_are_found_in_deeper_folders_and_other_files_are_not(tmp_path):
         pictures.find_pictures(tmp_path / "missing")
 
 
+def test_what_an_earlier_call_wrote_is_not_read_as_a_picture(tmp_path):
+    """A folder's output, the output of one file, and pictures that only look like either."""
+    for name in (
+        "a.png",
+        "a-saliency.png",
+        "own-saliency.png",  # without scores beside it: somebody's own
+        "holiday-saliency/a.png",
+        "holiday-saliency/deep/a.png",
+        "deep/b.png",
+        "deep/maps/b.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        solid("RGB", "red").save(tmp_path / name)
+    for name in ("a-saliency.json", "holiday-saliency/saliency.json", "deep/maps/saliency.json"):
+        (tmp_path / name).write_text("{}")
+
+    def found(folder):
+        return [one.relative_to(folder).as_posix() for one in pictures.find_pictures(folder)]
+
+    assert found(tmp_path) == ["a.png", "deep/b.png", "own-saliency.png"]
+    assert found(tmp_path / "holiday-saliency") == ["a.png", "deep/a.png"]  # asked for by name
+    (tmp_path / "only").mkdir()
+    (tmp_path / "holiday-saliency").rename(tmp_path / "only" / "maps")
+    with pytest.raises(FileNotFoundError, match="apart from what an earlier call wrote"):
+        pictures.find_pictures(tmp_path / "only")
+
+
 def test_raw_maps_are_saved_as_they_are(tmp_path):
     maps = np.random.default_rng(0).normal(size=(2, 4, 4))
     result = Attribution("gradient", None, CLASSES, np.array([0.2, 0.3, 0.5]), maps, (2, 1))
@@ -171,7 +201,7 @@ def test_raw_maps_are_saved_as_they_are(tmp_path):
 # -- the gallery -------------------------------------------------------------------------------
 
 
-def test_the_gallery_shows_the_first_right_ones_and_the_surest_wrong_ones():
+def eight_of_each_class() -> tuple[torch.Tensor, torch.Tensor]:
     """Eight pictures of each class, of which the last three are of the next class's colour."""
     labels = torch.arange(3).repeat_interleave(8)
     pixels = torch.zeros(24, 3, 8, 8, dtype=torch.uint8)
@@ -179,6 +209,11 @@ def test_the_gallery_shows_the_first_right_ones_and_the_surest_wrong_ones():
     for i, label in enumerate(labels.tolist()):
         seen = label if i % 8 < 5 else (label + 1) % 3
         pixels[i, 2 - seen] = strength[i]
+    return pixels, labels
+
+
+def test_the_gallery_shows_the_first_right_ones_and_the_surest_wrong_ones():
+    pixels, labels = eight_of_each_class()
     found = make_gallery(Colours(), pixels, labels, CLASSES, "gradient")
     assert found.n_right == (5, 5, 5)
     assert found.n_pictures == (8, 8, 8)
@@ -195,6 +230,52 @@ def test_the_gallery_shows_the_first_right_ones_and_the_surest_wrong_ones():
         assert {one.predicted for one in examples if not one.is_right} == {(label + 1) % 3}
     np.testing.assert_allclose(found.mean_maps, 1, rtol=1e-5)  # a mean of the pixels: all equal
     assert found.n_in_mean == (8, 8, 8)
+
+
+def plant_deltas(monkeypatch, by_class: list[float]) -> None:
+    """Integrated gradients whose logits change by 2, which the sums miss by so much per class."""
+
+    def compute(model, images, classes):
+        changes = torch.full(classes.shape, 2.0)
+        values = torch.ones(*classes.shape, *images.shape[1:])
+        return Maps(values, deltas=torch.tensor(by_class)[classes], changes=changes)
+
+    planted = dataclasses.replace(METHODS["integrated-gradients"], compute=compute)
+    monkeypatch.setitem(METHODS, "integrated-gradients", planted)
+
+
+def test_the_gallery_says_once_how_many_sums_of_maps_miss_their_logit(monkeypatch):
+    """It holds 24 maps of the pictures' own classes, and 6 of what was wrongly predicted.
+
+    Of these 8 and 2 are of the first class.
+    """
+    pixels, labels = eight_of_each_class()
+    plant_deltas(monkeypatch, [-0.46, 0.0, 0.09])
+    found = make_gallery(Colours(), pixels, labels, CLASSES, "integrated-gradients")
+    assert found.notes == ("of 30 maps 10 miss their sum by more than 5 %, the worst by 23 %",)
+    content = found.to_json()
+    shown = {
+        one["predicted"]: (one["convergence_delta"], one["logit_change"])
+        for of in content["classes"].values()
+        for one in of["examples"]
+    }
+    assert shown == {
+        "blue": (pytest.approx(-0.46), 2.0),
+        "green": (0.0, 2.0),
+        "red": (pytest.approx(0.09), 2.0),
+    }
+    plant_deltas(monkeypatch, [0.0, 0.0, 0.0])
+    right = make_gallery(Colours(), pixels, labels, CLASSES, "integrated-gradients")
+    assert right.notes == ()
+
+
+def test_a_gallery_of_edges_says_so_and_has_no_sums_to_miss():
+    pixels, labels = eight_of_each_class()
+    network = nn.Sequential(Colours(), nn.ReLU())
+    found = make_gallery(network, pixels, labels, CLASSES, "guided-backprop")
+    assert found.notes == ("mostly edges (Adebayo et al. 2018)",)
+    (example, *_), *_ = found.examples
+    assert (example.delta, example.change) == (None, None)
 
 
 def test_a_mean_map_weighs_each_picture_alike_and_leaves_empty_ones_out():
@@ -244,8 +325,8 @@ def test_images_for_the_checks_take_turns_through_the_classes():
 # -- the terminal ------------------------------------------------------------------------------
 
 
-def plain(view: object) -> str:
-    console = Console(width=100, color_system=None, file=io.StringIO(), legacy_windows=False)
+def plain(view: object, width: int = 100) -> str:
+    console = Console(width=width, color_system=None, file=io.StringIO(), legacy_windows=False)
     console.print(view, highlight=False)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
@@ -270,6 +351,53 @@ gradcam at layer4.1   gradcam at layer4.1
 ░░░▒▒▒▒▓              ░▒▒▒▒▓▓▓
 ░▒▒▒▒▓▓▓              ░░░▒▒▒▒▓
 ▒▒▒▓▓▓██                ░░░▒▒▒"""
+
+
+def test_the_terminal_shows_of_a_folder_the_maps_of_the_first_picture():
+    photo = np.zeros((8, 8, 3), np.uint8)
+    results = {"plain": example(0), "res": example(1)}
+    entries = [
+        {"image": name, "networks": {net: pictures.scores(one) for net, one in results.items()}}
+        for name in ("a.png", "b.png")
+    ]
+    check_golden("saliency-folder.txt", plain(views.folder_view(entries, photo, results)) + "\n")
+
+
+def test_the_terminal_shows_the_mean_maps_of_the_test_set():
+    ramp = np.add.outer(np.arange(28.0), np.arange(28.0))
+    means = np.stack([ramp, ramp[::-1], np.full((28, 28), np.nan), ramp.T**4, ramp % 9, ramp])
+    gallery = Gallery(
+        "gradcam",
+        "layer4.1",
+        ("bakso", "gado gado [raw]", "gudeg", "rendang_of_a_very_long_name", "sate", "soto"),
+        ((),) * 6,
+        means,
+        (4, 4, 0, 4, 4, 4),
+        (3, 2, 1, 4, 0, 4),
+        (4, 4, 4, 4, 4, 4),
+        ("fails: does not depend on the weights",),
+    )
+    few = dataclasses.replace(
+        gallery, method="gradient", layer=None, classes=gallery.classes[:2], mean_maps=means[:2]
+    )
+    text = plain(views.gallery_view({"plain": gallery}), width=80)
+    text += "\n" + plain(views.gallery_view({"res": few}), width=80)
+    check_golden("saliency-test-set.txt", text + "\n")
+
+
+def test_the_terminal_always_says_how_far_the_sums_of_maps_are_off():
+    deltas, changes = np.array([0.001, -0.004, 0.0]), np.array([1.0, -1.0, 0.5])
+    best = dataclasses.replace(example(), deltas=deltas, changes=changes)
+    worse = dataclasses.replace(example(), deltas=10 * deltas, changes=changes)
+    entries = [
+        {"networks": {"plain": pictures.scores(one), "res": pictures.scores(best)}}
+        for one in (best, worse, best)
+    ]
+    said = [line.plain for line in views.miss_lines("integrated-gradients", entries)]
+    ends = "integrated-gradients: the sum of a map misses the change of its logit by at most"
+    assert said == [f"plain: {ends} 4.0 %", f"res: {ends} 0.4 %"]
+    none = [{"networks": {"plain": pictures.scores(example())}}]
+    assert views.miss_lines("gradcam", none) == []
 
 
 def test_half_blocks_hold_two_pixels_of_the_map_over_the_photograph():

@@ -19,6 +19,7 @@ from gradflow.present.plots.saliency import MAP_COLORS, MAP_PERCENTILE, ClassMap
 from gradflow.present.plots.study import dose_response_plot, forest_plot
 from gradflow.present.plots.style import (
     DPI,
+    FORMATS,
     GRAD_NORM,
     GROUND,
     GUIDE,
@@ -36,6 +37,7 @@ from gradflow.present.plots.style import (
 __all__ = [
     "COLORMAP",
     "DPI",
+    "FORMATS",
     "GRAD_NORM",
     "GROUND",
     "GUIDE",

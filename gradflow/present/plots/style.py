@@ -24,6 +24,15 @@ STYLES = (
 GUIDE = "#767676"  # lines that are not data: zero, a threshold, the learning rate
 DPI = 120  # a heat map is then a PNG of about 50 kB, a saliency grid of two networks 700 kB
 
+# The files that can be written, each with what is left out of it: the date, the program's version.
+FORMATS: dict[str, dict[str, None] | None] = {
+    ".png": {"Software": None},
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None},
+    ".jpg": None,
+    ".jpeg": None,
+}
+
 Theme = Literal["light", "dark"]
 GROUND: dict[Theme, tuple[str, str]] = {  # the colours of paper and ink
     "light": ("#ffffff", "#000000"),
@@ -57,11 +66,11 @@ def theme(name: Theme) -> AbstractContextManager[None]:
 
 
 def save(fig: Figure, path: Path, dpi: int = DPI) -> Path:
-    """Write `fig` to `path` in the format of its suffix (.png, .svg), the same bytes every time."""
+    """Write `fig` to `path` in the format of its suffix (`FORMATS`), the same bytes every time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    dated = "Date" if path.suffix.lower() == ".svg" else "Software"
+    left_out = FORMATS.get(path.suffix.lower(), FORMATS[".png"])  # without a suffix it is a PNG
     with matplotlib.rc_context({"svg.hashsalt": "gradflow", "svg.fonttype": "none"}):
-        fig.savefig(path, dpi=dpi, metadata={dated: None})
+        fig.savefig(path, dpi=dpi, metadata=left_out)
     return path
 
 

@@ -167,12 +167,17 @@ def galleries(
 def save_galleries(
     run: RunDir, method: str, found: Mapping[str, Gallery], trust: Mapping[str, Trust]
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Write the figures, the mean maps and the scores into the run; returns scores and figures."""
-    axes = plots.mean_maps_grid(found)
-    figures = [plots.save(plots.figure_of(axes[0][0]), run.saliency_figure(method, "mean"))]
-    for name, gallery in found.items():
-        axes = plots.gallery_grid(name, gallery)
-        figures.append(plots.save(plots.figure_of(axes[0][0]), run.saliency_figure(method, name)))
+    """Write the figures, the mean maps and the scores into the run.
+
+    Each figure is written as SVG and PNG, on white paper and on dark. Returns the scores, and the
+    PNGs on white paper.
+    """
+    for theme in plots.GROUND:
+        with plots.theme(theme):
+            for shows, figure in _figures(found):
+                for suffix in (".svg", ".png"):
+                    path = run.saliency_figure(method, shows, suffix, dark=theme == "dark")
+                    plots.save(figure, path)
     content = {
         "run": str(run.path),
         "method": method,
@@ -180,4 +185,11 @@ def save_galleries(
         "trust": {name: one.to_json() for name, one in trust.items()},
     }
     run.save_saliency(method, content, {name: one.mean_maps for name, one in found.items()})
-    return content, figures
+    return content, [run.saliency_figure(method, shows) for shows in ("mean", *found)]
+
+
+def _figures(found: Mapping[str, Gallery]) -> Iterator[tuple[str, plots.Figure]]:
+    """What each shows, as `RunDir.saliency_figure` takes it, and the figure."""
+    yield "mean", plots.figure_of(plots.mean_maps_grid(found)[0][0])
+    for name, gallery in found.items():
+        yield name, plots.figure_of(plots.gallery_grid(name, gallery)[0][0])

@@ -178,12 +178,26 @@ def _attributions(
     return found
 
 
+def misses(
+    deltas: Sequence[float] | np.ndarray, changes: Sequence[float] | np.ndarray
+) -> np.ndarray:
+    """By which share of the change of its logit the sum of each map misses it.
+
+    >>> misses([0.1, -0.3], [2.0, -1.0])
+    array([0.05, 0.3 ])
+    """
+    return np.abs(deltas) / np.maximum(np.abs(changes), 1e-12)
+
+
+def method_notes(method: Method) -> tuple[str, ...]:
+    """What speaks against every map of a method."""
+    return ("mostly edges (Adebayo et al. 2018)",) if method.warning is not None else ()
+
+
 def _notes(
     method: Method, deltas: np.ndarray | None, changes: np.ndarray | None
 ) -> tuple[str, ...]:
-    if method.warning is not None:
-        return ("mostly edges (Adebayo et al. 2018)",)
     if deltas is None or changes is None:
-        return ()
-    worst = float((np.abs(deltas) / np.maximum(np.abs(changes), 1e-12)).max())
+        return method_notes(method)
+    worst = float(misses(deltas, changes).max())
     return (f"sum misses by {worst:.0%}",) if worst > LARGEST_DELTA else ()

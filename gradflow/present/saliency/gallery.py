@@ -1,6 +1,6 @@
 """The test set, class by class: what a network looks at where it is right and where wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from gradflow.data import normalise
-from gradflow.present.saliency.attribution import attribute_all, inspecting, predict_all
-from gradflow.present.saliency.methods import in_batches, per_batch
+from gradflow.present.saliency.attribution import (
+    Attribution,
+    attribute_all,
+    inspecting,
+    method_notes,
+    misses,
+    predict_all,
+)
+from gradflow.present.saliency.methods import LARGEST_DELTA, METHODS, in_batches, per_batch
 
 N_RIGHT = 3  # pictures of a class in the gallery: the first of the test set
 N_WRONG = 2  # those in which the network was surest of another class
 N_MEAN = 20  # pictures of a class in the mean map, the first of the test set
+TRUE, SAID = 0, 1  # of the two maps of a picture: of its own class, of the predicted one
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One picture of the gallery with the map of the class that the network predicted."""
+    """One picture of the gallery with the map of the class that the network predicted.
+
+    `delta` and `change` are of integrated gradients: see `Attribution`.
+    """
 
     index: int  # in the test set
     pixels: np.ndarray  # (S, S, 3) uint8
@@ -27,6 +38,8 @@ class Example:
     label: int
     predicted: int
     probability: float  # of the predicted class
+    delta: float | None = None  # logits
+    change: float | None = None  # logits
 
     @property
     def is_right(self) -> bool:
@@ -67,6 +80,8 @@ class Gallery:
                             "predicted": self.classes[example.predicted],
                             "probability": example.probability,
                             "is_right": example.is_right,
+                            "convergence_delta": example.delta,
+                            "logit_change": example.change,
                         }
                         for example in self.examples[i]
                     ],
@@ -99,15 +114,19 @@ def make_gallery(
         method=method,
         classes=torch.from_numpy(np.stack([truth[chosen], predicted[chosen]], axis=1)),
     )
-    maps = dict(zip(chosen.tolist(), (one.maps for one in found), strict=True))
+    explained = dict(zip(chosen.tolist(), found, strict=True))
 
     def example(index: int) -> Example:
         said = int(predicted[index])
         picture = pixels[index].permute(1, 2, 0).numpy()
         sure = float(probabilities[index, said])
-        return Example(index, picture, maps[index][1], int(truth[index]), said, sure)
+        one = explained[index]
+        delta = None if one.deltas is None else float(one.deltas[SAID])
+        change = None if one.changes is None else float(one.changes[SAID])
+        label = int(truth[index])
+        return Example(index, picture, one.maps[SAID], label, said, sure, delta, change)
 
-    means = [mean_map([maps[index][0] for index in of.tolist()]) for of in averaged]
+    means = [mean_map([explained[index].maps[TRUE] for index in of.tolist()]) for of in averaged]
     empty = np.full(pixels.shape[2:], np.nan)
     return Gallery(
         method,
@@ -118,7 +137,31 @@ def make_gallery(
         tuple(n for _, n in means),
         tuple(int(((truth == i) & (predicted == i)).sum()) for i in range(len(class_names))),
         tuple(int((truth == i).sum()) for i in range(len(class_names))),
-        tuple(dict.fromkeys(note for one in found for note in one.notes)),
+        (*method_notes(METHODS[method]), *_sum_notes(explained, averaged, shown)),
+    )
+
+
+def _sum_notes(
+    explained: Mapping[int, Attribution],
+    averaged: Sequence[np.ndarray],
+    shown: Sequence[np.ndarray],
+) -> tuple[str, ...]:
+    """One note for all maps in the gallery whose sum misses the change of their logit by much."""
+    shares: dict[tuple[int, int], float] = {}  # of a right picture both maps are one
+    for which, by_class in ((TRUE, averaged), (SAID, shown)):
+        for index in np.concatenate(by_class).tolist():
+            one = explained[index]
+            if one.deltas is None or one.changes is None:
+                return ()
+            share = misses(one.deltas, one.changes)[which]
+            shares[index, one.map_classes[which]] = float(share)
+    large = [share for share in shares.values() if share > LARGEST_DELTA]
+    if not large:
+        return ()
+    miss = "misses its" if len(large) == 1 else "miss their"
+    return (
+        f"of {len(shares)} maps {len(large)} {miss} sum by more than {100 * LARGEST_DELTA:.0f} %, "
+        f"the worst by {100 * max(large):.0f} %",
     )
 
 

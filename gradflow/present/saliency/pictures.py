@@ -21,6 +21,9 @@ from gradflow.present.saliency.trust import Trust
 
 Networks = Mapping[str, nn.Module]
 
+SCORES = "saliency.json"  # of a folder; by this file a later call knows what it must not read
+ENDING = "-saliency"  # of the name of what is written, where the caller gives none
+
 
 @dataclass(frozen=True, eq=False)
 class Picture:
@@ -39,21 +42,53 @@ class Picture:
 def find_pictures(path: Path) -> list[Path]:
     """The file, or all files in the folder that are named like pictures, also deeper ones.
 
-    Raises FileNotFoundError where there is none.
+    What an earlier call wrote is left out, unless the folder itself is what it wrote. Raises
+    FileNotFoundError where there is none.
     """
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"Expected a picture or a folder, but there is nothing at {path}.")
+    written = {one.parent for one in path.rglob(SCORES)} - {path}
     found = sorted(
-        one for one in path.rglob("*") if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file()
+        one
+        for one in path.rglob("*")
+        if one.suffix.lower() in IMAGE_SUFFIXES
+        and one.is_file()
+        and written.isdisjoint(one.parents)
+        and not _is_written(one)
     )
     if not found:
         raise FileNotFoundError(
             f"Expected pictures in {path}, but no file there ends in one of "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}."
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}, apart from what an earlier call wrote."
         )
     return found
+
+
+def _is_written(picture: Path) -> bool:
+    """Whether it is the picture of an earlier call for one file: its scores stand beside it."""
+    return picture.stem.endswith(ENDING) and picture.with_suffix(".json").exists()
+
+
+def output_path(image: Path, asked: Path | None) -> Path:
+    """The picture to write for the file `image`, or the folder to write for the folder `image`.
+
+    >>> output_path(Path("x.jpg"), None).name, output_path(Path("x.jpg"), Path("maps")).name
+    ('x-saliency.png', 'maps.png')
+    """
+    if image.is_dir():
+        return asked or Path(f"{image.resolve().name}{ENDING}")
+    if asked is None:
+        return Path(f"{image.stem}{ENDING}.png")
+    if asked.name and not asked.suffix:  # the name of . is empty
+        return asked.with_name(f"{asked.name}.png")
+    if asked.suffix.lower() not in plots.FORMATS:
+        raise ValueError(
+            f"Expected `--output` to end in one of {', '.join(plots.FORMATS)}, the pictures that "
+            f"can be written, but got {asked}. Give it such an ending, or none for .png."
+        )
+    return asked
 
 
 def output_names(paths: Sequence[Path], folder: Path) -> list[str]:

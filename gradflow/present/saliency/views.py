@@ -9,9 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from gradflow.present.blocks import BlockPicture
-from gradflow.present.saliency.attribution import Attribution
+from gradflow.present.saliency.attribution import Attribution, misses
 from gradflow.present.saliency.gallery import Gallery
 from gradflow.present.saliency.trust import SHORT, TRUST_THRESHOLDS, Check, Trust, area
+
+MOST_MEANS = 5  # mean maps beside each other
+MEAN_SIDE = 14  # pixels a side: five such pictures stand in 80 columns
+NO_MAP = "no map: nothing above zero"
 
 
 def maps_view(photo: np.ndarray, results: Mapping[str, Attribution]) -> RenderableType:
@@ -30,7 +34,7 @@ def _picture(photo: np.ndarray, name: str, result: Attribution) -> RenderableTyp
         if np.isfinite(values).all() and values.max() > 0:
             lines.append(BlockPicture(photo, values))
         else:
-            lines.append(Text("no map: nothing above zero"))
+            lines.append(Text(NO_MAP))
     return Group(*lines, *(Text(note) for note in result.notes))
 
 
@@ -48,6 +52,31 @@ def predictions_view(pictures: Sequence[Mapping[str, Any]], n_shown: int = 20) -
     if len(pictures) <= n_shown:
         return table
     return Group(table, Text(f"… and {len(pictures) - n_shown} more: see the scores"))
+
+
+def folder_view(
+    pictures: Sequence[Mapping[str, Any]], photo: np.ndarray, results: Mapping[str, Attribution]
+) -> RenderableType:
+    """What each network says of each picture, and the maps of the first: `photo`, `results`."""
+    first = Text(f"\nmaps of {pictures[0]['image']}")
+    return Group(predictions_view(pictures), first, maps_view(photo, results))
+
+
+def miss_lines(method: str, pictures: Sequence[Mapping[str, Any]]) -> list[Text]:
+    """For each network whose maps should add up to something, by how much they miss it at most."""
+    lines = []
+    for name in pictures[0]["networks"]:
+        asked = [picture["networks"][name] for picture in pictures]
+        if any(one["convergence_deltas"] is None for one in asked):
+            continue
+        worst = max(misses(one["convergence_deltas"], one["logit_changes"]).max() for one in asked)
+        lines.append(
+            Text(
+                f"{name}: {method}: the sum of a map misses the change of its logit by at most "
+                f"{100 * worst:.1f} %"
+            )
+        )
+    return lines
 
 
 def _said(result: Attribution) -> str:
@@ -89,7 +118,7 @@ def _value(check: Check) -> str:
 
 
 def gallery_view(galleries: Mapping[str, Gallery]) -> RenderableType:
-    """How many test pictures of each class each network gets right, and where to look."""
+    """How many test pictures of each class each network gets right, and its mean maps."""
     table = Table(title="test pictures named right", title_justify="left")
     table.add_column("class")
     for name in galleries:
@@ -98,4 +127,25 @@ def gallery_view(galleries: Mapping[str, Gallery]) -> RenderableType:
     for i, label in enumerate(first.classes):
         cells = (f"{one.n_right[i]} of {one.n_pictures[i]}" for one in galleries.values())
         table.add_row(Text(label), *cells)
-    return table
+    return Group(table, *(_mean_maps(name, one) for name, one in galleries.items()))
+
+
+def _mean_maps(name: str, gallery: Gallery) -> RenderableType:
+    """The mean maps of the first classes side by side, on no photograph."""
+    n = len(gallery.classes)
+    which = "each class" if n <= MOST_MEANS else f"the first {MOST_MEANS} of {n} classes"
+    layer = f" at {gallery.layer}" if gallery.layer else ""
+    grid = Table.grid(padding=(0, 2))
+    for _ in gallery.classes[:MOST_MEANS]:
+        grid.add_column(width=MEAN_SIDE, overflow="fold")
+    grid.add_row(*map(Text, gallery.classes[:MOST_MEANS]))
+    grid.add_row(*map(_mean_map, gallery.mean_maps[:MOST_MEANS]))
+    title = Text(f"\n{name}: mean map of {which}, {gallery.method}{layer}")
+    return Group(title, grid, *map(Text, gallery.notes))
+
+
+def _mean_map(values: np.ndarray) -> RenderableType:
+    if not np.isfinite(values).all():
+        return Text(NO_MAP)
+    grey = np.full((*values.shape, 3), 128, np.uint8)
+    return BlockPicture(grey, values, MEAN_SIDE)
