@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gradflow.analysis.network import TrainedNetwork
+from gradflow.analysis.overview import Band
 from gradflow.analysis.profile import weight_table
 from gradflow.cli import main
 from gradflow.present import plots
@@ -21,7 +22,7 @@ from gradflow.present.report import interactive, page, words
 from gradflow.present.report.charts import charts
 from gradflow.present.report.charts_of_training import confusion_title
 from gradflow.present.report.content import Report, collect
-from gradflow.present.report.depth import Measure, angles, drawn_seeds, tables
+from gradflow.present.report.depth import Measure, Profile, angles, drawn_seeds, tables
 from gradflow.present.report.markdown import _class_table, markdown, plain
 from gradflow.record.trace import Table, Trace
 from gradflow.training import original
@@ -320,6 +321,43 @@ def test_the_layer_that_differs_most_is_marked_in_the_profile_of_its_own_measure
     named = [text.get_text() for text in delta.get_legend().get_texts()]
     assert f"differ most: {layer}" in named
     assert len(rest.get_legend().get_texts()) == len(report.names)
+
+
+SHALLOW = ("conv1", "layer1.0.conv1", "layer2.0.conv1")
+DEEP = ("conv1", "layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "layer2.1.conv1")
+
+
+def test_layers_of_networks_of_other_depth_stand_by_their_number_from_the_input() -> None:
+    """By name, plotly would put layer1.1.conv1 behind layer2.0.conv1, and the line would turn."""
+    bands = [
+        Band(name, "output_gradient", layers, *np.zeros((3, len(layers))))
+        for name, layers in (("flat", SHALLOW), ("deep", DEEP))
+    ]
+    mark = ("output_gradient", "layer2.0.conv1")
+    figure, _ = interactive.gradient_profiles({"early": bands}, ["flat", "deep"], mark)
+    lines = {one.name: one for one in figure.data if one.name}
+    assert list(lines["deep"].x) == [1, 2, 3, 4, 5]
+    assert list(lines["deep"].text) == list(DEEP)
+    assert "%{text}" in lines["deep"].hovertemplate
+    assert figure.layout.xaxis.title.text == "layer, counted from the input"
+    assert list(lines["differ most: layer2.0.conv1 of flat"].x) == [3, 3]
+    assert list(lines["differ most: layer2.0.conv1 of deep"].x) == [4, 4]
+    by_name = {one.network: (one.layers, one.mean, one.low, one.high) for one in bands}
+    ax = plots.profile_bands_plot(by_name, "δ", "", mark=("layer2.0.conv1", "differ most"))
+    at = {line.get_label(): line.get_xdata()[0] for line in ax.lines}
+    assert (at["differ most of flat"], at["differ most of deep"]) == (2, 3)
+    assert ax.xaxis.get_major_formatter()(at["differ most of deep"], 0) == "4", "counted from 1"
+
+
+def test_updates_of_networks_of_other_depth_are_numbered_and_of_the_same_are_named() -> None:
+    shown = Measure("says", "axis", log=False)
+    of = {name: Profile(layers, *np.ones((3, len(layers))))
+          for name, layers in (("flat", SHALLOW), ("deep", DEEP))}  # fmt: skip
+    figure = interactive.layer_profiles(["flat", "deep"], of, shown)
+    assert [list(one.x) for one in figure.data if one.name] == [[1, 2, 3], [1, 2, 3, 4, 5]]
+    figure = interactive.layer_profiles(["flat", "deep"], {"deep": of["deep"]}, shown)
+    assert [tuple(one.x) for one in figure.data if one.name] == [DEEP]
+    assert figure.layout.xaxis.title.text == "layer, input at the left"
 
 
 def test_an_option_cannot_break_out_of_its_element() -> None:
