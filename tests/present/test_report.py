@@ -20,12 +20,18 @@ from gradflow.cli import main
 from gradflow.present import plots
 from gradflow.present.report import interactive, page, words
 from gradflow.present.report.charts import charts
-from gradflow.present.report.charts_of_training import confusion_title
-from gradflow.present.report.content import Report, collect
-from gradflow.present.report.depth import Measure, Profile, angles, drawn_seeds, tables
+from gradflow.present.report.charts_by_depth import depth_title, heat_title
+from gradflow.present.report.charts_of_training import (
+    _differences,
+    class_charts,
+    confusion_title,
+)
+from gradflow.present.report.content import Report, Trained, collect
+from gradflow.present.report.depth import UPDATES, Measure, Profile, angles, drawn_seeds, tables
 from gradflow.present.report.markdown import _class_table, markdown, plain
 from gradflow.record.trace import Table, Trace
 from gradflow.training import original
+from gradflow.training.evaluate import Predictions, evaluate
 from gradflow.training.rundir import RunDir
 
 HARM = "<script>alert(1)</script>"
@@ -193,6 +199,59 @@ def test_the_angle_travelled_is_that_of_the_last_step() -> None:
     profile = angles({"net": [trace, trace]})["angle_from_start"]["net"]
     np.testing.assert_array_equal(profile.mean, angle[-1])
     assert angles({"net": [replace(trace, values={})]}) == {}
+
+
+def trace_of_angles(angle: list[float]) -> Trace:
+    sites = ("conv1.weight", "fc.weight")
+    kinds = ("conv.weight", "linear.weight")
+    values = {"angle_from_start": np.array([[0.1, 0.2], angle])}
+    return Trace(np.arange(2), sites, kinds, np.ones(2, np.int64), values)
+
+
+def test_a_seed_whose_weights_are_not_finite_at_the_end_takes_no_angle_of_the_others() -> None:
+    broken, whole = trace_of_angles([np.nan, np.nan]), trace_of_angles([0.3, 0.4])
+    assert angles({"net": [broken]}) == {}
+    found = angles({"bad": [broken], "net": [broken, whole]})["angle_from_start"]
+    assert set(found) == {"net"}
+    np.testing.assert_array_equal(found["net"].mean, [0.3, 0.4])
+    np.testing.assert_array_equal(found["net"].high, [0.3, 0.4])
+
+
+def test_a_layer_that_is_not_finite_is_left_out_of_titles_and_axes(report: Report) -> None:
+    values = np.array([np.nan, 0.3, np.inf])
+    one = Profile(("conv1", "conv2", "fc"), values, values, values)
+    found = {"angle_from_start": {"plain_18": one}}
+    (chart,) = (
+        one for one in charts(replace(report, updates=found)) if one.key == "angle-from-start"
+    )
+    assert chart.title.endswith("most in plain_18 at conv2 (0.3)")
+    assert chart.interact is not None
+    assert "angle-from-start" in chart.interact()
+    figure = interactive.layer_profiles(["plain_18"], found["angle_from_start"],
+                                        UPDATES["angle_from_start"])  # fmt: skip
+    assert figure.layout.yaxis.range == pytest.approx((0, 0.315))
+    plots.to_svg(chart.draw())
+    nothing = replace(one, mean=np.full(3, np.nan))
+    assert depth_title({"net": nothing}, "angle") == "Angle: none in any layer"
+
+
+@pytest.mark.parametrize("own_first", [False, True])
+def test_a_trained_network_beside_records_of_ones_own_loop_is_drawn_alone(
+    run: Path, tmp_path: Path, own_first: bool
+) -> None:
+    alone = tmp_path / "mine-s0"
+    shutil.copytree(run / "plain_18-s0" / "records", alone / "records")
+    names = ("mine", "plain_18") if own_first else ("plain_18", "mine")
+    mixed = collect([run, alone], accused=names[0], reference=names[1])
+    found = charts(mixed)
+    keys = {one.key for one in found}
+    assert {"loss-by-epoch", "confusion-plain_18", "calibration", "relative-update"} <= keys
+    assert not {"class-differences", "confusion-mine"} & keys
+    page.write(mixed, found, tmp_path / "r.html", static=True)
+    text = (tmp_path / "r.html").read_text("utf-8")
+    assert "Those of mine are records of a loop of your own" in text
+    assert words.setting(mixed).startswith("plain_18, trained for 2 epochs")
+    assert {row["network"] for row in page.to_json(mixed)["accuracy"]} == {"plain_18"}
 
 
 @pytest.fixture
@@ -456,10 +515,29 @@ def test_markdown_and_json_hold_what_the_page_holds(run: Path, report: Report, t
 
 def test_published_numbers_stand_beside_those_of_the_same_classes(report: Report) -> None:
     assert words.published_lines(report) == []
-    of_the_original = replace(report, names=("plain_34",), class_names=original.CLASSES)
+    of_the_original = as_of_the_original(report)
     (line,) = words.published_lines(of_the_original)
     theirs = original.PUBLISHED["plain_34"]
     assert f"{theirs['test_accuracy']:.3f} on {theirs['n_test']} test images" in line
+    # Each class once: recall 1 of the first, 0 of the others; precision 1/5 of the first.
+    written = markdown(of_the_original, [], "figures")
+    assert "| nasi_goreng | 0.20 (0.78) | 1.00 (0.48) | 0.33 (0.59) | 1 |" in written
+    assert "| soto_ayam | 0.00 (0.22) | 0.00 (0.84) | 0.00 (0.35) | 1 |" in written
+    text = page.html(of_the_original, list(class_charts(of_the_original)), static=True)
+    row = "<td>0.20 (0.78)</td><td>1.00 (0.48)</td><td>0.33 (0.59)</td><td>1</td>"
+    assert f"<td>nasi_goreng</td>{row}" in text
+    assert "(0.78)" not in markdown(report, [], "figures")
+
+
+def as_of_the_original(report: Report) -> Report:
+    """The report of a network of the original's that answers nasi_goreng to one dish of each."""
+    logits = np.zeros((5, 5))
+    logits[:, 0] = 5.0
+    test = evaluate(Predictions(logits, np.arange(5)), original.CLASSES, 0.1,
+                    keep_probabilities=True)  # fmt: skip
+    last = report.trained[0].evaluation["last"] | {"test": test}
+    one = replace(report.trained[0], arch="plain_34", evaluation={"last": last})
+    return replace(report, names=("plain_34",), class_names=original.CLASSES, trained=(one,))
 
 
 def test_a_bar_in_the_name_of_a_class_ends_no_cell(report: Report) -> None:
@@ -473,9 +551,63 @@ def test_a_bar_in_the_name_of_a_class_ends_no_cell(report: Report) -> None:
 def test_test_images_that_the_training_set_holds_are_named(report: Report) -> None:
     split = json.loads(json.dumps(report.data["split"]))
     split["counts"]["near_contaminated"] = 3
-    (_, said) = words.data_lines(replace(report, data=report.data | {"split": split}))
     n = split["counts"]["test"]
-    assert f"3 of {n} test images have a copy, or a near one, in the training set" in said
+    for bits, copy in ((None, "an exact copy"), (4, "a copy, or a near one,")):
+        audit = report.data["audit"] | {"near_bits": bits}
+        (_, said) = words.data_lines(replace(report, data={"split": split, "audit": audit}))
+        assert f"3 of {n} test images have {copy} in the training set" in said
+
+
+def test_near_twins_are_named_only_where_they_were_looked_for(report: Report) -> None:
+    """The run of these tests keeps exact copies together: `--twins exact`."""
+    first, second = words.data_lines(report)
+    assert report.config["twins"] == "exact"
+    assert "groups of exact twins. Near twins were not looked for." in first
+    assert "No test image has an exact copy in the training set." in second
+    assert "near one" not in first + second
+    pair = {"a.png": "zero", "b.png": "one"}  # exact twins are among the near ones
+    audit = report.data["audit"] | {"near_bits": 4, "conflicts": [pair], "near_conflicts": [pair]}
+    first, second = words.data_lines(replace(report, data=report.data | {"audit": audit}))
+    assert "groups of exact twins and 0 of near ones. 1 groups of twins have" in first
+    assert "No test image has a copy, or a near one, in the training set." in second
+
+
+def test_an_interval_over_images_is_not_said_to_be_over_seeds(report: Report) -> None:
+    assert "intervals are 95 %, over seeds where nothing else is said" in words.how_sure(report)
+    written = markdown(report, charts(report), "figures")
+    assert "| test (95 % over test images) |" in written
+    (chart,) = (one for one in charts(report) if one.key == "class-differences")
+    assert "images of one seed" in chart.caption
+
+
+def test_a_class_without_test_images_is_not_the_one_that_differs_most(report: Report) -> None:
+    empty = ("none", *report.class_names)
+
+    def shifted(one: Trained, n: int) -> Trained:
+        """The same answers with a first class of which there is no image."""
+        test = dict(one.evaluation["last"]["test"])
+        test["labels"] = [label + n for label in test["labels"]]
+        return replace(one, evaluation={"last": {"test": test}})
+
+    for n, expected in ((1, report.class_names), (5, ())):
+        few = replace(report, trained=tuple(shifted(one, n) for one in report.trained),
+                      class_names=empty)  # fmt: skip
+        titles = [one.title for one in _differences(few)]
+        assert len(titles) == bool(expected)
+        for title in titles:
+            assert "nan" not in title
+            assert any(f"The recall of {name} differs most" in title for name in expected)
+
+
+def test_the_heat_map_is_titled_for_each_network(report: Report) -> None:
+    layers = ("a", "b", "c")
+    rising = Table(np.arange(2), layers, np.array([[1.0, 2.0, 3.0]] * 2))
+    falling = replace(rising, values=rising.values[:, ::-1])
+    of = {("one", "output_gradient"): rising, ("two", "output_gradient"): falling}
+    assert heat_title(replace(report, tables=of)) == (
+        "Over the training δ of one is largest at c and smallest at a, of two is largest at a and "
+        "smallest at c"
+    )
 
 
 @pytest.fixture

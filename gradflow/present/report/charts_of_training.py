@@ -23,7 +23,7 @@ def training_charts(report: Report) -> Iterator[Chart]:
         ("loss", "loss (nats, with label smoothing)"),
         ("accuracy", "accuracy (share of images)"),
     ):
-        series = {name: _series(report, name, what) for name in report.names}
+        series = {name: _series(report, name, what) for name in report.trained_names}
         yield Chart(
             f"{what}-by-epoch",
             "training",
@@ -61,9 +61,7 @@ def _series(report: Report, name: str, what: str) -> tuple[np.ndarray, np.ndarra
 
 def class_charts(report: Report) -> Iterator[Chart]:
     """Confusion, differences in recall, calibration."""
-    if not report.trained:
-        return
-    for name in report.names:
+    for name in report.trained_names:
         parts = evaluated(report, name)
         matrix = np.sum([part["confusion_matrix"] for part in parts], axis=0)
         yield Chart(
@@ -95,16 +93,19 @@ def confusion_title(name: str, matrix: np.ndarray, class_names: Sequence[str]) -
 
 
 def _differences(report: Report) -> Iterator[Chart]:
-    if len(report.names) < 2:
+    if len(report.trained_names) < 2:
         return
-    first, second = report.names
+    first, second = report.trained_names
     try:
         found = recall_differences(
             evaluated(report, first), evaluated(report, second), report.class_names
         )
     except ValueError:  # one seed of an older run, which did not keep the labels
         return
-    worst = max(found, key=lambda one: abs(one.mean))
+    known = [one for one in found if np.isfinite(one.mean)]
+    if not known:  # no test image of any class
+        return
+    worst = max(known, key=lambda one: abs(one.mean))
     mean, low, high = np.array([[one.mean, one.low, one.high] for one in found]).T
     label = f"recall of {first} less that of {second}"
     yield Chart(
@@ -122,7 +123,7 @@ def _differences(report: Report) -> Iterator[Chart]:
 
 def _calibration(report: Report) -> Iterator[Chart]:
     pooled: dict[str, Reliability] = {}
-    for name in report.names:
+    for name in report.trained_names:
         parts = evaluated(report, name)
         if all(part_reliability(part) is not None for part in parts):
             sure = np.concatenate([np.max(part["probabilities"], axis=1) for part in parts])

@@ -131,7 +131,7 @@ def _arm_table(report: Report) -> str:
 
 def _accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
-        "| network | seed | epochs | train | test (95 %) | balanced | test loss |",
+        "| network | seed | epochs | train | test (95 % over test images) | balanced | test loss |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
