@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 
+from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork
-from gradflow.analysis.overview import Band
+from gradflow.analysis.overview import Band, bands
 from gradflow.analysis.profile import weight_table
 from gradflow.cli import main
 from gradflow.present import plots
@@ -123,10 +125,20 @@ def test_the_page_loads_nothing(report: Report, text: str) -> None:
     assert len(static) < 3_000_000
 
 
-def test_a_heat_map_is_thinned_for_drawing_and_the_numbers_are_not() -> None:
-    table = Table(np.arange(1000), ("a", "b"), np.ones((1000, 2)))
+def test_a_heat_map_is_thinned_for_drawing_and_the_numbers_are_not(report: Report) -> None:
+    """Of 1000 steps every third is drawn; b is larger than a, but at the others alone."""
+    values = np.ones((1000, 2))
+    values[1::3, 1] = 100.0
+    table = Table(np.arange(1000), ("a", "b"), values)
     thin = interactive.thinned(table)
     assert len(thin.steps) == len(thin.values) <= interactive.MAX_STEPS
+    assert (thin.values == 1).all()
+    long = replace(report, tables={("net", "output_gradient"): table})
+    assert heat_title(long).endswith("of net is largest at b and smallest at a")
+    group = network(0, list(range(1000)), 1.0)
+    group.trace.values["output_grad_norm"][1::3, 0] = 100.0
+    (band,) = (one for one in bands(Case.of([group]), "whole") if one.size == "output_gradient")
+    assert band.mean[0] == pytest.approx(2 * 333 / 1000), "the mean of the logarithms"
     assert len(interactive.thinned(Table(np.arange(3), ("a",), np.ones((3, 1)))).steps) == 3
 
 
@@ -156,6 +168,67 @@ def test_the_command_writes_page_markdown_json_and_every_figure(
     assert (paper in dark, paper in light) == (True, False)
     page_text = path.read_text("utf-8")
     assert page_text.count('(prefers-color-scheme: dark)"><img') == len(keys)
+
+
+@pytest.mark.parametrize("name", ["r.json", "r.md", "r.v2"])
+def test_a_page_that_is_not_called_one_is_refused_before_anything_is_read(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(tmp_path / "no run"), "-o", str(tmp_path / name)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"Expected the name of a page, which ends in .html, but got {name}." in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_page_without_a_suffix_gets_one() -> None:
+    assert page.page_path(Path("a/page")) == Path("a/page.html")
+    assert page.page_path(Path("page.HTM")) == Path("page.HTM")
+
+
+def test_a_space_in_the_name_of_a_page_breaks_no_link(report: Report) -> None:
+    (first, *_) = charts(report)
+    written = markdown(report, [first], "my (first) page-figures")
+    (link,) = re.findall(r"!\[.*\]\((\S+)\)", written)
+    assert unquote(link) == f"my (first) page-figures/{first.key}.png"
+    assert not set(" ()") & set(link)
+
+
+# What a reader asks, in this order; in the page the profiles stand above the first heading.
+ORDER = (
+    "gradient-heat-map", "Activations by depth", "output-zero-fraction", "Updates by depth",
+    "relative-update", "Loss and accuracy", "accuracy-by-epoch", "Accuracy after the last epoch",
+    "Classes", "plain_18, class by class", "resnet_18, class by class", "confusion-plain_18",
+    "confusion-resnet_18", "class-differences", "exact McNemar test", "Calibration", "calibration",
+    "Worst mistakes", "Saliency", "Why, and the rivals", "Data", "Do it again",
+)  # fmt: skip
+
+
+def test_page_and_markdown_answer_in_the_order_in_which_a_reader_asks(
+    report: Report, text: str
+) -> None:
+    written = markdown(report, charts(report), "figures")
+    body = text[text.index("</nav>") :]
+    is_heading = re.compile("[A-Z].*|.*class by class")
+    places: dict[str, list[int]] = {"page": [], "markdown": []}
+    for one in ORDER:
+        if one == "exact McNemar test":
+            of_page, of_markdown = one, one
+        elif is_heading.fullmatch(one):
+            of_page, of_markdown = rf"<h[23]>{one}", rf"\n###? {plain(one)}"
+        else:
+            of_page, of_markdown = rf'id="figure-{one}"', rf"\(figures/{one}\.png\)"
+        for form, pattern, said in (
+            ("page", of_page, body), ("markdown", of_markdown, written),
+        ):  # fmt: skip
+            match = re.search(pattern, said)
+            assert match is not None, (form, one)
+            places[form].append(match.start())
+    for found in places.values():
+        assert found == sorted(found)
+    assert text.index('id="figure-gradient-profiles"') < text.index("</nav>")
+    assert written.index("figures/gradient-profiles.png") < written.index("gradient-heat-map")
+    headings = re.findall("<h2>(.+?)</h2>", body)
+    assert headings == re.findall("\n## (.+)", written)
 
 
 def test_records_of_ones_own_loop_make_a_report(run: Path, tmp_path: Path) -> None:
@@ -388,12 +461,12 @@ DEEP = ("conv1", "layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "layer2.1
 
 def test_layers_of_networks_of_other_depth_stand_by_their_number_from_the_input() -> None:
     """By name, plotly would put layer1.1.conv1 behind layer2.0.conv1, and the line would turn."""
-    bands = [
+    found = [
         Band(name, "output_gradient", layers, *np.zeros((3, len(layers))))
         for name, layers in (("flat", SHALLOW), ("deep", DEEP))
     ]
     mark = ("output_gradient", "layer2.0.conv1")
-    figure, _ = interactive.gradient_profiles({"early": bands}, ["flat", "deep"], mark)
+    figure, _ = interactive.gradient_profiles({"early": found}, ["flat", "deep"], mark)
     lines = {one.name: one for one in figure.data if one.name}
     assert list(lines["deep"].x) == [1, 2, 3, 4, 5]
     assert list(lines["deep"].text) == list(DEEP)
@@ -401,7 +474,7 @@ def test_layers_of_networks_of_other_depth_stand_by_their_number_from_the_input(
     assert figure.layout.xaxis.title.text == "layer, counted from the input"
     assert list(lines["differ most: layer2.0.conv1 of flat"].x) == [3, 3]
     assert list(lines["differ most: layer2.0.conv1 of deep"].x) == [4, 4]
-    by_name = {one.network: (one.layers, one.mean, one.low, one.high) for one in bands}
+    by_name = {one.network: (one.layers, one.mean, one.low, one.high) for one in found}
     ax = plots.profile_bands_plot(by_name, "δ", "", mark=("layer2.0.conv1", "differ most"))
     at = {line.get_label(): line.get_xdata()[0] for line in ax.lines}
     assert (at["differ most of flat"], at["differ most of deep"]) == (2, 3)
@@ -511,6 +584,42 @@ def test_markdown_and_json_hold_what_the_page_holds(run: Path, report: Report, t
         assert f"### {name}, class by class" in written
     assert "epochs: 2" in written
     assert f"gradflow {report.environments[0]['gradflow']}" in written
+
+
+def test_the_json_holds_the_numbers_of_every_figure(run: Path, report: Report) -> None:
+    content = json.loads(json.dumps(page.to_json(report), allow_nan=False))
+    for window, found in report.bands.items():
+        for band, told in zip(found, content["profiles"][window], strict=True):
+            assert (told["network"], told["size"]) == (band.network, band.size)
+            np.testing.assert_allclose(np.log10(told["mean"]), band.mean)
+            np.testing.assert_allclose(np.log10(told["high"]), band.high)
+            assert len(told["layers"]) == len(told["low"])
+    trace = Trace.load(run / "plain_18-s0"), Trace.load(run / "plain_18-s1")
+    zeros = [one.select("output_zero_fraction", ("activation",)).values.mean(0) for one in trace]
+    told = content["activations"]["output_zero_fraction"]["plain_18"]
+    np.testing.assert_allclose(told["mean"], np.mean(zeros, axis=0))
+    told = content["updates"]["distance"]["resnet_18"]
+    np.testing.assert_allclose(told["low"], report.updates["distance"]["resnet_18"].low)
+    assert [(one["network"], one["seed"]) for one in content["curves"]] == [
+        ("plain_18", 0), ("plain_18", 1), ("resnet_18", 0), ("resnet_18", 1),
+    ]  # fmt: skip
+    losses = [epoch["val_loss"] for epoch in report.of("resnet_18")[1].history]
+    assert [epoch["val_loss"] for epoch in content["curves"][3]["history"]] == losses
+    tests = [one.evaluation["last"]["test"] for one in report.of("plain_18")]
+    labels = np.concatenate([one["labels"] for one in tests])
+    answers = np.concatenate([one["predicted"] for one in tests])
+    counts = content["confusion"]["plain_18"]["counts"]
+    for true, answer in np.ndindex(2, 2):
+        assert counts[true][answer] == ((labels == true) & (answers == answer)).sum()
+    told = content["calibration"]["plain_18"]
+    sure = np.concatenate([np.max(one["probabilities"], axis=1) for one in tests])
+    right = labels == answers
+    bins = np.ceil(sure * 15) - 1  # closed on the right
+    error = sum(abs(right[bins == i].mean() - sure[bins == i].mean()) * (bins == i).sum()
+                for i in set(bins)) / len(sure)  # fmt: skip
+    assert told["expected_error"] == pytest.approx(error)
+    assert sum(told["n"]) == len(sure)
+    assert None in told["confidence"], "an empty bin has none"
 
 
 def test_published_numbers_stand_beside_those_of_the_same_classes(report: Report) -> None:

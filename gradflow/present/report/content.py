@@ -21,6 +21,7 @@ from gradflow.present.report.depth import (
     tables,
     updates,
 )
+from gradflow.present.report.saliency import SaliencyPicture, saliency_pictures
 from gradflow.record.trace import Table
 from gradflow.studies import Results, StudyDir, analyse
 from gradflow.studies.diagnosis import judge_study
@@ -74,7 +75,7 @@ class Report:
     data: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     environments: tuple[dict[str, Any], ...] = ()  # of each run
-    saliency: tuple[Path, ...] = ()
+    saliency: tuple[SaliencyPicture, ...] = ()
     missing: tuple[str, ...] = ()
     study: Results | None = None  # what interventions found, in the report of a study
 
@@ -249,7 +250,7 @@ def _facts(shown: Mapping[NetworkDir, str]) -> dict[str, Any]:
         "data": data,
         "config": {name: str(value) for name, value in vars(runs[0].config()).items()},
         "environments": tuple(run.environment() for run in runs),
-        "saliency": tuple(path for run in runs for path in run.saliency_figures()),
+        "saliency": saliency_pictures(runs),
     }
 
 
