@@ -2,6 +2,7 @@
 
 import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork
@@ -21,6 +23,7 @@ from gradflow.analysis.profile import weight_table
 from gradflow.cli import main
 from gradflow.present import plots
 from gradflow.present.report import interactive, page, words
+from gradflow.present.report.chart import save_charts
 from gradflow.present.report.charts import charts
 from gradflow.present.report.charts_by_depth import depth_title, heat_title
 from gradflow.present.report.charts_of_training import (
@@ -31,6 +34,8 @@ from gradflow.present.report.charts_of_training import (
 from gradflow.present.report.content import Report, Trained, collect
 from gradflow.present.report.depth import UPDATES, Measure, Profile, angles, drawn_seeds, tables
 from gradflow.present.report.markdown import _class_table, markdown, plain
+from gradflow.present.report.rows import mistakes
+from gradflow.present.report.saliency import Maps, saliency_pictures
 from gradflow.record.trace import Table, Trace
 from gradflow.training import original
 from gradflow.training.evaluate import Predictions, evaluate
@@ -42,7 +47,6 @@ HARM = "<script>alert(1)</script>"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two networks of two seeds on two classes of the digits, one of them called a script."""
-    from PIL import Image
     from sklearn.datasets import load_digits
 
     data = tmp_path_factory.mktemp("report") / "data"
@@ -191,6 +195,146 @@ def test_a_space_in_the_name_of_a_page_breaks_no_link(report: Report) -> None:
     (link,) = re.findall(r"!\[.*\]\((\S+)\)", written)
     assert unquote(link) == f"my (first) page-figures/{first.key}.png"
     assert not set(" ()") & set(link)
+
+
+def test_a_saved_figure_says_its_finding_within_its_width_and_the_page_says_it_once(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, plots.Figure] = {}
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.setdefault(path.name, figure))
+    found = charts(report)
+    long = replace(found[0], title=f"$x_1$ {'takes bakso for rendang ' * 8}")
+    save_charts([long, *found[1:]], tmp_path)
+    for chart in (long, *found[1:]):
+        assert not chart.draw().get_suptitle()
+        figure = drawn[f"{chart.key}.png"]
+        assert " ".join(figure.get_suptitle().split()) == chart.title.strip()
+        figure.draw_without_rendering()
+        (title,) = (one for one in figure.texts if one.get_text() == figure.get_suptitle())
+        box = title.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
+        assert title.get_fontsize() == 10
+        assert all(box.y0 > ax.get_window_extent().y1 for ax in figure.axes)
+
+
+@pytest.fixture
+def explained(run: Path, tmp_path: Path) -> RunDir:
+    """The same run as after `gradflow saliency --split test`, with a picture wider than a page."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("records", "*.pt"))
+    made = RunDir.open(copy)
+    for path in made.figures.glob("saliency-*"):
+        path.unlink()
+    for shows, width in (("mean", 2000), ("plain_18-s0", 300)):
+        for ending, color in (("", "#fff"), ("-dark", "#15181b")):
+            picture = Image.new("RGB", (width, width // 2), color)
+            picture.save(made.figures / f"saliency-gradcam-{shows}{ending}.png")
+            (made.figures / f"saliency-gradcam-{shows}{ending}.svg").write_text("<svg/>")
+    picture.save(made.figures / "saliency-integrated-gradients-plain_18-s0.png")  # an older one
+    content = {
+        "networks": dict.fromkeys(("plain_18-s0", "resnet_18-s0"), {"layer": "layer4.1"}),
+        "trust": {
+            "plain_18-s0": trust(randomisation=False, insertion_minus_deletion=False),
+            "resnet_18-s0": trust(),
+        },
+    }
+    made.save_saliency("gradcam", content, {})
+    return made
+
+
+def trust(**passed: bool | None) -> dict[str, Any]:
+    names = ("randomisation", "infidelity", "sensitivity", "insertion_minus_deletion")
+    of = dict.fromkeys(names, True) | passed
+    return {"checks": {name: {"value": 0.1, "passed": one} for name, one in of.items()}}
+
+
+def test_maps_stand_in_the_page_with_how_to_read_them_and_whether_to_believe_them(
+    explained: RunDir,
+) -> None:
+    report = collect([explained.path])
+    path = explained.path / "my page.html"
+    page.write(report, [], path, static=True)
+    text = path.read_text("utf-8")
+    section = text[text.index('<section id="saliency">') : text.index('<section id="data">')]
+    fails = "gradcam at layer4.1 on plain_18-s0 fails: randomisation, insertion minus deletion."
+    passes = "gradcam at layer4.1 on resnet_18-s0 passes its checks."
+    assert re.findall("<h3>(.+?)</h3>", section) == [
+        "Grad-CAM: the mean map of each class of plain_18-s0 and resnet_18-s0",
+        "Grad-CAM: what plain_18-s0 looks at",
+        "Integrated gradients: what plain_18-s0 looks at",
+    ]
+    captions = re.findall("<figcaption>(.+?)</figcaption>", section)
+    assert (fails in captions[0], passes in captions[0]) == (True, True)
+    assert (fails in captions[1], passes in captions[1]) == (True, False)
+    assert captions[2].endswith("No check of integrated-gradients on plain_18-s0 is known.")
+    found = [embedded(one) for one in re.findall('"(data:image/webp[^"]+)"', section)]
+    assert [(one.format, one.size) for one in found] == [
+        ("WEBP", size) for size in ((1600, 800), (1600, 800), (300, 150), (300, 150), (300, 150))
+    ]
+    dark, light = (one.convert("L").getpixel((9, 9)) for one in found[:2])
+    assert (dark < 50, light > 200) == (True, True)
+    assert section.count('media="(prefers-color-scheme: dark)"') == 2, "where there is a dark one"
+    written = path.with_suffix(".md").read_text("utf-8")
+    below = written[written.index("## Saliency") :]
+    folder = explained.path / "my page-figures"
+    links = [unquote(one) for one in re.findall(r"!\[.*?\]\((\S+)\)", below)]
+    assert [(folder.parent / link).exists() for link in links] == [True] * 3
+    assert {file.name for file in folder.glob("saliency-*")} == {
+        file.name for file in explained.figures.glob("saliency-*")
+    }
+    assert fails in below
+    rows = json.loads(path.with_suffix(".json").read_text("utf-8"))["saliency"]
+    assert [(one["method"], one["network"], one["layer"], one["answer"]) for one in rows] == [
+        ("gradcam", "plain_18-s0", "layer4.1", fails),
+        ("gradcam", "resnet_18-s0", "layer4.1", passes),
+        ("integrated-gradients", "plain_18-s0", None,
+         "No check of integrated-gradients on plain_18-s0 is known."),
+    ]  # fmt: skip
+    assert rows[0]["trust"]["checks"]["randomisation"]["passed"] is False
+
+
+def test_what_could_not_be_measured_is_not_said_to_pass() -> None:
+    names = ("randomisation", "infidelity", "sensitivity", "insertion_minus_deletion")
+    nothing = Maps("occlusion", "net-s0", None, trust(**dict.fromkeys(names)))
+    assert nothing.answer == "occlusion on net-s0 could not be checked."
+    part = Maps("occlusion", "net-s0", None, trust(infidelity=None))
+    assert part.answer == (
+        "occlusion on net-s0 passes its checks. Could not be measured: infidelity."
+    )
+
+
+def test_pictures_of_two_runs_do_not_overwrite_each_other(
+    explained: RunDir, tmp_path: Path
+) -> None:
+    shutil.copytree(explained.path, tmp_path / "other")
+    found = saliency_pictures([explained, RunDir.open(tmp_path / "other")])
+    assert len({one.name for one in found}) == len(found) == 6
+
+
+def test_a_worst_mistake_is_shown_by_the_picture_that_was_taken_for_another_class(
+    report: Report, text: str
+) -> None:
+    shown = mistakes(report, pictures=True)
+    assert shown
+    test = report.of("plain_18")[0].evaluation["last"]["test"]
+    sure = np.max(test["probabilities"], axis=1) * ~np.array(test["is_right"])
+    position = report.data["split"]["indices"]["test"][int(sure.argmax())]
+    table = Path(report.config["data"])
+    name, label = table.read_text("utf-8").splitlines()[1 + position].split(",")
+    worst = shown[0]
+    assert (worst["network"], worst["label"]) == ("plain_18", label)
+    assert worst["picture"] in text
+    tile = embedded(worst["picture"])
+    assert (tile.format, tile.size) == ("JPEG", (128, 128)), "8 pixels, 16 times"
+    with Image.open(table.parent / name) as photo:
+        expected = np.asarray(photo.convert("L"), float)
+    found = np.asarray(tile.convert("L"), float).reshape(8, 16, 8, 16).mean(axis=(1, 3))
+    assert np.abs(found - expected).max() < 10
+
+
+def embedded(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
 
 
 # What a reader asks, in this order; in the page the profiles stand above the first heading.
