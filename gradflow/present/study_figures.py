@@ -127,7 +127,7 @@ def _answer(found: Results, series: str, arms: list[ArmResult]) -> str:
         ways.append(f"of {name} goes from {before:.2f} at {first:g} to {after:.2f} at {last:g}")
     if not ways:
         return f"Answer to the dose: {series}"
-    return f"Training loss {', '.join(ways)} ({series})"
+    return f"Training loss {', that '.join(ways)} ({series})"
 
 
 def _levels(

@@ -858,8 +858,8 @@ def test_the_heat_map_is_titled_for_each_network(report: Report) -> None:
     falling = replace(rising, values=rising.values[:, ::-1])
     of = {("one", "output_gradient"): rising, ("two", "output_gradient"): falling}
     assert heat_title(replace(report, tables=of)) == (
-        "Over the training δ of one is largest at c and smallest at a, of two is largest at a and "
-        "smallest at c"
+        "Over the training δ of one is largest at c and smallest at a, that of two is largest at a "
+        "and smallest at c"
     )
 
 

@@ -57,8 +57,8 @@ def test_the_title_of_a_dose_says_how_the_loss_answers() -> None:
         f"Training loss of resnet_18 goes from 0.76 at 1 to 1.21 at 0.25 ({SKIP})"
     )
     assert titles["dose-learning-rate"] == (
-        "Training loss of plain_18 goes from 1.50 at 0.0001 to 1.30 at 0.01, of resnet_18 goes "
-        "from 0.80 at 0.0001 to 0.70 at 0.01 (learning rate)"
+        "Training loss of plain_18 goes from 1.50 at 0.0001 to 1.30 at 0.01, that of resnet_18 "
+        "goes from 0.80 at 0.0001 to 0.70 at 0.01 (learning rate)"
     )
 
 

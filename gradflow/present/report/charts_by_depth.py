@@ -79,7 +79,7 @@ def heat_title(report: Report) -> str:
             ends.append(f"of {name} is largest at {high} and smallest at {low}")
     if not ends:
         return "Every layer at every recorded step"
-    return f"Over the training {GRADIENT_SIZES[size].symbol} {', '.join(ends)}"
+    return f"Over the training {GRADIENT_SIZES[size].symbol} {', that '.join(ends)}"
 
 
 def _shown_tables(report: Report) -> tuple[str, dict[str, Table]]:
