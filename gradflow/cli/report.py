@@ -33,7 +33,7 @@ def report(
     static
         Without plotly.js (5 MB): the figures are pictures, with nothing to hover over.
     output
-        The page; by default report.html in the first run's folder.
+        The page, whose name ends in .html; by default report.html in the first run's folder.
     json
         Print the numbers as one JSON object on stdout.
     """
@@ -45,8 +45,8 @@ def report(
     from gradflow.present.terminal_plot import can_show_braille
 
     runs = runs or (newest_run(),)
+    path = page.page_path(output or runs[0] / "report.html")
     content = collect(runs, accused=accused, reference=reference)
-    path = output or runs[0] / "report.html"
     written = page.write(content, charts(content), path, static=static)
     if json:
         print(json_.dumps(page.to_json(content), ensure_ascii=False))

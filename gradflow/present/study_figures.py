@@ -25,7 +25,7 @@ FOREST = "forest"
 
 @dataclass(frozen=True)
 class StudyFigure:
-    """One figure of a study; its title states the finding."""
+    """One figure of a study; its title states the finding, and is not drawn by `draw`."""
 
     name: str
     title: str
@@ -35,7 +35,8 @@ class StudyFigure:
 def save_study_figures(found: Results, folder: Path) -> list[Path]:
     """Draw what there is to draw, as PNG; nothing before the first arm is complete."""
     return [
-        plots.save(figure.draw(), folder / f"{figure.name}.png") for figure in study_figures(found)
+        plots.save(plots.add_title(figure.draw(), figure.title), folder / f"{figure.name}.png")
+        for figure in study_figures(found)
     ]
 
 
@@ -46,7 +47,7 @@ def study_figures(found: Results) -> list[StudyFigure]:
         figures.append(StudyFigure(FOREST, finding(found), partial(_forest, found)))
     for series, arms in _series(found).items():
         draw = partial(_dose_response, found, series, arms)
-        figures.append(StudyFigure(f"dose-{_slug(series)}", f"Answer to the dose: {series}", draw))
+        figures.append(StudyFigure(f"dose-{_slug(series)}", _answer(found, series, arms), draw))
     return figures
 
 
@@ -60,7 +61,6 @@ def _forest(found: Results) -> plots.Figure:
         [one.primary.status if one.primary else "" for one in arms],
         ZONES,
     )
-    ax.set_title(finding(found), fontsize=10)
     return plots.figure_of(ax)
 
 
@@ -105,8 +105,29 @@ def _dose_response(found: Results, series: str, arms: list[ArmResult]) -> plots.
                 responses[found.study.network(place).arch] = _arrays(levels)
         unit = f" ({measure.unit})" if measure.unit else ""
         plots.dose_response_plot(responses, series, f"{measure.title}{unit}", ax, log=log)
-    fig.suptitle(f"Answer to the dose: {series}", fontsize=10)
     return fig
+
+
+def _answer(found: Results, series: str, arms: list[ArmResult]) -> str:
+    """How each treated network's training loss goes from one end of the doses to the other.
+
+    From the dose without the arm, where that is an end; else from the smallest.
+    """
+    ways = []
+    for place in PLACES:
+        levels = _levels(found, arms, place, MEASURES[0].name)
+        known = [(dose, level.mean) for dose, level in levels if np.isfinite(level.mean)]
+        if len(known) < 2:
+            continue
+        ends = [known[0], known[-1]]
+        if ends[1][0] in {one.arm.dose_without for one in arms}:
+            ends.reverse()
+        (first, before), (last, after) = ends
+        name = found.study.network(place).arch
+        ways.append(f"of {name} goes from {before:.2f} at {first:g} to {after:.2f} at {last:g}")
+    if not ways:
+        return f"Answer to the dose: {series}"
+    return f"Training loss {', that '.join(ways)} ({series})"
 
 
 def _levels(

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -9,22 +10,35 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork
+from gradflow.analysis.overview import Band, bands
 from gradflow.analysis.profile import weight_table
 from gradflow.cli import main
 from gradflow.present import plots
 from gradflow.present.report import interactive, page, words
+from gradflow.present.report.chart import save_charts
 from gradflow.present.report.charts import charts
-from gradflow.present.report.charts_of_training import confusion_title
-from gradflow.present.report.content import Report, collect
-from gradflow.present.report.depth import Measure, angles, drawn_seeds, tables
+from gradflow.present.report.charts_by_depth import depth_title, heat_title
+from gradflow.present.report.charts_of_training import (
+    _differences,
+    class_charts,
+    confusion_title,
+)
+from gradflow.present.report.content import Report, Trained, collect
+from gradflow.present.report.depth import UPDATES, Measure, Profile, angles, drawn_seeds, tables
 from gradflow.present.report.markdown import _class_table, markdown, plain
+from gradflow.present.report.rows import mistakes
+from gradflow.present.report.saliency import Maps, saliency_pictures
 from gradflow.record.trace import Table, Trace
 from gradflow.training import original
+from gradflow.training.evaluate import Predictions, evaluate
 from gradflow.training.rundir import RunDir
 
 HARM = "<script>alert(1)</script>"
@@ -33,7 +47,6 @@ HARM = "<script>alert(1)</script>"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two networks of two seeds on two classes of the digits, one of them called a script."""
-    from PIL import Image
     from sklearn.datasets import load_digits
 
     data = tmp_path_factory.mktemp("report") / "data"
@@ -116,10 +129,20 @@ def test_the_page_loads_nothing(report: Report, text: str) -> None:
     assert len(static) < 3_000_000
 
 
-def test_a_heat_map_is_thinned_for_drawing_and_the_numbers_are_not() -> None:
-    table = Table(np.arange(1000), ("a", "b"), np.ones((1000, 2)))
+def test_a_heat_map_is_thinned_for_drawing_and_the_numbers_are_not(report: Report) -> None:
+    """Of 1000 steps every third is drawn; b is larger than a, but at the others alone."""
+    values = np.ones((1000, 2))
+    values[1::3, 1] = 100.0
+    table = Table(np.arange(1000), ("a", "b"), values)
     thin = interactive.thinned(table)
     assert len(thin.steps) == len(thin.values) <= interactive.MAX_STEPS
+    assert (thin.values == 1).all()
+    long = replace(report, tables={("net", "output_gradient"): table})
+    assert heat_title(long).endswith("of net is largest at b and smallest at a")
+    group = network(0, list(range(1000)), 1.0)
+    group.trace.values["output_grad_norm"][1::3, 0] = 100.0
+    (band,) = (one for one in bands(Case.of([group]), "whole") if one.size == "output_gradient")
+    assert band.mean[0] == pytest.approx(2 * 333 / 1000), "the mean of the logarithms"
     assert len(interactive.thinned(Table(np.arange(3), ("a",), np.ones((3, 1)))).steps) == 3
 
 
@@ -149,6 +172,207 @@ def test_the_command_writes_page_markdown_json_and_every_figure(
     assert (paper in dark, paper in light) == (True, False)
     page_text = path.read_text("utf-8")
     assert page_text.count('(prefers-color-scheme: dark)"><img') == len(keys)
+
+
+@pytest.mark.parametrize("name", ["r.json", "r.md", "r.v2"])
+def test_a_page_that_is_not_called_one_is_refused_before_anything_is_read(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(tmp_path / "no run"), "-o", str(tmp_path / name)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"Expected the name of a page, which ends in .html, but got {name}." in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_page_without_a_suffix_gets_one() -> None:
+    assert page.page_path(Path("a/page")) == Path("a/page.html")
+    assert page.page_path(Path("page.HTM")) == Path("page.HTM")
+
+
+def test_a_space_in_the_name_of_a_page_breaks_no_link(report: Report) -> None:
+    (first, *_) = charts(report)
+    written = markdown(report, [first], "my (first) page-figures")
+    (link,) = re.findall(r"!\[.*\]\((\S+)\)", written)
+    assert unquote(link) == f"my (first) page-figures/{first.key}.png"
+    assert not set(" ()") & set(link)
+
+
+def test_a_saved_figure_says_its_finding_within_its_width_and_the_page_says_it_once(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, plots.Figure] = {}
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.setdefault(path.name, figure))
+    found = charts(report)
+    long = replace(found[0], title=f"$x_1$ {'takes bakso for rendang ' * 8}")
+    save_charts([long, *found[1:]], tmp_path)
+    for chart in (long, *found[1:]):
+        assert not chart.draw().get_suptitle()
+        figure = drawn[f"{chart.key}.png"]
+        assert " ".join(figure.get_suptitle().split()) == chart.title.strip()
+        figure.draw_without_rendering()
+        (title,) = (one for one in figure.texts if one.get_text() == figure.get_suptitle())
+        box = title.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
+        assert title.get_fontsize() == 10
+        assert all(box.y0 > ax.get_window_extent().y1 for ax in figure.axes)
+
+
+@pytest.fixture
+def explained(run: Path, tmp_path: Path) -> RunDir:
+    """The same run as after `gradflow saliency --split test`, with a picture wider than a page."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("records", "*.pt"))
+    made = RunDir.open(copy)
+    for path in made.figures.glob("saliency-*"):
+        path.unlink()
+    for shows, width in (("mean", 2000), ("plain_18-s0", 300)):
+        for ending, color in (("", "#fff"), ("-dark", "#15181b")):
+            picture = Image.new("RGB", (width, width // 2), color)
+            picture.save(made.figures / f"saliency-gradcam-{shows}{ending}.png")
+            (made.figures / f"saliency-gradcam-{shows}{ending}.svg").write_text("<svg/>")
+    picture.save(made.figures / "saliency-integrated-gradients-plain_18-s0.png")  # an older one
+    content = {
+        "networks": dict.fromkeys(("plain_18-s0", "resnet_18-s0"), {"layer": "layer4.1"}),
+        "trust": {
+            "plain_18-s0": trust(randomisation=False, insertion_minus_deletion=False),
+            "resnet_18-s0": trust(),
+        },
+    }
+    made.save_saliency("gradcam", content, {})
+    return made
+
+
+def trust(**passed: bool | None) -> dict[str, Any]:
+    names = ("randomisation", "infidelity", "sensitivity", "insertion_minus_deletion")
+    of = dict.fromkeys(names, True) | passed
+    return {"checks": {name: {"value": 0.1, "passed": one} for name, one in of.items()}}
+
+
+def test_maps_stand_in_the_page_with_how_to_read_them_and_whether_to_believe_them(
+    explained: RunDir,
+) -> None:
+    report = collect([explained.path])
+    path = explained.path / "my page.html"
+    page.write(report, [], path, static=True)
+    text = path.read_text("utf-8")
+    section = text[text.index('<section id="saliency">') : text.index('<section id="data">')]
+    fails = "gradcam at layer4.1 on plain_18-s0 fails: randomisation, insertion minus deletion."
+    passes = "gradcam at layer4.1 on resnet_18-s0 passes its checks."
+    assert re.findall("<h3>(.+?)</h3>", section) == [
+        "Grad-CAM: the mean map of each class of plain_18-s0 and resnet_18-s0",
+        "Grad-CAM: what plain_18-s0 looks at",
+        "Integrated gradients: what plain_18-s0 looks at",
+    ]
+    captions = re.findall("<figcaption>(.+?)</figcaption>", section)
+    assert (fails in captions[0], passes in captions[0]) == (True, True)
+    assert (fails in captions[1], passes in captions[1]) == (True, False)
+    assert captions[2].endswith("No check of integrated-gradients on plain_18-s0 is known.")
+    found = [embedded(one) for one in re.findall('"(data:image/webp[^"]+)"', section)]
+    assert [(one.format, one.size) for one in found] == [
+        ("WEBP", size) for size in ((1600, 800), (1600, 800), (300, 150), (300, 150), (300, 150))
+    ]
+    dark, light = (one.convert("L").getpixel((9, 9)) for one in found[:2])
+    assert (dark < 50, light > 200) == (True, True)
+    assert section.count('media="(prefers-color-scheme: dark)"') == 2, "where there is a dark one"
+    written = path.with_suffix(".md").read_text("utf-8")
+    below = written[written.index("## Saliency") :]
+    folder = explained.path / "my page-figures"
+    links = [unquote(one) for one in re.findall(r"!\[.*?\]\((\S+)\)", below)]
+    assert [(folder.parent / link).exists() for link in links] == [True] * 3
+    assert {file.name for file in folder.glob("saliency-*")} == {
+        file.name for file in explained.figures.glob("saliency-*")
+    }
+    assert fails in below
+    rows = json.loads(path.with_suffix(".json").read_text("utf-8"))["saliency"]
+    assert [(one["method"], one["network"], one["layer"], one["answer"]) for one in rows] == [
+        ("gradcam", "plain_18-s0", "layer4.1", fails),
+        ("gradcam", "resnet_18-s0", "layer4.1", passes),
+        ("integrated-gradients", "plain_18-s0", None,
+         "No check of integrated-gradients on plain_18-s0 is known."),
+    ]  # fmt: skip
+    assert rows[0]["trust"]["checks"]["randomisation"]["passed"] is False
+
+
+def test_what_could_not_be_measured_is_not_said_to_pass() -> None:
+    names = ("randomisation", "infidelity", "sensitivity", "insertion_minus_deletion")
+    nothing = Maps("occlusion", "net-s0", None, trust(**dict.fromkeys(names)))
+    assert nothing.answer == "occlusion on net-s0 could not be checked."
+    part = Maps("occlusion", "net-s0", None, trust(infidelity=None))
+    assert part.answer == (
+        "occlusion on net-s0 passes its checks. Could not be measured: infidelity."
+    )
+
+
+def test_pictures_of_two_runs_do_not_overwrite_each_other(
+    explained: RunDir, tmp_path: Path
+) -> None:
+    shutil.copytree(explained.path, tmp_path / "other")
+    found = saliency_pictures([explained, RunDir.open(tmp_path / "other")])
+    assert len({one.name for one in found}) == len(found) == 6
+
+
+def test_a_worst_mistake_is_shown_by_the_picture_that_was_taken_for_another_class(
+    report: Report, text: str
+) -> None:
+    shown = mistakes(report, pictures=True)
+    assert shown
+    test = report.of("plain_18")[0].evaluation["last"]["test"]
+    sure = np.max(test["probabilities"], axis=1) * ~np.array(test["is_right"])
+    position = report.data["split"]["indices"]["test"][int(sure.argmax())]
+    table = Path(report.config["data"])
+    name, label = table.read_text("utf-8").splitlines()[1 + position].split(",")
+    worst = shown[0]
+    assert (worst["network"], worst["label"]) == ("plain_18", label)
+    assert worst["picture"] in text
+    tile = embedded(worst["picture"])
+    assert (tile.format, tile.size) == ("JPEG", (128, 128)), "8 pixels, 16 times"
+    with Image.open(table.parent / name) as photo:
+        expected = np.asarray(photo.convert("L"), float)
+    found = np.asarray(tile.convert("L"), float).reshape(8, 16, 8, 16).mean(axis=(1, 3))
+    assert np.abs(found - expected).max() < 10
+
+
+def embedded(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
+
+
+# What a reader asks, in this order; in the page the profiles stand above the first heading.
+ORDER = (
+    "gradient-heat-map", "Activations by depth", "output-zero-fraction", "Updates by depth",
+    "relative-update", "Loss and accuracy", "accuracy-by-epoch", "Accuracy after the last epoch",
+    "Classes", "plain_18, class by class", "resnet_18, class by class", "confusion-plain_18",
+    "confusion-resnet_18", "class-differences", "exact McNemar test", "Calibration", "calibration",
+    "Worst mistakes", "Saliency", "Why, and the rivals", "Data", "Do it again",
+)  # fmt: skip
+
+
+def test_page_and_markdown_answer_in_the_order_in_which_a_reader_asks(
+    report: Report, text: str
+) -> None:
+    written = markdown(report, charts(report), "figures")
+    body = text[text.index("</nav>") :]
+    is_heading = re.compile("[A-Z].*|.*class by class")
+    places: dict[str, list[int]] = {"page": [], "markdown": []}
+    for one in ORDER:
+        if one == "exact McNemar test":
+            of_page, of_markdown = one, one
+        elif is_heading.fullmatch(one):
+            of_page, of_markdown = rf"<h[23]>{one}", rf"\n###? {plain(one)}"
+        else:
+            of_page, of_markdown = rf'id="figure-{one}"', rf"\(figures/{one}\.png\)"
+        for form, pattern, said in (
+            ("page", of_page, body), ("markdown", of_markdown, written),
+        ):  # fmt: skip
+            match = re.search(pattern, said)
+            assert match is not None, (form, one)
+            places[form].append(match.start())
+    for found in places.values():
+        assert found == sorted(found)
+    assert text.index('id="figure-gradient-profiles"') < text.index("</nav>")
+    assert written.index("figures/gradient-profiles.png") < written.index("gradient-heat-map")
+    headings = re.findall("<h2>(.+?)</h2>", body)
+    assert headings == re.findall("\n## (.+)", written)
 
 
 def test_records_of_ones_own_loop_make_a_report(run: Path, tmp_path: Path) -> None:
@@ -192,6 +416,59 @@ def test_the_angle_travelled_is_that_of_the_last_step() -> None:
     profile = angles({"net": [trace, trace]})["angle_from_start"]["net"]
     np.testing.assert_array_equal(profile.mean, angle[-1])
     assert angles({"net": [replace(trace, values={})]}) == {}
+
+
+def trace_of_angles(angle: list[float]) -> Trace:
+    sites = ("conv1.weight", "fc.weight")
+    kinds = ("conv.weight", "linear.weight")
+    values = {"angle_from_start": np.array([[0.1, 0.2], angle])}
+    return Trace(np.arange(2), sites, kinds, np.ones(2, np.int64), values)
+
+
+def test_a_seed_whose_weights_are_not_finite_at_the_end_takes_no_angle_of_the_others() -> None:
+    broken, whole = trace_of_angles([np.nan, np.nan]), trace_of_angles([0.3, 0.4])
+    assert angles({"net": [broken]}) == {}
+    found = angles({"bad": [broken], "net": [broken, whole]})["angle_from_start"]
+    assert set(found) == {"net"}
+    np.testing.assert_array_equal(found["net"].mean, [0.3, 0.4])
+    np.testing.assert_array_equal(found["net"].high, [0.3, 0.4])
+
+
+def test_a_layer_that_is_not_finite_is_left_out_of_titles_and_axes(report: Report) -> None:
+    values = np.array([np.nan, 0.3, np.inf])
+    one = Profile(("conv1", "conv2", "fc"), values, values, values)
+    found = {"angle_from_start": {"plain_18": one}}
+    (chart,) = (
+        one for one in charts(replace(report, updates=found)) if one.key == "angle-from-start"
+    )
+    assert chart.title.endswith("most in plain_18 at conv2 (0.3)")
+    assert chart.interact is not None
+    assert "angle-from-start" in chart.interact()
+    figure = interactive.layer_profiles(["plain_18"], found["angle_from_start"],
+                                        UPDATES["angle_from_start"])  # fmt: skip
+    assert figure.layout.yaxis.range == pytest.approx((0, 0.315))
+    plots.to_svg(chart.draw())
+    nothing = replace(one, mean=np.full(3, np.nan))
+    assert depth_title({"net": nothing}, "angle") == "Angle: none in any layer"
+
+
+@pytest.mark.parametrize("own_first", [False, True])
+def test_a_trained_network_beside_records_of_ones_own_loop_is_drawn_alone(
+    run: Path, tmp_path: Path, own_first: bool
+) -> None:
+    alone = tmp_path / "mine-s0"
+    shutil.copytree(run / "plain_18-s0" / "records", alone / "records")
+    names = ("mine", "plain_18") if own_first else ("plain_18", "mine")
+    mixed = collect([run, alone], accused=names[0], reference=names[1])
+    found = charts(mixed)
+    keys = {one.key for one in found}
+    assert {"loss-by-epoch", "confusion-plain_18", "calibration", "relative-update"} <= keys
+    assert not {"class-differences", "confusion-mine"} & keys
+    page.write(mixed, found, tmp_path / "r.html", static=True)
+    text = (tmp_path / "r.html").read_text("utf-8")
+    assert "Those of mine are records of a loop of your own" in text
+    assert words.setting(mixed).startswith("plain_18, trained for 2 epochs")
+    assert {row["network"] for row in page.to_json(mixed)["accuracy"]} == {"plain_18"}
 
 
 @pytest.fixture
@@ -322,6 +599,43 @@ def test_the_layer_that_differs_most_is_marked_in_the_profile_of_its_own_measure
     assert len(rest.get_legend().get_texts()) == len(report.names)
 
 
+SHALLOW = ("conv1", "layer1.0.conv1", "layer2.0.conv1")
+DEEP = ("conv1", "layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "layer2.1.conv1")
+
+
+def test_layers_of_networks_of_other_depth_stand_by_their_number_from_the_input() -> None:
+    """By name, plotly would put layer1.1.conv1 behind layer2.0.conv1, and the line would turn."""
+    found = [
+        Band(name, "output_gradient", layers, *np.zeros((3, len(layers))))
+        for name, layers in (("flat", SHALLOW), ("deep", DEEP))
+    ]
+    mark = ("output_gradient", "layer2.0.conv1")
+    figure, _ = interactive.gradient_profiles({"early": found}, ["flat", "deep"], mark)
+    lines = {one.name: one for one in figure.data if one.name}
+    assert list(lines["deep"].x) == [1, 2, 3, 4, 5]
+    assert list(lines["deep"].text) == list(DEEP)
+    assert "%{text}" in lines["deep"].hovertemplate
+    assert figure.layout.xaxis.title.text == "layer, counted from the input"
+    assert list(lines["differ most: layer2.0.conv1 of flat"].x) == [3, 3]
+    assert list(lines["differ most: layer2.0.conv1 of deep"].x) == [4, 4]
+    by_name = {one.network: (one.layers, one.mean, one.low, one.high) for one in found}
+    ax = plots.profile_bands_plot(by_name, "δ", "", mark=("layer2.0.conv1", "differ most"))
+    at = {line.get_label(): line.get_xdata()[0] for line in ax.lines}
+    assert (at["differ most of flat"], at["differ most of deep"]) == (2, 3)
+    assert ax.xaxis.get_major_formatter()(at["differ most of deep"], 0) == "4", "counted from 1"
+
+
+def test_updates_of_networks_of_other_depth_are_numbered_and_of_the_same_are_named() -> None:
+    shown = Measure("says", "axis", log=False)
+    of = {name: Profile(layers, *np.ones((3, len(layers))))
+          for name, layers in (("flat", SHALLOW), ("deep", DEEP))}  # fmt: skip
+    figure = interactive.layer_profiles(["flat", "deep"], of, shown)
+    assert [list(one.x) for one in figure.data if one.name] == [[1, 2, 3], [1, 2, 3, 4, 5]]
+    figure = interactive.layer_profiles(["flat", "deep"], {"deep": of["deep"]}, shown)
+    assert [tuple(one.x) for one in figure.data if one.name] == [DEEP]
+    assert figure.layout.xaxis.title.text == "layer, input at the left"
+
+
 def test_an_option_cannot_break_out_of_its_element() -> None:
     choice = interactive.Choice("k", "l", {'"><script>': "</select><b>", "other": "x"})
     figure = interactive.layer_profiles(["a"], {}, Measure("says", "axis", log=True))
@@ -416,12 +730,67 @@ def test_markdown_and_json_hold_what_the_page_holds(run: Path, report: Report, t
     assert f"gradflow {report.environments[0]['gradflow']}" in written
 
 
+def test_the_json_holds_the_numbers_of_every_figure(run: Path, report: Report) -> None:
+    content = json.loads(json.dumps(page.to_json(report), allow_nan=False))
+    for window, found in report.bands.items():
+        for band, told in zip(found, content["profiles"][window], strict=True):
+            assert (told["network"], told["size"]) == (band.network, band.size)
+            np.testing.assert_allclose(np.log10(told["mean"]), band.mean)
+            np.testing.assert_allclose(np.log10(told["high"]), band.high)
+            assert len(told["layers"]) == len(told["low"])
+    trace = Trace.load(run / "plain_18-s0"), Trace.load(run / "plain_18-s1")
+    zeros = [one.select("output_zero_fraction", ("activation",)).values.mean(0) for one in trace]
+    told = content["activations"]["output_zero_fraction"]["plain_18"]
+    np.testing.assert_allclose(told["mean"], np.mean(zeros, axis=0))
+    told = content["updates"]["distance"]["resnet_18"]
+    np.testing.assert_allclose(told["low"], report.updates["distance"]["resnet_18"].low)
+    assert [(one["network"], one["seed"]) for one in content["curves"]] == [
+        ("plain_18", 0), ("plain_18", 1), ("resnet_18", 0), ("resnet_18", 1),
+    ]  # fmt: skip
+    losses = [epoch["val_loss"] for epoch in report.of("resnet_18")[1].history]
+    assert [epoch["val_loss"] for epoch in content["curves"][3]["history"]] == losses
+    tests = [one.evaluation["last"]["test"] for one in report.of("plain_18")]
+    labels = np.concatenate([one["labels"] for one in tests])
+    answers = np.concatenate([one["predicted"] for one in tests])
+    counts = content["confusion"]["plain_18"]["counts"]
+    for true, answer in np.ndindex(2, 2):
+        assert counts[true][answer] == ((labels == true) & (answers == answer)).sum()
+    told = content["calibration"]["plain_18"]
+    sure = np.concatenate([np.max(one["probabilities"], axis=1) for one in tests])
+    right = labels == answers
+    bins = np.ceil(sure * 15) - 1  # closed on the right
+    error = sum(abs(right[bins == i].mean() - sure[bins == i].mean()) * (bins == i).sum()
+                for i in set(bins)) / len(sure)  # fmt: skip
+    assert told["expected_error"] == pytest.approx(error)
+    assert sum(told["n"]) == len(sure)
+    assert None in told["confidence"], "an empty bin has none"
+
+
 def test_published_numbers_stand_beside_those_of_the_same_classes(report: Report) -> None:
     assert words.published_lines(report) == []
-    of_the_original = replace(report, names=("plain_34",), class_names=original.CLASSES)
+    of_the_original = as_of_the_original(report)
     (line,) = words.published_lines(of_the_original)
     theirs = original.PUBLISHED["plain_34"]
     assert f"{theirs['test_accuracy']:.3f} on {theirs['n_test']} test images" in line
+    # Each class once: recall 1 of the first, 0 of the others; precision 1/5 of the first.
+    written = markdown(of_the_original, [], "figures")
+    assert "| nasi_goreng | 0.20 (0.78) | 1.00 (0.48) | 0.33 (0.59) | 1 |" in written
+    assert "| soto_ayam | 0.00 (0.22) | 0.00 (0.84) | 0.00 (0.35) | 1 |" in written
+    text = page.html(of_the_original, list(class_charts(of_the_original)), static=True)
+    row = "<td>0.20 (0.78)</td><td>1.00 (0.48)</td><td>0.33 (0.59)</td><td>1</td>"
+    assert f"<td>nasi_goreng</td>{row}" in text
+    assert "(0.78)" not in markdown(report, [], "figures")
+
+
+def as_of_the_original(report: Report) -> Report:
+    """The report of a network of the original's that answers nasi_goreng to one dish of each."""
+    logits = np.zeros((5, 5))
+    logits[:, 0] = 5.0
+    test = evaluate(Predictions(logits, np.arange(5)), original.CLASSES, 0.1,
+                    keep_probabilities=True)  # fmt: skip
+    last = report.trained[0].evaluation["last"] | {"test": test}
+    one = replace(report.trained[0], arch="plain_34", evaluation={"last": last})
+    return replace(report, names=("plain_34",), class_names=original.CLASSES, trained=(one,))
 
 
 def test_a_bar_in_the_name_of_a_class_ends_no_cell(report: Report) -> None:
@@ -435,9 +804,63 @@ def test_a_bar_in_the_name_of_a_class_ends_no_cell(report: Report) -> None:
 def test_test_images_that_the_training_set_holds_are_named(report: Report) -> None:
     split = json.loads(json.dumps(report.data["split"]))
     split["counts"]["near_contaminated"] = 3
-    (_, said) = words.data_lines(replace(report, data=report.data | {"split": split}))
     n = split["counts"]["test"]
-    assert f"3 of {n} test images have a copy, or a near one, in the training set" in said
+    for bits, copy in ((None, "an exact copy"), (4, "a copy, or a near one,")):
+        audit = report.data["audit"] | {"near_bits": bits}
+        (_, said) = words.data_lines(replace(report, data={"split": split, "audit": audit}))
+        assert f"3 of {n} test images have {copy} in the training set" in said
+
+
+def test_near_twins_are_named_only_where_they_were_looked_for(report: Report) -> None:
+    """The run of these tests keeps exact copies together: `--twins exact`."""
+    first, second = words.data_lines(report)
+    assert report.config["twins"] == "exact"
+    assert "groups of exact twins. Near twins were not looked for." in first
+    assert "No test image has an exact copy in the training set." in second
+    assert "near one" not in first + second
+    pair = {"a.png": "zero", "b.png": "one"}  # exact twins are among the near ones
+    audit = report.data["audit"] | {"near_bits": 4, "conflicts": [pair], "near_conflicts": [pair]}
+    first, second = words.data_lines(replace(report, data=report.data | {"audit": audit}))
+    assert "groups of exact twins and 0 of near ones. 1 groups of twins have" in first
+    assert "No test image has a copy, or a near one, in the training set." in second
+
+
+def test_an_interval_over_images_is_not_said_to_be_over_seeds(report: Report) -> None:
+    assert "intervals are 95 %, over seeds where nothing else is said" in words.how_sure(report)
+    written = markdown(report, charts(report), "figures")
+    assert "| test (95 % over test images) |" in written
+    (chart,) = (one for one in charts(report) if one.key == "class-differences")
+    assert "images of one seed" in chart.caption
+
+
+def test_a_class_without_test_images_is_not_the_one_that_differs_most(report: Report) -> None:
+    empty = ("none", *report.class_names)
+
+    def shifted(one: Trained, n: int) -> Trained:
+        """The same answers with a first class of which there is no image."""
+        test = dict(one.evaluation["last"]["test"])
+        test["labels"] = [label + n for label in test["labels"]]
+        return replace(one, evaluation={"last": {"test": test}})
+
+    for n, expected in ((1, report.class_names), (5, ())):
+        few = replace(report, trained=tuple(shifted(one, n) for one in report.trained),
+                      class_names=empty)  # fmt: skip
+        titles = [one.title for one in _differences(few)]
+        assert len(titles) == bool(expected)
+        for title in titles:
+            assert "nan" not in title
+            assert any(f"The recall of {name} differs most" in title for name in expected)
+
+
+def test_the_heat_map_is_titled_for_each_network(report: Report) -> None:
+    layers = ("a", "b", "c")
+    rising = Table(np.arange(2), layers, np.array([[1.0, 2.0, 3.0]] * 2))
+    falling = replace(rising, values=rising.values[:, ::-1])
+    of = {("one", "output_gradient"): rising, ("two", "output_gradient"): falling}
+    assert heat_title(replace(report, tables=of)) == (
+        "Over the training δ of one is largest at c and smallest at a, that of two is largest at a "
+        "and smallest at c"
+    )
 
 
 @pytest.fixture

@@ -38,6 +38,9 @@ MAPS: Any = SimpleNamespace(  # of one network: all that the three grids want
     n_pictures=(4, 1),
 )
 BOTH = dict.fromkeys(NETWORKS, MAPS)
+# Shares of 0, 0.1, …, 1 of a row: numbers over cells of every colour.
+COUNTS = 10 * np.eye(11, dtype=int) + [[k * (c == (r + 1) % 11) - k * (c == r) for c in range(11)]
+                                       for r, k in enumerate(range(11))]  # fmt: skip
 FIGURES: dict[str, Callable[[], Any]] = {
     "depth_profile_plot": lambda: plots.depth_profile_plot(
         {name: (LAYERS, VALUES) for name in "abcde"}, "g"
@@ -49,7 +52,7 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "layer_step_heatmap": lambda: plots.layer_step_heatmap(
         np.array([[1.0, 0.0, 10.0]]), np.arange(1), LAYERS, "g"
     ),
-    "confusion_plot": lambda: plots.confusion_plot(np.eye(2), ("bakso", "rendang"), "title"),
+    "confusion_plot": lambda: plots.confusion_plot(COUNTS, list(map(str, range(11))), "title"),
     "interval_plot": lambda: plots.interval_plot(LAYERS, VALUES, VALUES - 1, VALUES + 1, "x", "t"),
     "reliability_plot": lambda: plots.reliability_plot(
         {name: (VALUES / 3, VALUES / 3, VALUES) for name in NETWORKS}, "title"
@@ -117,9 +120,8 @@ def shown(figure: plots.Figure) -> Iterator[tuple[Any, Any, Any, float]]:
     """(artist, its colour, what it stands on, the least contrast by WCAG 2.1)."""
     paper = figure.get_facecolor()
     for text in figure.findobj(Text):
-        if text.get_visible() and text.get_text() and not on_a_cell(text):
-            box = text.get_bbox_patch()
-            yield text, to_rgba(text.get_color()), box.get_facecolor() if box else paper, 4.5
+        if text.get_visible() and text.get_text():
+            yield text, to_rgba(text.get_color()), behind(text, paper), 4.5
     for line in figure.findobj(Line2D):
         if line.get_visible() and line.get_alpha() is None:  # a grid is meant to be faint
             yield line, to_rgba(line.get_color()), paper, 3
@@ -128,9 +130,31 @@ def shown(figure: plots.Figure) -> Iterator[tuple[Any, Any, Any, float]]:
             yield spine, spine.get_edgecolor(), paper, 3
 
 
-def on_a_cell(text: Text) -> bool:
-    """The counts of a confusion matrix are black or white by the colour of their cell."""
-    return text in (text.axes.texts if text.axes else ()) and text.get_text() in ("0", "1")
+def behind(text: Text, paper: Any) -> Any:
+    """What a text stands on: its box, the cell of a picture that it numbers, or the paper."""
+    box, axes = text.get_bbox_patch(), text.axes
+    if box:
+        return box.get_facecolor()
+    if axes is None or not axes.images or text.get_transform() != axes.transData:
+        return paper
+    (image,) = axes.images
+    column, row = text.get_position()
+    return image.to_rgba(image.get_array()[row, column])
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_numbers_of_a_confusion_matrix_are_looked_at_in_cells_of_every_colour(
+    theme: plots.Theme,
+) -> None:
+    with plots.theme(theme):
+        figure = figure_of(FIGURES["confusion_plot"]())
+    paper = figure.get_facecolor()
+    on = {color: set() for color in ("black", "white")}
+    for text in figure.axes[0].texts:
+        on[text.get_color()].add(luminance(behind(text, paper)))
+    assert len(on["black"]) >= 3
+    assert len(on["white"]) >= 3
+    assert min(on["black"]) > max(on["white"])
 
 
 def ratio(color: Any, paper: Any) -> float:

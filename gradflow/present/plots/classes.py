@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from gradflow.present.plots.style import GUIDE, figure_of, new_axes, styles
+from gradflow.present.plots.style import GUIDE, figure_of, ink_on, new_axes, styles
 
 CONFUSION_COLORS = "Blues"
 
@@ -28,10 +28,9 @@ def confusion_plot(
     shares = matrix / np.maximum(totals, 1)
     image = ax.imshow(shares, cmap=CONFUSION_COLORS, vmin=0, vmax=1)
     for row, column in np.ndindex(n, n):
-        dark = shares[row, column] > 0.5
         ax.text(
             column, row, f"{matrix[row, column]:g}", ha="center", va="center", fontsize=8,
-            color="white" if dark else "black",
+            color=ink_on(image.to_rgba(shares[row, column])),
         )  # fmt: skip
     ax.set_xticks(range(n), class_names, rotation=40, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(n), class_names)

@@ -1,6 +1,7 @@
 """Depth profiles and the heat map of layers by steps: arrays in, Axes out."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -57,7 +58,8 @@ def profile_bands_plot(
     `bands` maps a network to its layer names and log10 of the mean, lowest and highest value of
     each layer; NaN leaves a gap. The axis shows the values, not their logarithms. Without `log`
     they are the values themselves, on an axis that begins at zero: for shares. `mark` is a layer
-    to point at, and what the legend says of it.
+    to point at, and what the legend says of it. In networks of different layers it is marked in
+    each, where it has its own number.
     """
     ax = new_axes(7.0, 3.8) if ax is None else ax
     for (label, (_, *values)), style in zip(bands.items(), styles(len(bands)), strict=True):
@@ -69,10 +71,10 @@ def profile_bands_plot(
         ax.set_yscale("log", nonpositive="mask")
     else:
         ax.set_ylim(0, max(ax.get_ylim()[1], 0.01))
-    layers = next(iter(bands.values()))[0] if bands else ()
-    if mark is not None and mark[0] in layers:
-        ax.axvline(list(layers).index(mark[0]), color=GUIDE, ls=":", lw=1.2, label=mark[1])
-    _layers_on_x(ax, [tuple(layers) for layers, *_ in bands.values()])
+    layers = {name: tuple(layers) for name, (layers, *_) in bands.items()}
+    if mark is not None:
+        _mark(ax, layers, *mark)
+    _layers_on_x(ax, list(layers.values()))
     ax.set_ylabel(ylabel, parse_math=False)
     ax.set_title(title)
     ax.grid(axis="y", alpha=0.3)
@@ -132,6 +134,20 @@ def layer_step_heatmap(
     return ax
 
 
+def _mark(ax: Axes, layers: Mapping[str, tuple[str, ...]], layer: str, says: str) -> None:
+    """A line across the plot; one for each network where the same layer has other numbers."""
+    look: dict[str, Any] = {"ls": ":", "lw": 1.2}
+    if len(set(layers.values())) == 1:
+        names = next(iter(layers.values()))
+        if layer in names:
+            ax.axvline(names.index(layer), color=GUIDE, label=says, **look)
+        return
+    for (network, names), style in zip(layers.items(), styles(len(layers)), strict=True):
+        if layer in names:
+            at, label = names.index(layer), f"{says} of {network}"
+            ax.axvline(at, color=style["color"], label=label, **look)
+
+
 def _layers_on_x(ax: Axes, layers: list[tuple[str, ...]]) -> None:
     if len(set(layers)) == 1:
         ticks = _layer_ticks(layers[0])
@@ -140,6 +156,7 @@ def _layers_on_x(ax: Axes, layers: list[tuple[str, ...]]) -> None:
         ax.set_xlabel("layer (input at the left)")
     else:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_formatter(lambda at, _: f"{at + 1:g}")  # the first layer is number 1
         ax.set_xlabel("layer, counted from the input")
 
 

@@ -13,12 +13,16 @@ SECTIONS = {
     "updates": "Updates by depth",
     "training": "Loss and accuracy",
     "classes": "Classes",
+    "calibration": "Calibration",
 }
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure: drawn by matplotlib, and by plotly where hovering and choosing help."""
+    """One figure: drawn by matplotlib, and by plotly where hovering and choosing help.
+
+    `draw` leaves the title out, which the page says above it.
+    """
 
     key: str
     section: str
@@ -29,13 +33,13 @@ class Chart:
 
 
 def save_charts(found: Sequence[Chart], folder: Path) -> list[Path]:
-    """Every figure as SVG and PNG, on white paper and, as KEY-dark, on dark."""
+    """Every figure with its title, as SVG and PNG, on white paper and, as KEY-dark, on dark."""
     saved = []
     endings: dict[plots.Theme, str] = {"light": "", "dark": "-dark"}
     for theme, ending in endings.items():
         with plots.theme(theme):
             for chart in found:
-                figure = chart.draw()
+                figure = plots.add_title(chart.draw(), chart.title)
                 for suffix in (".svg", ".png"):
                     saved.append(plots.save(figure, folder / f"{chart.key}{ending}{suffix}"))
     return saved

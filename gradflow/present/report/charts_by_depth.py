@@ -14,6 +14,7 @@ from gradflow.present.report import interactive
 from gradflow.present.report.chart import Chart
 from gradflow.present.report.content import Report
 from gradflow.present.report.depth import ACTIVATIONS, UPDATES, Measure, Profile
+from gradflow.record.trace import Table
 
 
 def gradient_charts(report: Report) -> Iterator[Chart]:
@@ -68,14 +69,23 @@ def gradient_title(case: Case) -> str:
 
 
 def heat_title(report: Report) -> str:
-    """Between which layers the gradient that is drawn first ranges, over the whole training."""
-    (name, size), table = next(iter(report.tables.items()))
-    typical = geometric_mean(table.values)
-    if not np.isfinite(typical).any():
+    """Between which layers the gradient of each network ranges, over the whole training."""
+    size, tables = _shown_tables(report)
+    ends = []
+    for name, table in tables.items():
+        typical = geometric_mean(table.values)
+        if np.isfinite(typical).any():
+            high, low = (table.sites[int(at(typical))] for at in (np.nanargmax, np.nanargmin))
+            ends.append(f"of {name} is largest at {high} and smallest at {low}")
+    if not ends:
         return "Every layer at every recorded step"
-    high, low = (table.sites[int(at(typical))] for at in (np.nanargmax, np.nanargmin))
-    symbol = GRADIENT_SIZES[size].symbol
-    return f"Over the training {symbol} of {name} is largest at {high} and smallest at {low}"
+    return f"Over the training {GRADIENT_SIZES[size].symbol} {', that '.join(ends)}"
+
+
+def _shown_tables(report: Report) -> tuple[str, dict[str, Table]]:
+    """(the gradient size that is shown first, network -> its table of it)."""
+    size = next(size for _, size in report.tables)
+    return size, {name: table for (name, one), table in report.tables.items() if one == size}
 
 
 # Of gradflow's and torchvision's residual networks: layer2.0.conv1.
@@ -138,10 +148,7 @@ def _profiles_figure(bands: Sequence[Band], mark: str) -> plots.Figure:
 
 
 def _heat_figure(report: Report) -> plots.Figure:
-    size = (
-        JUDGED_SIZES[0] if any(s == JUDGED_SIZES[0] for _, s in report.tables) else "gradient_rms"
-    )
-    tables = {name: table for (name, one), table in report.tables.items() if one == size}
+    size, tables = _shown_tables(report)
     values = np.concatenate([table.values.ravel() for table in tables.values()])
     usable = values[np.isfinite(values) & (values > 0)]
     limits = (float(usable.min()), float(usable.max())) if len(usable) else None
@@ -212,14 +219,13 @@ def _by_depth(
 def depth_title(profiles: dict[str, Profile], says: str) -> str:
     """Where each network has the most of it, and how much."""
     what = f"{says[0].upper()}{says[1:]}"
-    if all(np.nanmax(one.mean) == 0 for one in profiles.values()):
-        return f"{what}: none in any layer"
-    most = [
-        f"{name} at {one.layers[at]} ({one.mean[at]:.3g})"
-        for name, one in profiles.items()
-        for at in [int(np.nanargmax(one.mean))]
-    ]
-    return f"{what}: most in {', in '.join(most)}"
+    most = []
+    for name, one in profiles.items():
+        finite = np.where(np.isfinite(one.mean), one.mean, -np.inf)
+        at = int(finite.argmax())
+        if finite[at] > 0:
+            most.append(f"{name} at {one.layers[at]} ({finite[at]:.3g})")
+    return f"{what}: most in {', in '.join(most)}" if most else f"{what}: none in any layer"
 
 
 def _layer_figure(profiles: dict[str, Profile], shown: Measure) -> plots.Figure:

@@ -8,9 +8,9 @@ from gradflow.present import plots
 from gradflow.present.report import interactive
 from gradflow.present.report.chart import Chart
 from gradflow.present.report.content import Report
+from gradflow.present.report.numbers import confusions, reliabilities
 from gradflow.present.report.rows import evaluated
-from gradflow.training.classes import part_reliability, recall_differences
-from gradflow.training.evaluate import Reliability, reliability
+from gradflow.training.classes import recall_differences
 
 
 def training_charts(report: Report) -> Iterator[Chart]:
@@ -23,7 +23,7 @@ def training_charts(report: Report) -> Iterator[Chart]:
         ("loss", "loss (nats, with label smoothing)"),
         ("accuracy", "accuracy (share of images)"),
     ):
-        series = {name: _series(report, name, what) for name in report.names}
+        series = {name: _series(report, name, what) for name in report.trained_names}
         yield Chart(
             f"{what}-by-epoch",
             "training",
@@ -61,17 +61,14 @@ def _series(report: Report, name: str, what: str) -> tuple[np.ndarray, np.ndarra
 
 def class_charts(report: Report) -> Iterator[Chart]:
     """Confusion, differences in recall, calibration."""
-    if not report.trained:
-        return
-    for name in report.names:
-        parts = evaluated(report, name)
-        matrix = np.sum([part["confusion_matrix"] for part in parts], axis=0)
+    for name, matrix in confusions(report).items():
+        n = len(report.of(name))
         yield Chart(
             f"confusion-{name}",
             "classes",
             confusion_title(name, matrix, report.class_names),
             f"Rows are the true class, columns the answer: {int(matrix.sum())} answers of "
-            f"{len(parts)} seed{'s' * (len(parts) > 1)} on the test images after the last epoch.",
+            f"{n} seed{'s' * (n > 1)} on the test images after the last epoch.",
             lambda m=matrix: plots.figure_of(  # type: ignore[misc]
                 plots.confusion_plot(m, report.class_names, "")
             ),
@@ -95,16 +92,19 @@ def confusion_title(name: str, matrix: np.ndarray, class_names: Sequence[str]) -
 
 
 def _differences(report: Report) -> Iterator[Chart]:
-    if len(report.names) < 2:
+    if len(report.trained_names) < 2:
         return
-    first, second = report.names
+    first, second = report.trained_names
     try:
         found = recall_differences(
             evaluated(report, first), evaluated(report, second), report.class_names
         )
     except ValueError:  # one seed of an older run, which did not keep the labels
         return
-    worst = max(found, key=lambda one: abs(one.mean))
+    known = [one for one in found if np.isfinite(one.mean)]
+    if not known:  # no test image of any class
+        return
+    worst = max(known, key=lambda one: abs(one.mean))
     mean, low, high = np.array([[one.mean, one.low, one.high] for one in found]).T
     label = f"recall of {first} less that of {second}"
     yield Chart(
@@ -121,20 +121,14 @@ def _differences(report: Report) -> Iterator[Chart]:
 
 
 def _calibration(report: Report) -> Iterator[Chart]:
-    pooled: dict[str, Reliability] = {}
-    for name in report.names:
-        parts = evaluated(report, name)
-        if all(part_reliability(part) is not None for part in parts):
-            sure = np.concatenate([np.max(part["probabilities"], axis=1) for part in parts])
-            right = np.concatenate([np.asarray(part["is_right"], bool) for part in parts])
-            pooled[name] = reliability(sure, right)
+    pooled = reliabilities(report)
     if not pooled:
         return
     errors = ", ".join(f"{name} {one.calibration_error:.3f}" for name, one in pooled.items())
     bins = {name: (one.confidence, one.accuracy, one.n) for name, one in pooled.items()}
     yield Chart(
         "calibration",
-        "classes",
+        "calibration",
         f"How sure, how right: expected calibration error {errors}",
         "On the dotted line a network that is 70 % sure is right 70 % of the time; below it, it is "
         "too sure. All seeds together, test images.",

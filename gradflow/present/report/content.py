@@ -21,6 +21,7 @@ from gradflow.present.report.depth import (
     tables,
     updates,
 )
+from gradflow.present.report.saliency import SaliencyPicture, saliency_pictures
 from gradflow.record.trace import Table
 from gradflow.studies import Results, StudyDir, analyse
 from gradflow.studies.diagnosis import judge_study
@@ -74,13 +75,18 @@ class Report:
     data: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     environments: tuple[dict[str, Any], ...] = ()  # of each run
-    saliency: tuple[Path, ...] = ()
+    saliency: tuple[SaliencyPicture, ...] = ()
     missing: tuple[str, ...] = ()
     study: Results | None = None  # what interventions found, in the report of a study
 
     def of(self, arch: str) -> list[Trained]:
         """One per seed, in the order of the seeds."""
         return sorted((one for one in self.trained if one.arch == arch), key=lambda one: one.seed)
+
+    @property
+    def trained_names(self) -> tuple[str, ...]:
+        """The networks that gradflow trained; of records of a loop of the user's own none."""
+        return tuple(name for name in self.names if self.of(name))
 
     @property
     def largest_difference(self) -> tuple[Comparison, LayerDifference] | None:
@@ -179,7 +185,7 @@ def _judged(
         activations=found_activations,
         updates=found_updates,
         missing=(
-            *_missing(tuple(groups), list(shown)),
+            *_missing(tuple(groups), shown),
             *_missing_measures(found_activations, found_updates),
         ),
         **_facts(shown),
@@ -216,7 +222,7 @@ def _without_records(
             f"Expected {' and '.join(names)} with a seed in common, but got "
             f"{' and '.join(str(sorted(one)) for one in of_each)}. Train both with the same seeds."
         )
-    shown = [one for one in finished if one.arch in names and one.seed in seeds]
+    shown = {one: one.arch for one in finished if one.arch in names and one.seed in seeds}
     nothing = (
         "No gradients were recorded, so that nothing is said of them, of activations or of "
         "updates. Train again with --log-grads."
@@ -225,7 +231,7 @@ def _without_records(
         names=names,
         seeds=tuple(sorted(seeds)),
         missing=(nothing, *_missing(names, shown)),
-        **_facts({one: one.arch for one in shown}),
+        **_facts(shown),
     )
 
 
@@ -244,16 +250,17 @@ def _facts(shown: Mapping[NetworkDir, str]) -> dict[str, Any]:
         "data": data,
         "config": {name: str(value) for name, value in vars(runs[0].config()).items()},
         "environments": tuple(run.environment() for run in runs),
-        "saliency": tuple(path for run in runs for path in run.saliency_figures()),
+        "saliency": saliency_pictures(runs),
     }
 
 
-def _missing(names: Sequence[str], shown: Sequence[NetworkDir]) -> list[str]:
+def _missing(names: Sequence[str], shown: Mapping[NetworkDir, str]) -> list[str]:
     """What a reader may look for and not find, and how to get it."""
     lines = []
-    if not shown:
+    if own := [name for name in names if name not in shown.values()]:
+        which = f"Those of {' and '.join(own)}" if shown else "These"
         lines.append(
-            "These are records of a loop of your own: gradflow knows no accuracies, images or "
+            f"{which} are records of a loop of your own: gradflow knows no accuracies, images or "
             "settings of it."
         )
     if len(names) < 2:
@@ -282,7 +289,7 @@ def _missing_measures(
         )
     elif "angle_from_start" not in found_updates:
         lines.append(
-            "The angle that weights travelled was not recorded. A Recorder of your own takes it: "
-            'measures=["angle_from_start", …].'
+            "The angle that weights travelled is not known: it was not recorded, or nowhere "
+            'finite. A Recorder of your own takes it: measures=["angle_from_start", …].'
         )
     return lines

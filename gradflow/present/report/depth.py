@@ -15,6 +15,7 @@ from gradflow.analysis.profile import (
     layer_table,
     weight_table,
 )
+from gradflow.analysis.statistics import mean_and_range
 from gradflow.record import Trace
 from gradflow.record.trace import Table
 
@@ -50,7 +51,7 @@ ACTIVATION_KINDS = ("activation",)
 
 @dataclass(frozen=True)
 class Profile:
-    """One number per layer and network over seeds: arrays of shape (layers,)."""
+    """One number per layer and network over the seeds where it is finite: arrays (layers,)."""
 
     layers: tuple[str, ...]
     mean: np.ndarray
@@ -102,11 +103,7 @@ def updates(groups: Groups) -> dict[str, dict[str, Profile]]:
         measure: {name: _profile(group, number) for name, group in groups.items()}
         for measure, number in numbers.items()
     }
-    return {
-        measure: known
-        for measure, profiles in found.items()
-        if (known := {name: one for name, one in profiles.items() if np.isfinite(one.mean).any()})
-    }
+    return {measure: known for measure, profiles in found.items() if (known := _known(profiles))}
 
 
 def load_traces(folders: Mapping[str, Sequence[Path]]) -> Traces:
@@ -144,7 +141,12 @@ def angles(traces: Traces) -> dict[str, dict[str, Profile]]:
         for name, of_seeds in traces.items()
         if all(measure in trace.values for trace in of_seeds)
     }
-    return {measure: found} if found else {}
+    return {measure: known} if (known := _known(found)) else {}
+
+
+def _known(profiles: Mapping[str, Profile]) -> dict[str, Profile]:
+    """Without the networks in which no layer has a finite value."""
+    return {name: one for name, one in profiles.items() if np.isfinite(one.mean).any()}
 
 
 def _profile(
@@ -152,7 +154,7 @@ def _profile(
 ) -> Profile:
     values = np.array([number(one) for one in group])
     layers = tuple(layer.name for layer in group[0].layers)
-    return Profile(layers, values.mean(0), values.min(0), values.max(0))
+    return Profile(layers, *mean_and_range(values))
 
 
 def _distance(network: TrainedNetwork) -> np.ndarray:
@@ -170,7 +172,7 @@ def _relative_update(network: TrainedNetwork) -> np.ndarray:
 
 def _over_seeds(of_seeds: Sequence[Table], number: Callable[[np.ndarray], np.ndarray]) -> Profile:
     values = np.array([number(one.values) for one in of_seeds])
-    return Profile(of_seeds[0].sites, values.mean(0), values.min(0), values.max(0))
+    return Profile(of_seeds[0].sites, *mean_and_range(values))
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

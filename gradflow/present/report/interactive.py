@@ -5,7 +5,7 @@ by `<select>` elements above the figure: they follow the page's colours, the key
 The page's script shows the traces whose `meta` agrees with all of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -81,6 +81,7 @@ def gradient_profiles(
     `mark` is a gradient size and a layer of its early profile to point at.
     """
     figure = _figure()
+    numbered = _is_numbered(band.layers for found in bands.values() for band in found)
     sizes = [
         one
         for one in GRADIENT_SIZES
@@ -92,11 +93,13 @@ def gradient_profiles(
             visible = (band.size, window) == (sizes[0], next(iter(bands)))
             profile = Profile(band.layers, 10**band.mean, 10**band.low, 10**band.high)
             _add_profile(figure, names.index(band.network), band.network, profile, visible=visible,
-                         meta=meta, said=f"<br>{WINDOWS[window]}")  # fmt: skip
+                         x=_places(band.layers, numbered), meta=meta,
+                         said=f"<br>{WINDOWS[window]}")  # fmt: skip
     if mark is not None:
-        _add_mark(figure, *mark, visible=mark[0] == sizes[0])
+        early = [band for band in bands.get("early", ()) if band.size == mark[0]]
+        _add_marks(figure, early, mark[1], names, numbered, visible=mark[0] == sizes[0])
     figure.update_yaxes(type="log", exponentformat="power", title=axis_of(sizes[0]))
-    figure.update_xaxes(title="layer, input at the left")
+    figure.update_xaxes(title=_axis_of_layers(numbered))
     words = {size: f"{GRADIENT_SIZES[size].symbol}, {_words(size)}" for size in sizes}
     windows = {window: WINDOWS[window] for window in bands}
     return figure, [Choice("size", "measure", words), Choice("window", "when", windows)]
@@ -107,15 +110,18 @@ def layer_profiles(
 ) -> go.Figure:
     """One measure by depth of each network; its style follows from its place in `names`."""
     figure = _figure()
+    numbered = _is_numbered(profile.layers for profile in profiles.values())
     for name, profile in profiles.items():
-        _add_profile(figure, names.index(name), name, profile)
+        x = _places(profile.layers, numbered)
+        _add_profile(figure, names.index(name), name, profile, x=x)
     figure.update_yaxes(title=measure.axis)
     if measure.log:
         figure.update_yaxes(type="log", exponentformat="power")
     else:
-        highest = max(float(np.nanmax(profile.high)) for profile in profiles.values())
-        figure.update_yaxes(range=[0, 1.05 * max(highest, SMALLEST)])
-    figure.update_xaxes(title="layer, input at the left")
+        highs = np.concatenate([profile.high for profile in profiles.values()])
+        highest = float(np.max(highs, where=np.isfinite(highs), initial=SMALLEST))
+        figure.update_yaxes(range=[0, 1.05 * highest])
+    figure.update_xaxes(title=_axis_of_layers(numbered))
     return figure
 
 
@@ -156,7 +162,7 @@ def curves(
         for values, part in zip(parts, ("training", "validation"), strict=True):
             x = np.arange(1, values.shape[1] + 1)
             profile = Profile(tuple(map(str, x)), *mean_and_range(values))
-            _add_profile(figure, i, f"{name}, {part}", profile, thin=part == "training", x=x,
+            _add_profile(figure, i, f"{name}, {part}", profile, x=x, thin=part == "training",
                          at="epoch ")  # fmt: skip
     ends = rate_ticks(lr)
     figure.add_scatter(
@@ -198,14 +204,31 @@ def _figure() -> go.Figure:
     return figure
 
 
+def _is_numbered(layers: Iterable[tuple[str, ...]]) -> bool:
+    """Whether the networks have other layers, which then have no names in common on an axis.
+
+    Plotly would put the names that only the second network has behind those of the first.
+    """
+    return len(set(layers)) > 1
+
+
+def _places(layers: Sequence[str], numbered: bool) -> Sequence[str] | np.ndarray:
+    """Where the layers stand on the axis: by name, or by number from the input."""
+    return np.arange(1, len(layers) + 1) if numbered else layers
+
+
+def _axis_of_layers(numbered: bool) -> str:
+    return "layer, counted from the input" if numbered else "layer, input at the left"
+
+
 def _add_profile(
     figure: go.Figure, i: int, name: str, profile: Profile,
-    *, visible: bool = True, thin: bool = False, x: np.ndarray | None = None,
+    *, x: Sequence[str] | np.ndarray, visible: bool = True, thin: bool = False,
     meta: Mapping[str, str] | None = None, at: str = "", said: str = "",
 ) -> None:  # fmt: skip
-    """A line and the band of its seeds. Hovering shows `at`, where it is, and what is `said`."""
-    places = list(profile.layers) if x is None else list(x)
-    color = str(STYLES[i % len(STYLES)]["color"])
+    """A line and the band of its seeds. Hovering shows `at`, the layer, and what is `said`."""
+    places = list(x)
+    color = _color(i)
     edges = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "visible": visible,
              "meta": meta}  # fmt: skip
     figure.add_scatter(x=places, y=profile.low, mode="lines", **edges)
@@ -216,25 +239,39 @@ def _add_profile(
         mode="lines" if thin else "lines+markers",
         line={"color": color, "dash": DASHES[i % len(DASHES)], "width": 1 if thin else 2},
         marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 6},
-        customdata=np.stack([profile.low, profile.high], axis=-1),
-        hovertemplate=f"{at}%{{x}}: %{{y:.3g}} "
+        customdata=np.stack([profile.low, profile.high], axis=-1), text=list(profile.layers),
+        hovertemplate=f"{at}%{{text}}: %{{y:.3g}} "
         f"(seeds %{{customdata[0]:.3g}} to %{{customdata[1]:.3g}}){said}",
     )  # fmt: skip
 
 
-def _add_mark(figure: go.Figure, size: str, layer: str, *, visible: bool) -> None:
-    """A line across the early profile of one size, named in the legend."""
-    of_size = [one for one in figure.data if one.meta == {"size": size, "window": "early",
-                                                          "ylabel": axis_of(size)}]  # fmt: skip
-    values = np.concatenate([[], *(np.asarray(one.y, float) for one in of_size)])
+def _add_marks(
+    figure: go.Figure, bands: Sequence[Band], layer: str, names: Sequence[str], numbered: bool,
+    *, visible: bool,
+) -> None:  # fmt: skip
+    """A line across the early profile of one size, named in the legend.
+
+    Where layers are numbered one for each network, in which the layer has its own number.
+    """
+    values = 10.0 ** np.concatenate([[], *((one.mean, one.low, one.high) for one in bands)], None)
     usable = values[np.isfinite(values) & (values > 0)]
+    having = [one for one in bands if layer in one.layers]
     if not len(usable):
         return
-    figure.add_scatter(
-        x=[layer, layer], y=[usable.min(), usable.max()], mode="lines", visible=visible,
-        name=f"differ most: {layer}", meta=of_size[0].meta, hoverinfo="skip",
-        line={"color": "#888", "width": 1.5, "dash": "dot"},
-    )  # fmt: skip
+    for band in having if numbered else having[:1]:
+        place = _places(band.layers, numbered)[band.layers.index(layer)]
+        figure.add_scatter(
+            x=[place, place], y=[usable.min(), usable.max()], mode="lines", visible=visible,
+            name=f"differ most: {layer}{f' of {band.network}' if numbered else ''}",
+            meta={"size": band.size, "window": "early", "ylabel": axis_of(band.size)},
+            hoverinfo="skip",
+            line={"color": _color(names.index(band.network)) if numbered else "#888",
+                  "width": 1.5, "dash": "dot"},
+        )  # fmt: skip
+
+
+def _color(i: int) -> str:
+    return str(STYLES[i % len(STYLES)]["color"])
 
 
 def _pale(color: str) -> str:

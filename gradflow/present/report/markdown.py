@@ -4,10 +4,12 @@ import html
 import re
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 from gradflow.present.report.chart import SECTIONS, Chart
 from gradflow.present.report.content import Report
 from gradflow.present.report.rows import accuracy_rows, arm_rows, class_rows, mistakes
+from gradflow.present.report.saliency import NO_MAPS
 from gradflow.present.report.words import (
     again,
     data_lines,
@@ -21,7 +23,7 @@ from gradflow.present.report.words import (
     setting,
     status,
 )
-from gradflow.present.study_view import remarks
+from gradflow.present.study_view import gap_lines, remarks
 
 
 def markdown(report: Report, found: Sequence[Chart], folder: str) -> str:
@@ -35,25 +37,19 @@ def markdown(report: Report, found: Sequence[Chart], folder: str) -> str:
         *map(plain, (*sentences(report), differs(report), how_sure(report), *report.missing)),
     ]
     for section, heading in SECTIONS.items():
-        pictures = [chart for chart in found if chart.section == section]
-        if pictures:
-            lines.append(f"## {heading}")
-        for chart in pictures:
-            title, caption = plain(chart.title), plain(chart.caption)
-            lines += [f"![{title}]({folder}/{chart.key}.png)", f"*{title}.* {caption}"]
-        if section == "study" and report.study is not None:
-            lines += [_arm_table(report), *map(plain, remarks(report.study))]
-    lines += _verdict_lines(report)
-    lines += _trained_lines(report)
-    if data := data_lines(report):
-        lines += ["## Data", *map(plain, data)]
-    if report.environments:
-        lines.append("## Do it again")
-    for versions, typed in again(report):
-        lines += ["\n".join(("```bash", *typed, "```")), plain(versions)]
-    if report.config:
-        config = (f"{name}: {value}" for name, value in report.config.items())
-        lines += ["The config of the first run:", "\n".join(("```yaml", *config, "```"))]
+        body = [
+            *_before(report, section),
+            *_pictures([chart for chart in found if chart.section == section], folder),
+            *_after(report, section),
+        ]
+        lines += [f"## {heading}", *body] if body else []
+    lines += [
+        *_mistakes(report),
+        *_saliency(report, folder),
+        *_verdict_lines(report),
+        *_data(report),
+        *_again(report),
+    ]
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
@@ -66,21 +62,73 @@ def plain(text: str) -> str:
     return re.sub(r"([\\\[\]*])", r"\\\1", html.escape(text, quote=False))
 
 
-def _trained_lines(report: Report) -> list[str]:
-    """The tables, the test between the networks and the worst mistakes; none without training."""
+def _pictures(found: Sequence[Chart], folder: str) -> list[str]:
+    lines = []
+    for chart in found:
+        title = plain(chart.title)
+        lines += [_image(title, folder, chart.key), f"*{title}.* {plain(chart.caption)}"]
+    return lines
+
+
+def _image(title: str, folder: str, name: str) -> str:
+    """A link may hold no space."""
+    return f"![{title}]({quote(f'{folder}/{name}.png')})"
+
+
+def _before(report: Report, section: str) -> list[str]:
+    """What stands above the figures of a section."""
+    if section == "study" and report.study is not None:
+        gaps, rest = (map(plain, of(report.study)) for of in (gap_lines, remarks))
+        return [*gaps, _arm_table(report), *rest]
+    lines = []
+    if section == "classes":
+        for name, classes in class_rows(report).items():
+            lines += [f"### {plain(name)}, class by class", _class_table(classes)]
+    return lines
+
+
+def _after(report: Report, section: str) -> list[str]:
+    """What stands below them."""
     rows = accuracy_rows(report)
-    if not rows:
-        return []
-    lines = ["## Accuracy on test images", _accuracy_table(rows)]
-    lines += [_items([*published_lines(report), *mcnemar_lines(report)])]
-    for name, classes in class_rows(report).items():
-        lines += [f"### {plain(name)}, class by class", _class_table(classes)]
+    if section == "training" and rows:
+        title = "### Accuracy after the last epoch"
+        return [title, _accuracy_table(rows), _items(published_lines(report))]
+    lines = mcnemar_lines(report) if section == "classes" else []
+    return [_items(lines)] if lines else []
+
+
+def _mistakes(report: Report) -> list[str]:
     worst = [
         f"{one['network']}: {one['label']} taken for {one['predicted']}, "
         f"{one['probability']:.0%} sure"
         for one in mistakes(report)
     ]
-    return [*lines, "## Worst mistakes, of the first seed", _items(worst)] if worst else lines
+    return ["## Worst mistakes", "Of the first seed.", _items(worst)] if worst else []
+
+
+def _saliency(report: Report, folder: str) -> list[str]:
+    if not report.class_names:
+        return []
+    lines = ["## Saliency"]
+    for one in report.saliency:
+        heading = plain(one.heading)
+        lines += [f"### {heading}", _image(heading, folder, one.name), plain(one.caption)]
+    return lines if report.saliency else [*lines, NO_MAPS]
+
+
+def _data(report: Report) -> list[str]:
+    lines = data_lines(report)
+    return ["## Data", *map(plain, lines)] if lines else []
+
+
+def _again(report: Report) -> list[str]:
+    lines = ["## Do it again"] if report.environments else []
+    for versions, typed in again(report):
+        lines += ["\n".join(("```bash", *typed, "```")), plain(versions)]
+    if report.config:
+        config = (f"{name}: {value}" for name, value in report.config.items())
+        lines += ["The config of the first run:", "\n".join(("```yaml", *config, "```"))]
+    return lines
 
 
 def _items(lines: Sequence[str]) -> str:
@@ -109,12 +157,12 @@ def _verdict_lines(report: Report) -> list[str]:
     if verdict is None:
         return []
     return [
-        "## Why",
+        "## Why, and the rivals",
         "\n".join(
             f"- {one.key}, {plain(one.title)}: {status(one)}. {plain(one.question)}"
             for one in (*verdict.links, *verdict.rivals)
         ),
-        "## Next",
+        "### Next",
         "\n".join(f"{i}. {step}" for i, step in enumerate(verdict.next_steps, start=1)),
     ]
 
@@ -131,7 +179,7 @@ def _arm_table(report: Report) -> str:
 
 def _accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
-        "| network | seed | epochs | train | test (95 %) | balanced | test loss |",
+        "| network | seed | epochs | train | test (95 % over test images) | balanced | test loss |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -16,7 +16,9 @@ from gradflow.present.report import interactive
 from gradflow.present.report.chart import SECTIONS, Chart, save_charts
 from gradflow.present.report.content import Report
 from gradflow.present.report.markdown import markdown
+from gradflow.present.report.numbers import numbers
 from gradflow.present.report.rows import accuracy_rows, arm_rows, class_rows, data_uri, mistakes
+from gradflow.present.report.saliency import NO_MAPS, SaliencyPicture, webp
 from gradflow.present.report.words import (
     again,
     commands,
@@ -68,7 +70,8 @@ def html(report: Report, found: Sequence[Chart], *, static: bool = False) -> str
         gaps=[] if report.study is None else gap_lines(report.study),
         study_remarks=[] if report.study is None else remarks(report.study),
         again=again(report),
-        saliency=[(path.stem, data_uri(path.read_bytes(), "png")) for path in report.saliency],
+        saliency=[(one, _maps_in_page(one)) for one in report.saliency],
+        no_maps=NO_MAPS,
         date=date.today().isoformat(),
     )  # fmt: skip
 
@@ -77,6 +80,7 @@ def to_json(report: Report) -> dict[str, Any]:
     """The numbers of the page, as plain JSON types."""
     content: dict[str, Any] = _finite(
         _answer(report)
+        | numbers(report)
         | {
             "mcnemar": report.mcnemar(),
             "mistakes": mistakes(report),
@@ -89,6 +93,16 @@ def to_json(report: Report) -> dict[str, Any]:
         }
     )
     return content
+
+
+def page_path(path: Path) -> Path:
+    """Where the page goes; a name without a suffix gets .html. Raises ValueError for another."""
+    if path.suffix.lower() not in ("", ".html", ".htm"):
+        raise ValueError(
+            f"Expected the name of a page, which ends in .html, but got {path.name}. Markdown and "
+            "JSON are written beside it under the same name."
+        )
+    return path if path.suffix else path.with_suffix(".html")
 
 
 def write(
@@ -108,6 +122,8 @@ def write(
     for file, text in pages.items():
         file.write_text(text, encoding="utf-8")
     save_charts(found, folder)
+    for picture in report.saliency:
+        picture.copy_to(folder)
     return [*pages, folder]
 
 
@@ -144,11 +160,23 @@ def _finite(value: Any) -> Any:
 def _body(chart: Chart, static: bool) -> Markup:
     if chart.interact is not None and not static:
         return Markup(chart.interact())  # noqa: S704 plotly escapes for <script>
-    light, dark = _svg(chart, "light"), _svg(chart, "dark")
+    return _picture(_svg(chart, "light"), _svg(chart, "dark"), chart.title)
+
+
+def _maps_in_page(picture: SaliencyPicture) -> Markup:
+    light = data_uri(webp(picture.path), "webp")
+    dark = None if picture.dark is None else data_uri(webp(picture.dark), "webp")
+    return _picture(light, dark, picture.heading)
+
+
+def _picture(light: str, dark: str | None, title: str) -> Markup:
+    """A picture that is light or dark as the page is; light alone where there is no dark one."""
+    image = Markup('<img src="{}" alt="{}">').format(light, title)
+    if dark is None:
+        return image
     return Markup(
-        '<picture><source srcset="{}" media="(prefers-color-scheme: dark)">'
-        '<img src="{}" alt="{}"></picture>'
-    ).format(dark, light, chart.title)
+        '<picture><source srcset="{}" media="(prefers-color-scheme: dark)">{}</picture>'
+    ).format(dark, image)
 
 
 def _svg(chart: Chart, theme: plots.Theme) -> str:

@@ -1,8 +1,9 @@
 """What a report says in sentences, the same in every form: page, Markdown, JSON, terminal."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,8 @@ def setting(report: Report) -> str:
     epochs = f"{n_epochs[0]}" if len(n_epochs) == 1 else f"{n_epochs[0]} to {n_epochs[-1]}"
     counts = report.data["split"]["counts"]
     return (
-        f"{' and '.join(report.names)}, trained for {epochs} epoch{'s' * (epochs != '1')} on "
+        f"{' and '.join(report.trained_names)}, trained for {epochs} "
+        f"epoch{'s' * (epochs != '1')} on "
         f"{report.data['audit']['name']}: {len(report.class_names)} classes, {counts['train']} "
         f"training and {counts['test']} test images, seed{'s' * (len(report.seeds) > 1)} "
         f"{', '.join(map(str, report.seeds))}."
@@ -57,8 +59,8 @@ def how_sure(report: Report) -> str:
     """What the answer rests on: seeds, intervals, and the instrument."""
     n = len(report.seeds)
     several = "trainings of each network, paired by seed" if len(report.names) > 1 else "trainings"
-    tests = "; every interval is 95 % over seeds, and the tests of one family are corrected by "
-    tests = f"{tests}Holm's method" if report.verdict is not None else ""
+    tests = "; intervals are 95 %, over seeds where nothing else is said, and the tests of one "
+    tests = f"{tests}family are corrected by Holm's method" if report.verdict is not None else ""
     seeds = (
         f"{n} {several}{tests}"
         if n > 1
@@ -158,8 +160,8 @@ def published_lines(report: Report) -> list[str]:
     return [
         f"{name} as published: accuracy {found['train_accuracy']:.3f} in training, "
         f"{found['test_accuracy']:.3f} on {found['n_test']} test images of a random split."
-        for name in report.names
-        if report.trained and (found := published(name, report.class_names))
+        for name in report.trained_names
+        if (found := published(name, report.class_names))
     ]
 
 
@@ -169,23 +171,32 @@ def data_lines(report: Report) -> list[str]:
         return []
     audit, split = report.data["audit"], report.data["split"]
     counts, n = split["counts"], split["counts"]["near_contaminated"]
-    n_exact, n_near = len(audit["exact_twins"]), len(audit["near_twins"])
-    n_conflicts = len(audit["conflicts"]) + len(audit["near_conflicts"])
+    is_near = audit["near_bits"] is not None  # else near twins were not looked for
+    copy = "a copy, or a near one," if is_near else "an exact copy"
     copies = (
-        f"{n} of {counts['test']} test images have a copy, or a near one, in the training set: "
+        f"{n} of {counts['test']} test images have {copy} in the training set: "
         "their accuracy measures memory."
         if n
-        else "No test image has a copy, or a near one, in the training set."
+        else f"No test image has {copy} in the training set."
     )
     same = " Validation and test set are the same images." * bool(split["validation_is_test"])
     return [
-        f"{audit['name']}: {audit['n_images']} images, of which {audit['n_distinct']} are distinct "
-        f"and {audit['n_near_distinct']} look distinct: {n_exact} groups of exact twins and "
-        f"{n_near} of near ones. {n_conflicts} groups of twins have different labels; "
+        f"{audit['name']}: {audit['n_images']} images, of which {_twins(audit, is_near)} "
+        f"{len(audit['near_conflicts'])} groups of twins have different labels; "
         f"{len(audit['bad'])} images cannot be read.",
         f"Split {split['kind']}: {counts['train']} train, {counts['validation']} validation, "
         f"{counts['test']} test, {counts['set_aside']} copies set aside.{same} {copies}",
     ]
+
+
+def _twins(audit: Mapping[str, Any], is_near: bool) -> str:
+    distinct, exact = f"{audit['n_distinct']} are distinct", len(audit["exact_twins"])
+    if not is_near:
+        return f"{distinct}: {exact} groups of exact twins. Near twins were not looked for."
+    return (
+        f"{distinct} and {audit['n_near_distinct']} look distinct: {exact} groups of exact twins "
+        f"and {len(audit['near_twins'])} of near ones."
+    )
 
 
 def status(finding: Finding) -> str:

@@ -1,0 +1,107 @@
+"""The numbers behind the figures of a report, as plain types; and what is pooled over seeds."""
+
+from typing import Any
+
+import numpy as np
+
+from gradflow.analysis.overview import Band
+from gradflow.analysis.profile import GRADIENT_SIZES
+from gradflow.present.report.content import Report
+from gradflow.present.report.depth import ACTIVATIONS, UPDATES, Measure, Profile
+from gradflow.present.report.rows import evaluated
+from gradflow.present.report.saliency import maps_of
+from gradflow.training.classes import part_reliability
+from gradflow.training.evaluate import Reliability, reliability
+
+
+def numbers(report: Report) -> dict[str, Any]:
+    """What every figure of the page draws, by its kind."""
+    return {
+        "profiles": {
+            window: [_band(one) for one in found] for window, found in report.bands.items()
+        },
+        "activations": _by_depth(report.activations, ACTIVATIONS),
+        "updates": _by_depth(report.updates, UPDATES),
+        "curves": _curves(report),
+        "confusion": {
+            name: {"classes": list(report.class_names), "counts": matrix.tolist()}
+            for name, matrix in confusions(report).items()
+        },
+        "calibration": {
+            name: {
+                "confidence": one.confidence.tolist(),
+                "accuracy": one.accuracy.tolist(),
+                "n": one.n.tolist(),
+                "expected_error": one.calibration_error,
+            }
+            for name, one in reliabilities(report).items()
+        },
+        "saliency": [one.to_json() for one in maps_of(report.saliency)],
+    }
+
+
+def confusions(report: Report) -> dict[str, np.ndarray]:
+    """Network -> counts (true class, answer) of all seeds on the test images."""
+    return {
+        name: np.sum([part["confusion_matrix"] for part in evaluated(report, name)], axis=0)
+        for name in report.trained_names
+    }
+
+
+def reliabilities(report: Report) -> dict[str, Reliability]:
+    """Network -> how sure and how right, all seeds together; without those that kept neither."""
+    pooled = {}
+    for name in report.trained_names:
+        parts = evaluated(report, name)
+        if all(part_reliability(part) is not None for part in parts):
+            sure = np.concatenate([np.max(part["probabilities"], axis=1) for part in parts])
+            right = np.concatenate([np.asarray(part["is_right"], bool) for part in parts])
+            pooled[name] = reliability(sure, right)
+    return pooled
+
+
+def _band(band: Band) -> dict[str, Any]:
+    """The values themselves: a Band holds their log10."""
+    return {
+        "network": band.network,
+        "size": band.size,
+        "unit": GRADIENT_SIZES[band.size].unit,
+        "layers": list(band.layers),
+        "mean": (10**band.mean).tolist(),
+        "low": (10**band.low).tolist(),
+        "high": (10**band.high).tolist(),
+    }
+
+
+def _by_depth(
+    found: dict[str, dict[str, Profile]], measures: dict[str, Measure]
+) -> dict[str, dict[str, Any]]:
+    return {
+        measure: {
+            name: {
+                "unit": measures[measure].axis,
+                "layers": list(one.layers),
+                "mean": one.mean.tolist(),
+                "low": one.low.tolist(),
+                "high": one.high.tolist(),
+            }
+            for name, one in profiles.items()
+        }
+        for measure, profiles in found.items()
+    }
+
+
+def _curves(report: Report) -> list[dict[str, Any]]:
+    """By epoch, as they are drawn; the losses of single steps stay in the run."""
+    return [
+        {
+            "network": name,
+            "seed": one.seed,
+            "history": [
+                {key: value for key, value in epoch.items() if key != "step_losses"}
+                for epoch in one.history
+            ],
+        }
+        for name in report.trained_names
+        for one in report.of(name)
+    ]

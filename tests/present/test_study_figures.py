@@ -1,0 +1,91 @@
+"""The figures of a study: what they say, and that they say it once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradflow.present import plots
+from gradflow.present.report.charts_of_study import study_charts
+from gradflow.present.report.content import Report
+from gradflow.present.study_figures import finding, save_study_figures, study_figures
+from gradflow.studies import Results, Study, results
+from gradflow.studies.outcomes import Outcome
+
+SKIP = "strength of the skip connections"
+WOBBLE = (0.01, -0.006, -0.004)  # of the losses over seeds: together 0
+LOSSES = {  # of the accused and of the reference network, None where the arm does not treat it
+    "baseline": (1.4, 0.76),
+    "half": (None, 0.9),
+    "quarter": (None, 1.21),
+    "low": (1.5, 0.8),
+    "high": (1.3, 0.7),
+}
+
+
+def doses(**changes: float) -> Results:
+    arms: dict[str, Any] = {
+        name: {
+            "tests": "skip", "networks": "reference", "intervene": f"skip(alpha={dose})",
+            "series": SKIP, "dose": dose, "dose_without": 1.0,
+        }
+        for name, dose in (("half", 0.5), ("quarter", 0.25))
+    }  # fmt: skip
+    arms |= {
+        name: {"tests": "rate", "set": {"lr": lr}, "series": "learning rate", "dose": lr}
+        for name, lr in (("low", 0.0001), ("high", 0.01))
+    }
+    content = {
+        "base": {"data": "digits", "epochs": 2}, "accused": "plain_18", "reference": "resnet_18",
+        "seeds": 3, "restores": "half", "arms": arms,
+    }  # fmt: skip
+    return results(
+        Study.read(content, name="study", changes={}),
+        {
+            (arm, place, seed): Outcome(changes.get(arm, loss) + wobble, 0.5)
+            for arm, levels in LOSSES.items()
+            for place, loss in zip(("accused", "reference"), levels, strict=True)
+            if loss is not None
+            for seed, wobble in enumerate(WOBBLE)
+        },
+    )
+
+
+def test_the_title_of_a_dose_says_how_the_loss_answers() -> None:
+    titles = {one.name: one.title for one in study_figures(doses())}
+    assert titles["dose-strength-of-the-skip-connections"] == (
+        f"Training loss of resnet_18 goes from 0.76 at 1 to 1.21 at 0.25 ({SKIP})"
+    )
+    assert titles["dose-learning-rate"] == (
+        "Training loss of plain_18 goes from 1.50 at 0.0001 to 1.30 at 0.01, that of resnet_18 "
+        "goes from 0.80 at 0.0001 to 0.70 at 0.01 (learning rate)"
+    )
+
+
+def test_a_dose_that_diverged_is_no_end_of_the_answer() -> None:
+    titles = {one.name: one.title for one in study_figures(doses(quarter=float("nan")))}
+    assert "from 0.76 at 1 to 0.90 at 0.5 " in titles["dose-strength-of-the-skip-connections"]
+
+
+def test_a_figure_of_a_study_has_its_title_in_its_file_and_not_in_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = doses()
+    report = Report(names=("plain_18", "resnet_18"), seeds=(0, 1, 2), study=found)
+    saved = {}
+    save = plots.save
+    monkeypatch.setattr(
+        plots, "save", lambda figure, path: saved.setdefault(save(figure, path).name, figure)
+    )
+    save_study_figures(found, tmp_path)
+    for chart in study_charts(report):
+        assert not said_in(chart.draw())
+        (title,) = said_in(saved[f"{chart.key}.png"])
+        assert " ".join(title.split()) == chart.title
+    (title,) = said_in(saved["forest.png"])
+    assert " ".join(title.split()) == finding(found)
+
+
+def said_in(figure: plots.Figure) -> list[str]:
+    titles = (figure.get_suptitle(), *(ax.get_title() for ax in figure.axes))
+    return [title for title in titles if title]
