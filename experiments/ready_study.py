@@ -1,0 +1,52 @@
+"""A ready study, and what is kept of it: results, verdict and figures in results/studies/.
+
+    python experiments/ready_study.py digits
+    python experiments/ready_study.py vanishing-control
+    python experiments/ready_study.py photographs-64px --data PHOTOGRAPHS
+
+Claim: which share of the gap between two networks each arm of the study file takes away. The file, with
+its thresholds, was committed before the trainings that it judges. A study that was stopped goes on where
+it stands. Times: README.md beside this file.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from gradflow.present.study_figures import save_study_figures
+from gradflow.present.study_view import results_view
+from gradflow.studies import Engine, Study, StudyDir, run_study
+from gradflow.studies.diagnosis import judge_study
+
+HERE = Path(__file__).parent
+RAW = argparse.RawTextHelpFormatter
+RESULTS = HERE / "results" / "studies"
+
+
+def main() -> None:
+    names = sorted(path.stem for path in (HERE / "studies").glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
+    parser.add_argument("study", choices=names)
+    parser.add_argument("--data", help="the images, in place of those of the study file")
+    parser.add_argument("--out", type=Path, help="the study's folder; by default studies/NAME")
+    options = parser.parse_args()
+    changes = {} if options.data is None else {"data": options.data}
+    study = Study.load(HERE / "studies" / f"{options.study}.yaml", changes)
+    folder = StudyDir(options.out or Path("studies") / options.study)
+    found = run_study(study, folder, Engine())
+    Console(width=160).print(results_view(found))
+    keep(options.study, "", found.to_json())
+    keep(options.study, "-verdict", judge_study(folder, found).to_json())
+    for figure in save_study_figures(found, folder.figures):
+        (RESULTS / f"{options.study}-{figure.name}").write_bytes(figure.read_bytes())
+
+
+def keep(name: str, what: str, content: object) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    (RESULTS / f"{name}{what}.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
