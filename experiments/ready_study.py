@@ -4,9 +4,9 @@
     python experiments/ready_study.py vanishing-control
     python experiments/ready_study.py photographs-64px --data PHOTOGRAPHS
 
-Claim: which share of the gap between two networks each arm of the study file takes away. The file, with
-its thresholds, was committed before the trainings that it judges. A study that was stopped goes on where
-it stands. Times: README.md beside this file.
+Claim: which share of the gap between two networks each arm of the study file takes away. The file,
+with its thresholds, was committed before the trainings that it judges. A study that was stopped
+goes on where it stands. README.md beside this file has the tables and the times.
 """
 
 import argparse

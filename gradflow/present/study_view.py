@@ -190,6 +190,11 @@ def why_line(one: ArmResult) -> str | None:
     return f"{one.arm.name}: {judged.why}" if judged is not None and judged.why else None
 
 
+def all_checks(found: Results) -> list[str]:
+    """What every arm that may be a cause was to change, and what it did."""
+    return [line for one in found.causes for line in check_lines(one)]
+
+
 def check_lines(one: ArmResult, *, failed_only: bool = False) -> list[str]:
     """What was measured of the change that an arm makes, beside what it should have been."""
     return [

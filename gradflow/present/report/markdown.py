@@ -23,7 +23,7 @@ from gradflow.present.report.words import (
     setting,
     status,
 )
-from gradflow.present.study_view import gap_lines, remarks
+from gradflow.present.study_view import all_checks, gap_lines, remarks
 
 
 def markdown(report: Report, found: Sequence[Chart], folder: str) -> str:
@@ -79,7 +79,9 @@ def _before(report: Report, section: str) -> list[str]:
     """What stands above the figures of a section."""
     if section == "study" and report.study is not None:
         gaps, rest = (map(plain, of(report.study)) for of in (gap_lines, remarks))
-        return [*gaps, _arm_table(report), *rest]
+        checks = all_checks(report.study)
+        measured = ["What each arm changed, measured:", _items(checks)] if checks else []
+        return [*gaps, _arm_table(report), *rest, *measured]
     lines = []
     if section == "classes":
         for name, classes in class_rows(report).items():

@@ -33,7 +33,7 @@ from gradflow.present.report.words import (
     setting,
     status,
 )
-from gradflow.present.study_view import gap_lines, remarks
+from gradflow.present.study_view import all_checks, gap_lines, remarks
 
 SIGNATURE = "gradient-profiles"  # the figure that stands on the first screen
 
@@ -69,6 +69,7 @@ def html(report: Report, found: Sequence[Chart], *, static: bool = False) -> str
         arms=arm_rows(report),
         gaps=[] if report.study is None else gap_lines(report.study),
         study_remarks=[] if report.study is None else remarks(report.study),
+        checks=[] if report.study is None else all_checks(report.study),
         again=again(report),
         saliency=[(one, _maps_in_page(one)) for one in report.saliency],
         no_maps=NO_MAPS,
