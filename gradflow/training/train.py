@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -175,6 +176,7 @@ def train_network(
     model = build_network(network.arch, len(data.class_names), config, seed=network.seed)
     intervening = Intervening(network, config, data)
     intervening.start(model)
+    first = {name: weight.cpu().clone() for name, weight in _weights(model).items()}
     state = start_training(model, config, accelerator)
     history, saved = _go_back_to_checkpoint(network, state)
     # Before the Recorder, which then sees gradients as the optimizer receives them.
@@ -212,7 +214,7 @@ def train_network(
     if accelerator.is_main_process:
         saver.finish(state, history)
         intervening.save_checks(state)
-        _evaluate_network(network, state, data, recorder, intervening)
+        _evaluate_network(network, state, data, recorder, intervening, first)
         network.checkpoint.unlink(missing_ok=True)
         # Last, when all else is on disk: a defect here must not cost the training.
         measure_rivals(network, config, data, accelerator)
@@ -346,14 +348,18 @@ def _evaluate_network(
     data: Data,
     recorder: Recorder | None,
     intervening: Intervening,
+    first: Mapping[str, Tensor],
 ) -> None:
-    """Look at the test set, once: with the weights of the last and of the best epoch."""
+    """Look at the test set, once: with the weights of the last and of the best epoch.
+
+    `first` are the weights before training, to tell how far they have turned.
+    """
     evaluation: dict[str, Any] = {}
     text = []
     epochs: dict[Weights, int] = {"last": state.epoch - 1, "best": state.best_epoch}
     for which, epoch in epochs.items():
         state.model.load_state_dict(load_tensors(network.weights(which)))
-        evaluation[which] = {"epoch": epoch}
+        evaluation[which] = {"epoch": epoch, "angle_from_start": _angles(first, state.model)}
         model = intervening.evaluated(state)
         for part in ("train", "validation", "test"):
             predictions = predict(model, data.plain(part), state.accelerator)
@@ -377,6 +383,21 @@ def _evaluate_network(
         text.append(original)
     network.report.write_text("\n".join(text), encoding="utf-8")
     network.save_evaluation(evaluation)
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Of convolutions and linear layers, by name: what has a direction."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.ndim > 1}
+
+
+def _angles(first: Mapping[str, Tensor], model: nn.Module) -> dict[str, float]:
+    """Between each weight and what it was first, in rad, as the measure `angle_from_start`."""
+    angles = {}
+    for name, weight in _weights(model).items():
+        now, before = (one.cpu().double().flatten() for one in (weight, first[name]))
+        chord = torch.linalg.vector_norm(now / now.norm() - before / before.norm())
+        angles[name] = float(2 * torch.asin((chord / 2).clamp(max=1)))
+    return angles
 
 
 def _recalibrated(

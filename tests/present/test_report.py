@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gradflow.analysis.case import Case
@@ -39,7 +40,7 @@ from gradflow.present.report.saliency import Maps, saliency_pictures
 from gradflow.record.trace import Table, Trace
 from gradflow.training import original
 from gradflow.training.evaluate import Predictions, evaluate
-from gradflow.training.rundir import RunDir
+from gradflow.training.rundir import RunDir, build_network
 
 HARM = "<script>alert(1)</script>"
 
@@ -413,9 +414,31 @@ def test_the_angle_travelled_is_that_of_the_last_step() -> None:
         np.arange(2), sites, ("conv.weight", "linear.weight"), np.ones(2, np.int64),
         {"angle_from_start": angle},
     )  # fmt: skip
-    profile = angles({"net": [trace, trace]})["angle_from_start"]["net"]
+    profile = angles({"net": [trace, trace]}, {})["angle_from_start"]["net"]
     np.testing.assert_array_equal(profile.mean, angle[-1])
-    assert angles({"net": [replace(trace, values={})]}) == {}
+    assert angles({"net": [replace(trace, values={})]}, {}) == {}
+
+
+@pytest.mark.parametrize("arch", ["plain_18", "resnet_18"])
+def test_the_angle_of_a_training_is_that_of_its_weights(
+    run: Path, report: Report, arch: str
+) -> None:
+    """By hand, from the weights on disk and the ones that the seed draws."""
+    config, by_seed = RunDir.open(run).config(), []
+    for seed in (0, 1):
+        trained = RunDir.open(run).network(arch, seed).load_model(config, 2, "last")
+        first, last = (
+            model.conv1.weight.detach().double().flatten()
+            for model in (build_network(arch, 2, config, seed=seed), trained)
+        )
+        by_seed.append(float(torch.acos(first @ last / first.norm() / last.norm())))
+    profile = report.updates["angle_from_start"][arch]
+    assert profile.layers[0] == "conv1"
+    assert not [layer for layer in profile.layers if "downsample" in layer]
+    assert profile.mean[0] == pytest.approx(np.mean(by_seed), rel=1e-5)
+    assert (profile.low[0], profile.high[0]) == pytest.approx(
+        (min(by_seed), max(by_seed)), rel=1e-5
+    )
 
 
 def trace_of_angles(angle: list[float]) -> Trace:
@@ -427,8 +450,8 @@ def trace_of_angles(angle: list[float]) -> Trace:
 
 def test_a_seed_whose_weights_are_not_finite_at_the_end_takes_no_angle_of_the_others() -> None:
     broken, whole = trace_of_angles([np.nan, np.nan]), trace_of_angles([0.3, 0.4])
-    assert angles({"net": [broken]}) == {}
-    found = angles({"bad": [broken], "net": [broken, whole]})["angle_from_start"]
+    assert angles({"net": [broken]}, {}) == {}
+    found = angles({"bad": [broken], "net": [broken, whole]}, {})["angle_from_start"]
     assert set(found) == {"net"}
     np.testing.assert_array_equal(found["net"].mean, [0.3, 0.4])
     np.testing.assert_array_equal(found["net"].high, [0.3, 0.4])

@@ -185,8 +185,9 @@ UPDATE_CAPTIONS = {
     "distance": "The sum over all steps of the relative size of the update. A layer that does not "
     "move does not learn, whatever its gradient; Adam moves layers alike, although their "
     "gradients differ.",
-    "angle_from_start": "Between the weights at the last recorded step and when the recording "
-    "began. Below BatchNorm the size of a weight has no effect, and the angle is what counts.",
+    "angle_from_start": "Between the weights at the end and at the start of the training, or of "
+    "what was recorded of a loop of one's own. Below BatchNorm the size of a weight has no effect, "
+    "and the angle is what counts.",
 }
 
 

@@ -171,7 +171,7 @@ def _judged(
     groups = {group[0].name: group for group in (case.accused, case.reference) if group}
     traces = load_traces(folders)
     found_activations = activations(traces)
-    found_updates = updates(groups) | angles(traces)
+    found_updates = updates(groups) | angles(traces, _turned(shown))
     return Report(
         names=tuple(groups),
         seeds=case.seeds,
@@ -190,6 +190,14 @@ def _judged(
         ),
         **_facts(shown),
     )
+
+
+def _turned(shown: Mapping[NetworkDir, str]) -> dict[str, list[dict[str, float]]]:
+    """Network -> per seed, how far each weight turned; without those of older versions."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for network, name in shown.items():
+        found.setdefault(name, []).append(network.evaluation()["last"].get("angle_from_start", {}))
+    return {name: of_seeds for name, of_seeds in found.items() if all(of_seeds)}
 
 
 def _folders(runs: Sequence[Path], case: Case) -> dict[str, list[Path]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gradflow.analysis.layers import main_path
 from gradflow.analysis.network import TrainedNetwork, distance_travelled
 from gradflow.analysis.profile import (
     GRADIENT_SIZES,
@@ -133,15 +134,30 @@ def activations(traces: Traces) -> dict[str, dict[str, Profile]]:
     return found
 
 
-def angles(traces: Traces) -> dict[str, dict[str, Profile]]:
-    """How far each weight of the path had turned at the last recorded step; empty if unknown."""
+def angles(
+    traces: Traces, at_end: Mapping[str, Sequence[Mapping[str, float]]]
+) -> dict[str, dict[str, Profile]]:
+    """How far each weight of the path had turned at the end; empty if unknown.
+
+    `at_end` holds, by network and seed, what trainings say of each weight; of records of one's own
+    loop it is the last recorded step.
+    """
     measure = "angle_from_start"
-    found = {
-        name: _over_seeds([weight_table(trace, measure) for trace in of_seeds], lambda v: v[-1])
-        for name, of_seeds in traces.items()
-        if all(measure in trace.values for trace in of_seeds)
-    }
+    found = {}
+    for name, of_seeds in traces.items():
+        if name in at_end:
+            found[name] = _of_weights(of_seeds[0], at_end[name])
+        elif all(measure in trace.values for trace in of_seeds):
+            tables = [weight_table(trace, measure) for trace in of_seeds]
+            found[name] = _over_seeds(tables, lambda values: values[-1])
     return {measure: known} if (known := _known(found)) else {}
+
+
+def _of_weights(trace: Trace, by_seed: Sequence[Mapping[str, float]]) -> Profile:
+    """Of numbers by weight, one mapping per seed, those on the path."""
+    path = main_path(trace)
+    values = np.array([[one.get(layer.weight, np.nan) for layer in path] for one in by_seed])
+    return Profile(tuple(layer.name for layer in path), *mean_and_range(values))
 
 
 def _known(profiles: Mapping[str, Profile]) -> dict[str, Profile]:
