@@ -21,6 +21,7 @@ from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.overview import Band, bands
 from gradflow.analysis.profile import weight_table
+from gradflow.analysis.statistics import Interval
 from gradflow.cli import main
 from gradflow.present import plots
 from gradflow.present.report import interactive, page, words
@@ -112,6 +113,24 @@ def test_the_layer_that_differs_most_is_the_largest_ratio_of_the_comparison(repo
     assert found[1].layer == largest.layer
     place = f"at {largest.layer}, layer {rows.index(largest) + 1} of {len(rows)} from the input:"
     assert place in words.differs(report)
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (1.0, "10 times as large in plain_18 as in resnet_18 (95 % 3.2 to 1e+02)"),
+        (-1.0, "10 times as large in resnet_18 as in plain_18 (95 % 1 to 32)"),
+    ],
+)
+def test_the_factor_between_the_networks_is_said_above_one(
+    report: Report, log: float, said: str
+) -> None:
+    (comparison,) = (
+        one for one in report.comparisons if (one.size, one.at) == ("output_gradient", "equal step")
+    )
+    layer = replace(comparison.layers[0], ratio=Interval(log, log - 0.5, log + 1.0, 0.1, 5))
+    one = replace(comparison, layers=(layer,))
+    assert said in words.differs(replace(report, comparisons=(one,)))
 
 
 def test_a_class_called_a_script_cannot_run(text: str) -> None:

@@ -18,7 +18,7 @@ from gradflow.present.plots.saliency import (
     overlay,
     title,
 )
-from gradflow.present.plots.style import new_figure
+from gradflow.present.plots.style import TITLE_SIZE, new_figure, wrapped
 
 MOST_CLASSES = 20  # rows of a gallery that can still be printed; the scores hold all classes
 CLASSES_PER_ROW = 5  # mean maps beside each other
@@ -82,7 +82,8 @@ def gallery_grid(name: str, gallery: ByClass, fig: Figure | None = None) -> list
         for cell, example in zip(cells, examples, strict=True):
             _draw_example(cell, gallery, example)
         axes.append([head, *cells])
-    fig.suptitle(_gallery_title(name, gallery, len(rows)), fontsize=10)
+    heading = wrapped(fig, _gallery_title(name, gallery, len(rows)))
+    fig.suptitle(heading, fontsize=TITLE_SIZE, parse_math=False)
     return axes
 
 
@@ -116,7 +117,7 @@ def mean_maps_grid(networks: Mapping[str, ByClass], fig: Figure | None = None) -
     fig.colorbar(ScalarMappable(norm, MAP_COLORS), cax=bar)
     bar.set_ylabel("mean of map / its maximum", fontsize=8)
     bar.tick_params(labelsize=8)
-    fig.suptitle(_mean_title(networks), fontsize=10)
+    fig.suptitle(wrapped(fig, _mean_title(networks)), fontsize=TITLE_SIZE, parse_math=False)
     return axes
 
 

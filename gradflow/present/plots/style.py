@@ -76,11 +76,17 @@ def add_title(fig: Figure, text: str) -> Figure:
     >>> fig.get_suptitle()
     'The recall of bakso differs most, by\\n+0.12'
     """
-    lines = textwrap.wrap(text, int(TITLE_CHARACTERS * fig.get_figwidth()))
-    height = 1.3 * TITLE_SIZE / 72 * len(lines)
+    title = wrapped(fig, text)
+    height = 1.3 * TITLE_SIZE / 72 * (title.count("\n") + 1)
     fig.set_figheight(fig.get_figheight() + height)
-    fig.suptitle("\n".join(lines), fontsize=TITLE_SIZE, parse_math=False)
+    fig.suptitle(title, fontsize=TITLE_SIZE, parse_math=False)
     return fig
+
+
+def wrapped(fig: Figure, text: str) -> str:
+    """Each line of `text` in as many as the width of the figure needs."""
+    width = int(TITLE_CHARACTERS * fig.get_figwidth())
+    return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
 
 
 def save(fig: Figure, path: Path, dpi: int = DPI) -> Path:

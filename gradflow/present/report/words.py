@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
@@ -84,11 +85,15 @@ def differs(report: Report) -> str:
         return ""
     comparison, layer = found
     number = comparison.layers.index(layer) + 1
+    ratio, larger, smaller = layer.ratio, comparison.first, comparison.second
+    if ratio.mean < 0:  # said as a factor above 1
+        ratio = replace(ratio, mean=-ratio.mean, low=-ratio.high, high=-ratio.low)
+        larger, smaller = smaller, larger
     return (
         f"The two networks differ most at {layer.layer}, layer {number} of "
         f"{len(comparison.layers)} from the input: there δ, the gradient passed on, is "
-        f"{layer.factor:.3g} times as large in {comparison.first} as in {comparison.second}"
-        f"{_factors(layer.ratio)}, {MEANINGS[comparison.at]}. {_is_chance(report)}"
+        f"{10**ratio.mean:.3g} times as large in {larger} as in {smaller}{_factors(ratio)}, "
+        f"{MEANINGS[comparison.at]}. {_is_chance(report)}"
     )
 
 
