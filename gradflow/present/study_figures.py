@@ -98,11 +98,10 @@ def _dose_response(found: Results, series: str, arms: list[ArmResult]) -> plots.
     log = min(doses) > 0 and max(doses) > 50 * min(doses)
     fig = plots.new_figure(11.0, 3.6)
     for ax, measure in zip(fig.subplots(1, len(MEASURES)), MEASURES, strict=True):
-        responses = {}
-        for place in PLACES:
-            levels = _levels(found, arms, place, measure.name)
-            if levels:
-                responses[found.study.network(place).arch] = _arrays(levels)
+        responses = {
+            _name(found, place): _arrays(_levels(found, arms, place, measure.name))
+            for place in PLACES
+        }
         unit = f" ({measure.unit})" if measure.unit else ""
         plots.dose_response_plot(responses, series, f"{measure.title}{unit}", ax, log=log)
     return fig
@@ -111,23 +110,30 @@ def _dose_response(found: Results, series: str, arms: list[ArmResult]) -> plots.
 def _answer(found: Results, series: str, arms: list[ArmResult]) -> str:
     """How each treated network's training loss goes from one end of the doses to the other.
 
-    From the dose without the arm, where that is an end; else from the smallest.
+    From the dose without the arm, where that is an end, and over it, where it lies between them.
     """
+    untouched = {one.arm.dose_without for one in arms}
     ways = []
     for place in PLACES:
         levels = _levels(found, arms, place, MEASURES[0].name)
         known = [(dose, level.mean) for dose, level in levels if np.isfinite(level.mean)]
         if len(known) < 2:
             continue
-        ends = [known[0], known[-1]]
-        if ends[1][0] in {one.arm.dose_without for one in arms}:
-            ends.reverse()
-        (first, before), (last, after) = ends
-        name = found.study.network(place).arch
-        ways.append(f"of {name} goes from {before:.2f} at {first:g} to {after:.2f} at {last:g}")
+        stops = [known[0], *(one for one in known[1:-1] if one[0] in untouched), known[-1]]
+        if known[-1][0] in untouched:
+            stops.reverse()
+        (first, *between, last) = [f"{loss:.2f} at {dose:g}" for dose, loss in stops]
+        over = "".join(f" over {one}" for one in between)
+        ways.append(f"of {_name(found, place)} goes from {first}{over} to {last}")
     if not ways:
         return f"Answer to the dose: {series}"
     return f"Training loss {', that '.join(ways)} ({series})"
+
+
+def _name(found: Results, place: Place) -> str:
+    study = found.study
+    arch = study.network(place).arch
+    return f"{arch} ({place})" if study.accused.arch == study.reference.arch else arch
 
 
 def _levels(
@@ -149,7 +155,7 @@ def _levels(
 def _arrays(levels: list[tuple[float, Interval]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     doses = np.array([dose for dose, _ in levels])
     means = np.array([level.mean for _, level in levels])
-    return doses, means, np.array([(level.low, level.high) for _, level in levels])
+    return doses, means, np.array([(level.low, level.high) for _, level in levels]).reshape(-1, 2)
 
 
 def _slug(name: str) -> str:

@@ -1,5 +1,6 @@
 """The figures of a study: what they say, and that they say it once."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,28 @@ def test_the_title_of_a_dose_says_how_the_loss_answers() -> None:
         "Training loss of plain_18 goes from 1.50 at 0.0001 to 1.30 at 0.01, that of resnet_18 "
         "goes from 0.80 at 0.0001 to 0.70 at 0.01 (learning rate)"
     )
+
+
+def test_a_title_goes_over_the_untouched_network_where_it_lies_between_the_doses() -> None:
+    found = doses()
+    arms = tuple(
+        dataclasses.replace(one, arm=dataclasses.replace(one.arm, dose_without=0.001))
+        if one.arm.series == "learning rate" else one
+        for one in found.arms
+    )  # fmt: skip
+    titles = {one.name: one.title for one in study_figures(dataclasses.replace(found, arms=arms))}
+    assert (
+        "plain_18 goes from 1.50 at 0.0001 over 1.40 at 0.001 to 1.30 at 0.01,"
+        in (titles["dose-learning-rate"])
+    )
+
+
+def test_a_network_looks_the_same_where_the_other_one_has_no_doses() -> None:
+    (chart,) = (one for one in study_figures(doses()) if "skip" in one.name)
+    ax = chart.draw().axes[0]
+    (line,) = (one for one in ax.lines if one.get_marker() not in ("None", "", None, "_", "|"))
+    assert line.get_color() == plots.STYLES[1]["color"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["resnet_18"]
 
 
 def test_a_dose_that_diverged_is_no_end_of_the_answer() -> None:

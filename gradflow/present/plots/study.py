@@ -67,11 +67,13 @@ def dose_response_plot(
     """One line per network: the outcome at each dose, with its interval over seeds.
 
     `responses` maps a network to its doses (n,), means (n,) and intervals (n, 2). With `log` the
-    doses stand on a logarithmic axis.
+    doses stand on a logarithmic axis. A network without doses is not drawn, but keeps its style.
     """
     ax = new_axes(6.0, 3.6) if ax is None else ax
     looks = styles(len(responses))
     for (label, (doses, means, intervals)), style in zip(responses.items(), looks, strict=True):
+        if not len(doses):
+            continue
         order = np.argsort(doses)
         spread = np.nan_to_num(np.abs(intervals - means[:, np.newaxis]))[order].T
         ax.errorbar(
