@@ -66,10 +66,7 @@ def _band(band: Band) -> dict[str, Any]:
         "network": band.network,
         "size": band.size,
         "unit": GRADIENT_SIZES[band.size].unit,
-        "layers": list(band.layers),
-        "mean": (10**band.mean).tolist(),
-        "low": (10**band.low).tolist(),
-        "high": (10**band.high).tolist(),
+        **_layers(Profile(band.layers, 10**band.mean, 10**band.low, 10**band.high)),
     }
 
 
@@ -78,16 +75,18 @@ def _by_depth(
 ) -> dict[str, dict[str, Any]]:
     return {
         measure: {
-            name: {
-                "unit": measures[measure].axis,
-                "layers": list(one.layers),
-                "mean": one.mean.tolist(),
-                "low": one.low.tolist(),
-                "high": one.high.tolist(),
-            }
-            for name, one in profiles.items()
+            name: {"unit": measures[measure].axis, **_layers(one)} for name, one in profiles.items()
         }
         for measure, profiles in found.items()
+    }
+
+
+def _layers(profile: Profile) -> dict[str, Any]:
+    return {
+        "layers": list(profile.layers),
+        "mean": profile.mean.tolist(),
+        "low": profile.low.tolist(),
+        "high": profile.high.tolist(),
     }
 
 

@@ -114,7 +114,7 @@ def saliency_pictures(runs: Sequence[RunDir]) -> tuple[SaliencyPicture, ...]:
         networks = [network.name for network in run.networks()]
         for path in run.saliency_figures():
             named = _method_and_shows(path, networks)
-            if named is not None:  # else it is the dark twin of another
+            if named is not None:  # else it shows no network that this run still has
                 name = path.stem if path.stem not in found else f"{path.stem}-{run.path.name}"
                 found[name] = SaliencyPicture(path, name, *named, _maps(run, *named))
     return tuple(found.values())
