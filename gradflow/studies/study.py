@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
@@ -489,11 +490,16 @@ def _fields(kind: type, given: Any, where: str) -> dict[str, Any]:
             near = get_close_matches(str(name), known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(known)}."
             raise ValueError(f"Expected the fields of {where}, but got {name!r}.{hint}")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     return {
         str(name): typed(value, hints[name], f"`{name}` of {where}")
         for name, value in given.items()
     }
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _read(kind: Any, given: Any, where: str, **more: Any) -> Any:

@@ -1,11 +1,13 @@
 """Every figure can be read on white and on dark paper."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 from matplotlib.spines import Spine
@@ -96,6 +98,26 @@ def test_what_is_written_and_drawn_stands_out_from_its_paper(name: str, theme: p
     assert not pale
 
 
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_that_is_laid_out_keeps_its_places_in_every_file_and_on_dark_paper(
+    name: str, tmp_path: Path
+) -> None:
+    """matplotlib lays a figure out anew for each file, and where axes keep their shape (a confusion
+    matrix) the second layout pushed the label of an axis out of the picture."""
+    light = plots.lay_out(plots.add_title(figure_of(FIGURES[name]()), "finding"))
+    with plots.theme("dark"):
+        dark = plots.lay_out(plots.add_title(figure_of(FIGURES[name]()), "finding"), light)
+        places = [place(one) for one in (*light.axes, *light.texts)]
+        for figure in (light, dark):
+            for file in ("a.svg", "a.png", "b.png"):
+                plots.save(figure, tmp_path / file)
+            assert [place(one) for one in (*figure.axes, *figure.texts)] == places
+            box = figure.get_tightbbox()  # in inches
+            assert min(box.x0, box.y0) >= -0.01
+            assert box.x1 <= figure.get_figwidth() + 0.01
+            assert box.y1 <= figure.get_figheight() + 0.01
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_network_stands_out_from_both_papers(theme: plots.Theme) -> None:
     for color in (plots.GUIDE, *(style["color"] for style in plots.STYLES)):
@@ -114,6 +136,13 @@ def figure_of(drawn: Any) -> plots.Figure:
     while not hasattr(drawn, "figure"):
         drawn = drawn[0]
     return plots.figure_of(drawn)
+
+
+def place(artist: Any) -> tuple[float, ...]:
+    """Where it stands, in parts of the figure; of an axes that keeps its shape, where it may."""
+    if isinstance(artist, Axes):
+        return artist.get_position(original=True).bounds
+    return tuple(artist.get_position())
 
 
 def shown(figure: plots.Figure) -> Iterator[tuple[Any, Any, Any, float]]:

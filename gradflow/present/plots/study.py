@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 from gradflow.present.plots.style import GUIDE, STYLES, new_axes, styles
 
@@ -82,6 +83,7 @@ def dose_response_plot(
         )  # fmt: skip
     if log:
         ax.set_xscale("log")
+        ax.xaxis.set_minor_locator(NullLocator())  # over six decades they say nothing
     ax.set_xlabel(dose)
     ax.set_ylabel(outcome)
     ax.grid(alpha=0.3)

@@ -89,6 +89,23 @@ def wrapped(fig: Figure, text: str) -> str:
     return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
 
 
+def lay_out(fig: Figure, like: Figure | None = None) -> Figure:
+    """Give axes and titles of `fig` their places for good, so that saving it only draws.
+
+    Placing them costs more than drawing, and `Figure.savefig` does it for each file. With `like`, a
+    figure of the same form that is laid out, its places are taken.
+    """
+    if like is None:
+        fig.draw_without_rendering()
+    else:
+        for ax, placed in zip(fig.axes, like.axes, strict=True):
+            ax.set_position(placed.get_position(original=True))
+        for text, placed_text in zip(fig.texts, like.texts, strict=True):
+            text.set_position(placed_text.get_position())
+    fig.set_layout_engine(None)
+    return fig
+
+
 def save(fig: Figure, path: Path, dpi: int = DPI) -> Path:
     """Write `fig` to `path` in the format of its suffix (`FORMATS`), the same bytes every time."""
     path.parent.mkdir(parents=True, exist_ok=True)

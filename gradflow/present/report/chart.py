@@ -36,10 +36,12 @@ def save_charts(found: Sequence[Chart], folder: Path) -> list[Path]:
     """Every figure with its title, as SVG and PNG, on white paper and, as KEY-dark, on dark."""
     saved = []
     endings: dict[plots.Theme, str] = {"light": "", "dark": "-dark"}
-    for theme, ending in endings.items():
-        with plots.theme(theme):
-            for chart in found:
-                figure = plots.add_title(chart.draw(), chart.title)
+    for chart in found:
+        light = None
+        for theme, ending in endings.items():
+            with plots.theme(theme):
+                figure = plots.lay_out(plots.add_title(chart.draw(), chart.title), light)
+                light = figure
                 for suffix in (".svg", ".png"):
                     saved.append(plots.save(figure, folder / f"{chart.key}{ending}{suffix}"))
     return saved

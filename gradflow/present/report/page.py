@@ -161,7 +161,8 @@ def _finite(value: Any) -> Any:
 def _body(chart: Chart, static: bool) -> Markup:
     if chart.interact is not None and not static:
         return Markup(chart.interact())  # noqa: S704 plotly escapes for <script>
-    return _picture(_svg(chart, "light"), _svg(chart, "dark"), chart.title)
+    light, dark = (data_uri(svg, "svg+xml") for svg in _svgs(chart))
+    return _picture(light, dark, chart.title)
 
 
 def _maps_in_page(picture: SaliencyPicture) -> Markup:
@@ -180,9 +181,13 @@ def _picture(light: str, dark: str | None, title: str) -> Markup:
     ).format(dark, image)
 
 
-def _svg(chart: Chart, theme: plots.Theme) -> str:
-    with plots.theme(theme):
-        return data_uri(plots.to_svg(chart.draw()), "svg+xml")
+def _svgs(chart: Chart) -> tuple[bytes, bytes]:
+    """The figure without its title on white and on dark paper."""
+    with plots.theme("light"):
+        light = plots.lay_out(chart.draw())
+        svg = plots.to_svg(light)
+    with plots.theme("dark"):
+        return svg, plots.to_svg(plots.lay_out(chart.draw(), light))
 
 
 def _code(text: str) -> Markup:
