@@ -2,6 +2,7 @@
 
 import io
 import textwrap
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -89,11 +90,24 @@ def wrapped(fig: Figure, text: str) -> str:
     return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
 
 
-def lay_out(fig: Figure, like: Figure | None = None) -> Figure:
-    """Give axes and titles of `fig` their places for good, so that saving it only draws.
+def in_both_themes(draw: Callable[[], Figure]) -> Iterator[tuple[Theme, Figure]]:
+    """What `draw` makes on white paper and on dark, its parts in the same places in every file.
 
-    Placing them costs more than drawing, and `Figure.savefig` does it for each file. With `like`, a
-    figure of the same form that is laid out, its places are taken.
+    Save a figure before the next one is asked for: its ticks take their colour when they are drawn.
+    """
+    light = None
+    for name in GROUND:
+        with theme(name):
+            figure = _lay_out(draw(), light)
+            light = figure
+            yield name, figure
+
+
+def _lay_out(fig: Figure, like: Figure | None) -> Figure:
+    """Place axes and titles for good: as in `like`, or else as matplotlib does at each saving.
+
+    Placing costs more than drawing. And where axes keep their shape, as in a confusion matrix, a
+    second placing, for the second file, pushes labels out of the picture.
     """
     if like is None:
         fig.draw_without_rendering()

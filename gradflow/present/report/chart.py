@@ -31,17 +31,16 @@ class Chart:
     draw: Callable[[], plots.Figure]
     interact: Callable[[], str] | None = None
 
+    def draw_with_title(self) -> plots.Figure:
+        return plots.add_title(self.draw(), self.title)
+
 
 def save_charts(found: Sequence[Chart], folder: Path) -> list[Path]:
     """Every figure with its title, as SVG and PNG, on white paper and, as KEY-dark, on dark."""
     saved = []
     endings: dict[plots.Theme, str] = {"light": "", "dark": "-dark"}
     for chart in found:
-        light = None
-        for theme, ending in endings.items():
-            with plots.theme(theme):
-                figure = plots.lay_out(plots.add_title(chart.draw(), chart.title), light)
-                light = figure
-                for suffix in (".svg", ".png"):
-                    saved.append(plots.save(figure, folder / f"{chart.key}{ending}{suffix}"))
+        for theme, figure in plots.in_both_themes(chart.draw_with_title):
+            for suffix in (".svg", ".png"):
+                saved.append(plots.save(figure, folder / f"{chart.key}{endings[theme]}{suffix}"))
     return saved

@@ -161,7 +161,9 @@ def _finite(value: Any) -> Any:
 def _body(chart: Chart, static: bool) -> Markup:
     if chart.interact is not None and not static:
         return Markup(chart.interact())  # noqa: S704 plotly escapes for <script>
-    light, dark = (data_uri(svg, "svg+xml") for svg in _svgs(chart))
+    light, dark = (
+        data_uri(plots.to_svg(figure), "svg+xml") for _, figure in plots.in_both_themes(chart.draw)
+    )
     return _picture(light, dark, chart.title)
 
 
@@ -179,15 +181,6 @@ def _picture(light: str, dark: str | None, title: str) -> Markup:
     return Markup(
         '<picture><source srcset="{}" media="(prefers-color-scheme: dark)">{}</picture>'
     ).format(dark, image)
-
-
-def _svgs(chart: Chart) -> tuple[bytes, bytes]:
-    """The figure without its title on white and on dark paper."""
-    with plots.theme("light"):
-        light = plots.lay_out(chart.draw())
-        svg = plots.to_svg(light)
-    with plots.theme("dark"):
-        return svg, plots.to_svg(plots.lay_out(chart.draw(), light))
 
 
 def _code(text: str) -> Markup:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -172,12 +173,11 @@ def save_galleries(
     Each figure is written as SVG and PNG, on white paper and on dark. Returns the scores, and the
     PNGs on white paper.
     """
-    for theme in plots.GROUND:
-        with plots.theme(theme):
-            for shows, figure in _figures(found):
-                for suffix in (".svg", ".png"):
-                    path = run.saliency_figure(method, shows, suffix, dark=theme == "dark")
-                    plots.save(figure, path)
+    for shows, draw in _figures(found):
+        for theme, figure in plots.in_both_themes(draw):
+            for suffix in (".svg", ".png"):
+                path = run.saliency_figure(method, shows, suffix, dark=theme == "dark")
+                plots.save(figure, path)
     content = {
         "run": str(run.path),
         "method": method,
@@ -188,8 +188,12 @@ def save_galleries(
     return content, [run.saliency_figure(method, shows) for shows in ("mean", *found)]
 
 
-def _figures(found: Mapping[str, Gallery]) -> Iterator[tuple[str, plots.Figure]]:
-    """What each shows, as `RunDir.saliency_figure` takes it, and the figure."""
-    yield "mean", plots.figure_of(plots.mean_maps_grid(found)[0][0])
+def _figures(found: Mapping[str, Gallery]) -> Iterator[tuple[str, Callable[[], plots.Figure]]]:
+    """What each shows, as `RunDir.saliency_figure` takes it, and what draws it."""
+    yield "mean", lambda: plots.figure_of(plots.mean_maps_grid(found)[0][0])
     for name, gallery in found.items():
-        yield name, plots.figure_of(plots.gallery_grid(name, gallery)[0][0])
+        yield name, partial(_gallery_figure, name, gallery)
+
+
+def _gallery_figure(name: str, gallery: Gallery) -> plots.Figure:
+    return plots.figure_of(plots.gallery_grid(name, gallery)[0][0])
