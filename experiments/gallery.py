@@ -1,11 +1,12 @@
 """The pictures of docs/gallery.md: what gradflow's commands draw, of real trainings.
 
-Gradients, curves and classes are those of the original study's photographs at 64 px: its recipe for
-8 of its 50 epochs, both networks, four seeds. The photographs belong to their authors and are not
-shown: where a map lies over a picture, that is one of the bundled digits. The figures of a study
-are those of experiments/studies/digits.yaml.
+Gradients, curves and classes are those of the photographs at 64 px: the original study's recipe in
+8 epochs, both networks, with the seeds of experiments/studies/photographs-64px-again.yaml, whose
+folder STUDY ready_study.py made. Figures of a single run are of one more training. The photographs
+belong to their authors and are not shown: where a map lies over a picture, that is one of the
+bundled digits.
 
-    python experiments/gallery.py PHOTOGRAPHS       # about 30 minutes on 2 cores
+    python experiments/gallery.py PHOTOGRAPHS STUDY       # about 15 minutes on 2 cores
 
 What is finished in --out is not trained again; a stopped run is resumed. The pictures go to
 docs/images/gallery/. The findings that stand above them in a report are printed, for the captions.
@@ -25,55 +26,56 @@ from gradflow.training.rundir import RunDir
 
 PICTURES = Path(__file__).parents[1] / "docs" / "images" / "gallery"
 DIGIT = 3  # of load_digits(): the first three
-COMMON = ("--log-grads", "--no-rivals", "--checkpoint-budget", "0", "--wandb", "off")
-RECIPES = {  # each in a folder of its own
-    "seeds-0-1": ("--image-size", "64", "--epochs", "8", "--patience", "0", "--seeds", "0,1"),
-    "seeds-2-3": ("--image-size", "64", "--epochs", "8", "--patience", "0", "--seeds", "2,3"),
-    "digits": ("--epochs", "5", "--patience", "0"),
-}
+COMMON = (
+    "--arch", "both", "--log-grads", "--patience", "0", "--no-rivals", "--checkpoint-budget", "0",
+    "--wandb", "off",
+)  # fmt: skip
+PHOTOGRAPHS = ("--image-size", "64", "--epochs", "8", "--step-size", "3")
+DIGITS = ("--epochs", "5")
 OF_REPORT = (
-    "gradient-profiles", "gradient-profiles-dark", "output-zero-fraction", "relative-update",
-    "loss-by-epoch", "confusion-plain_34", "class-differences", "calibration",
+    "gradient-profiles", "gradient-profiles-dark", "output-dead-window", "output-zero-fraction",
+    "output-rms", "relative-update", "distance", "angle-from-start", "loss-by-epoch",
+    "accuracy-by-epoch", "confusion-plain_34", "class-differences", "calibration",
 )  # fmt: skip
 
 
-def train(name: str, data: Path, out: Path) -> RunDir:
-    """The finished run of one recipe."""
-    options = ["--arch", "both", "--out", str(out / name), *COMMON, *RECIPES[name]]
-    options += [] if name == "digits" else ["--data", str(data)]
-    return finished(begun_in(out / name), *options)
+def train(out: Path, *options: str | Path) -> RunDir:
+    """The finished run in the folder `out`."""
+    return finished(begun_in(out), *COMMON, "--out", out, *options)
 
 
-def draw(runs: list[RunDir], digits: RunDir, out: Path) -> dict[str, Path]:
-    """Every picture that the commands make of the runs, by its name in the gallery."""
-    gradflow("report", *(run.path for run in runs), "--static", "-o", out / "report.html")
-    for run in (runs[0], digits):
-        gradflow("saliency", "--split", "test", "--run", run.path)
+def draw(study: Path, run: RunDir, digits: RunDir, out: Path) -> dict[str, Path]:
+    """Every picture that the commands make of them, by its name in the gallery."""
+    gradflow("report", study, "--static", "-o", out / "report.html")
+    for one in (run, digits):
+        gradflow("saliency", "--split", "test", "--run", one.path)
     image = out / "three.png"
     Image.fromarray((load_digits().images[DIGIT] * 15.9).astype("uint8")).save(image)
     gradflow("saliency", image, "--run", digits.path, "--classes", "4", "-o", out / "saliency.png")
     return {
-        "loss": runs[0].figures / "loss.png",
-        "depth-profile": runs[0].figures / "depth_profile.png",
-        "heat-map": runs[0].figures / "heatmap-plain_34-s0.png",
+        "loss": run.figures / "loss.png",
+        "depth-profile": run.figures / "depth_profile.png",
+        "heat-map": run.figures / "heatmap-plain_34-s0.png",
         **{name: out / "report-figures" / f"{name}.png" for name in OF_REPORT},
         "saliency": out / "saliency.png",
         "saliency-by-class": digits.figures / "saliency-gradcam-plain_34-s0.png",
-        "saliency-mean": runs[0].figures / "saliency-gradcam-mean.png",
+        "saliency-mean": run.figures / "saliency-gradcam-mean.png",
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder with train.csv and the photographs")
+    parser.add_argument("study", type=Path, help="folder of the study of the photographs")
     parser.add_argument("--out", type=Path, default=Path("runs/gallery"))
     arguments = parser.parse_args()
-    runs = {name: train(name, arguments.data, arguments.out) for name in RECIPES}
-    digits = runs.pop("digits")
+    out = arguments.out
+    run = train(out / "photographs", "--data", arguments.data, *PHOTOGRAPHS)
+    digits = train(out / "digits", *DIGITS)
     PICTURES.mkdir(parents=True, exist_ok=True)
-    for name, path in draw(list(runs.values()), digits, arguments.out).items():
+    for name, path in draw(arguments.study, run, digits, out).items():
         shutil.copyfile(path, PICTURES / f"{name}.png")
-    for chart in charts(collect([run.path for run in runs.values()])):
+    for chart in charts(collect([arguments.study])):
         print(f"{chart.key}: {chart.title}")
 
 
