@@ -10,7 +10,7 @@ from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork, early
 from gradflow.analysis.profile import GRADIENT_SIZES, geometric_mean, layer_table
 from gradflow.analysis.rates import trace_rate
-from gradflow.analysis.statistics import Interval, t_interval
+from gradflow.analysis.statistics import Interval, mean_and_range, t_interval
 
 WINDOWS = ("start", "early", "whole")
 
@@ -43,7 +43,10 @@ class RateOfGroup:
 
 @dataclass(frozen=True)
 class Band:
-    """A depth profile over seeds in one window: log10, the mean and the range of the seeds."""
+    """A depth profile over seeds in one window: log10, the mean and the range of the seeds.
+
+    Of those that are finite; NaN where none is.
+    """
 
     network: str
     size: str
@@ -112,7 +115,7 @@ def bands(case: Case, window: str = "early") -> list[Band]:
             with np.errstate(divide="ignore"):
                 logs = np.log10(np.array(profiles))
             names = tuple(layer.name for layer in layers)
-            found.append(Band(group[0].name, size, names, logs.mean(0), logs.min(0), logs.max(0)))
+            found.append(Band(group[0].name, size, names, *mean_and_range(logs)))
     return found
 
 

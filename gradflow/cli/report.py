@@ -42,6 +42,7 @@ def report(
     from gradflow.present.report.charts import charts
     from gradflow.present.report.content import collect
     from gradflow.present.report.words import lines
+    from gradflow.present.study_view import results_view
     from gradflow.present.terminal_plot import can_show_braille
 
     runs = runs or (newest_run(),)
@@ -54,6 +55,8 @@ def report(
         braille = can_show_braille(sys.stdout.encoding)
         if content.verdict is not None:
             show(summary_view(content.verdict, braille=braille))
+        if content.study is not None:
+            show(results_view(content.study))
         show("", *lines(content))
         show(f"\nreport   {written[0]}", f"also     {', '.join(one.name for one in written[1:])}")
     return OK

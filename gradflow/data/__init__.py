@@ -13,7 +13,7 @@ from gradflow.data.batches import (
     to_uint8,
 )
 from gradflow.data.photos import BadImage, read_image
-from gradflow.data.sources import Source, open_source
+from gradflow.data.sources import Source, keys_sha256, open_source
 from gradflow.data.split import Split, split
 from gradflow.data.twins import NEAR_TWIN_BITS, NEAR_TWIN_SIDE
 
@@ -32,6 +32,7 @@ __all__ = [
     "Source",
     "Split",
     "audit",
+    "keys_sha256",
     "load_images",
     "normalise",
     "open_source",

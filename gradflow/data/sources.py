@@ -1,6 +1,7 @@
 """Where labelled images come from: digits, a folder, a CSV beside images, torchvision by name."""
 
 import difflib
+import hashlib
 import importlib
 import os
 from collections.abc import Callable, Sequence
@@ -60,6 +61,11 @@ class Source:
                 f"Expected labels from 0 to {len(self.class_names) - 1}, but got "
                 f"{self.labels.min()} to {self.labels.max()}."
             )
+
+
+def keys_sha256(keys: Sequence[str]) -> str:
+    """Of the keys of all images in their order, by which a split counts them."""
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 
 def open_source(data: str | Path, *, download: bool = False) -> Source:

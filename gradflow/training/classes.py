@@ -21,7 +21,7 @@ Part = Mapping[str, Any]  # one part of an evaluation: evaluation["last"]["test"
 
 @dataclass(frozen=True)
 class RecallDifference:
-    """Recall of one class in the first network less that in the second, with a 95 % interval."""
+    """Recall of one class in the first network less that in the second, with its interval."""
 
     name: str
     mean: float
@@ -37,37 +37,44 @@ def recall_differences(
 
     From three seeds on, a t interval over the paired differences. With fewer, the interval of the
     first seed's images, Newcombe's for paired proportions: it holds for these two trainings only.
-    Raises ValueError where the seeds do not pair.
+    All classes together are covered with 95 % (Bonferroni: each with 1 − 0.05 / classes), so that
+    the one that differs most may be picked out. Raises ValueError where the seeds do not pair.
     """
     if len(first) != len(second) or not first:
         raise ValueError(
             f"Expected as many evaluations of both networks, but got {len(first)} and "
             f"{len(second)}. Pair them by seed."
         )
+    level = 1 - (1 - CONFIDENCE.value) / len(class_names)
     if len(first) >= MIN_SEEDS.value:
-        return [_over_seeds(first, second, name) for name in class_names]
-    return [_over_images(first[0], second[0], i, name) for i, name in enumerate(class_names)]
+        return [_over_seeds(first, second, name, level) for name in class_names]
+    return [_over_images(first[0], second[0], i, name, level) for i, name in enumerate(class_names)]
 
 
-def _over_seeds(first: Sequence[Part], second: Sequence[Part], name: str) -> RecallDifference:
+def _over_seeds(
+    first: Sequence[Part], second: Sequence[Part], name: str, level: float
+) -> RecallDifference:
     found = t_interval(
         [
             mine["report"][name]["recall"] - theirs["report"][name]["recall"]
             for mine, theirs in zip(first, second, strict=True)
-        ]
+        ],
+        level,
     )
     method = f"t interval over {found.n} seeds"
     return RecallDifference(name, found.mean, found.low, found.high, method)
 
 
-def _over_images(first: Part, second: Part, index: int, name: str) -> RecallDifference:
+def _over_images(
+    first: Part, second: Part, index: int, name: str, level: float
+) -> RecallDifference:
     of_class = _labels(first) == index
     mine = np.asarray(first["is_right"], dtype=bool)[of_class]
     theirs = np.asarray(second["is_right"], dtype=bool)[of_class]
     both, neither = int((mine & theirs).sum()), int((~mine & ~theirs).sum())
     only_first, only_second = int((mine & ~theirs).sum()), int((~mine & theirs).sum())
     mean = (only_first - only_second) / len(mine) if len(mine) else math.nan
-    low, high = paired_proportions(both, only_first, only_second, neither)
+    low, high = paired_proportions(both, only_first, only_second, neither, level)
     method = f"Newcombe's paired interval over {len(mine)} images of one seed"
     return RecallDifference(name, mean, low, high, method)
 
@@ -84,9 +91,13 @@ def _labels(part: Part) -> np.ndarray:
 
 
 def paired_proportions(
-    both: int, only_first: int, only_second: int, neither: int
+    both: int,
+    only_first: int,
+    only_second: int,
+    neither: int,
+    confidence: float = CONFIDENCE.value,
 ) -> tuple[float, float]:
-    """95 % interval of the difference of two proportions on the same images.
+    """The interval of the difference of two proportions on the same images.
 
     The ends of Wilson's two intervals, added in squares, less their correlation φ:
     d − √((p₁ − l₁)² − 2φ(p₁ − l₁)(u₂ − p₂) + (u₂ − p₂)²), and alike upwards.
@@ -98,15 +109,15 @@ def paired_proportions(
         return math.nan, math.nan
     first, second = both + only_first, both + only_second
     p1, p2 = first / n, second / n
-    (l1, u1), (l2, u2) = _wilson(first, n), _wilson(second, n)
+    (l1, u1), (l2, u2) = _wilson(first, n, confidence), _wilson(second, n, confidence)
     phi = _phi(both, only_first, only_second, neither)
     down = _in_squares(p1 - l1, u2 - p2, phi)
     up = _in_squares(u1 - p1, p2 - l2, phi)
     return p1 - p2 - down, p1 - p2 + up
 
 
-def _wilson(n_right: int, n: int) -> tuple[float, float]:
-    interval = binomtest(n_right, n).proportion_ci(CONFIDENCE.value, method="wilson")
+def _wilson(n_right: int, n: int, confidence: float) -> tuple[float, float]:
+    interval = binomtest(n_right, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 

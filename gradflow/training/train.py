@@ -20,6 +20,7 @@ from gradflow.data import (
     Batches,
     ImageStore,
     Split,
+    keys_sha256,
     load_images,
     open_source,
 )
@@ -74,6 +75,7 @@ class Data:
         return {
             "classes": list(self.class_names),
             "pixels_sha256": hashlib.sha256(self.store.pixels.numpy().data).hexdigest(),
+            "keys_sha256": keys_sha256(self.audit.keys),
             "audit": self.audit.to_json(),
             "split": self.split.to_json(),
         }

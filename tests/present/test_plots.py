@@ -57,6 +57,24 @@ def test_a_profile_is_drawn_as_given_on_a_log_axis():
     assert not ax.xaxis_inverted()
 
 
+def test_a_band_reaches_from_the_lowest_to_the_highest_seed_in_true_values():
+    mean, low, high = np.array([[0.0, -1.0, np.nan], [-0.5, -2.0, np.nan], [0.5, 0.0, np.nan]])
+    names = ("conv1", "layer1.0.conv1", "fc")
+    ax = plots.profile_bands_plot({"net": (names, mean, low, high)}, "δ (loss)", "title")
+    (line,) = ax.lines
+    np.testing.assert_allclose(line.get_ydata(), [1.0, 0.1, np.nan])
+    np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2])
+    edges = ax.collections[0].get_paths()[0].vertices
+    for place, least, most in ((0, 10**-0.5, 10**0.5), (1, 0.01, 1.0)):
+        at = edges[edges[:, 0] == place, 1]
+        assert (at.min(), at.max()) == pytest.approx((least, most))
+    assert (ax.get_yscale(), ax.get_ylabel(), ax.get_title()) == ("log", "δ (loss)", "title")
+    shares = np.array([0.5, 0.25, 0.0])
+    ax = plots.profile_bands_plot({"net": (names, *3 * [shares])}, "share", "", log=False)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), shares)
+    assert (ax.get_yscale(), ax.get_ylim()[0]) == ("linear", 0.0)
+
+
 def test_the_ticks_of_a_profile_are_the_beginnings_of_the_stages():
     ax = plots.depth_profile_plot({"net": (LAYERS, np.ones(len(LAYERS)))}, "norm (1)")
     assert [label.get_text() for label in ax.get_xticklabels()] == [

@@ -21,6 +21,19 @@ def test_confusion_writes_every_count_and_colours_by_row() -> None:
         plots.confusion_plot(matrix[:2], NAMES, "title")
 
 
+def test_confusion_of_many_classes_is_colours_alone_and_no_larger() -> None:
+    """A count in each of 10,000 cells would be an SVG of 3.5 MB, four times in a report."""
+    names = [f"class {i}" for i in range(100)]
+    ax = plots.confusion_plot(np.eye(100, dtype=int), names, "title")
+    assert not ax.texts
+    assert ax.get_figure().get_figwidth() < 12
+    np.testing.assert_array_equal(ax.images[0].get_array(), np.eye(100))
+    places = ax.get_yticks()
+    assert len(places) <= 30
+    assert [one.get_text() for one in ax.get_yticklabels()] == [names[int(at)] for at in places]
+    assert len(plots.to_svg(plots.figure_of(ax))) < 300_000
+
+
 def test_intervals_stand_at_their_names_first_at_the_top_with_a_line_at_zero() -> None:
     mean, low, high = np.array([[0.1, -0.2, 0.0], [0.0, -0.3, np.nan], [0.2, -0.1, np.nan]])
     ax = plots.interval_plot(NAMES, mean, low, high, "recall", "title")

@@ -36,7 +36,7 @@ from gradflow.present.report.charts_of_training import (
 from gradflow.present.report.content import Report, Trained, collect
 from gradflow.present.report.depth import UPDATES, Measure, Profile, angles, drawn_seeds, tables
 from gradflow.present.report.markdown import _class_table, markdown, plain
-from gradflow.present.report.rows import mistakes
+from gradflow.present.report.rows import mistakes, photos_of_test_set
 from gradflow.present.report.saliency import Maps, saliency_pictures
 from gradflow.record.trace import Table, Trace
 from gradflow.training import original
@@ -335,8 +335,10 @@ def test_pictures_of_two_runs_do_not_overwrite_each_other(
 def test_a_worst_mistake_is_shown_by_the_picture_that_was_taken_for_another_class(
     report: Report, text: str
 ) -> None:
-    shown = mistakes(report, pictures=True)
+    photos, why_none = photos_of_test_set(report)
+    shown = mistakes(report, photos)
     assert shown
+    assert not why_none
     test = report.of("plain_18")[0].evaluation["last"]["test"]
     sure = np.max(test["probabilities"], axis=1) * ~np.array(test["is_right"])
     position = report.data["split"]["indices"]["test"][int(sure.argmax())]
@@ -351,6 +353,40 @@ def test_a_worst_mistake_is_shown_by_the_picture_that_was_taken_for_another_clas
         expected = np.asarray(photo.convert("L"), float)
     found = np.asarray(tile.convert("L"), float).reshape(8, 16, 8, 16).mean(axis=(1, 3))
     assert np.abs(found - expected).max() < 10
+
+
+@pytest.mark.parametrize("keeps_names", [True, False], ids=["names kept", "older run"])
+@pytest.mark.parametrize("change", ["removed", "added", "gone"])
+def test_no_other_picture_is_shown_for_a_mistake_where_the_images_have_changed(
+    report: Report, tmp_path: Path, change: str, keeps_names: bool
+) -> None:
+    """A split counts the images: with one more or less, every number means another picture."""
+    data = tmp_path / "data"
+    shutil.copytree(Path(report.config["data"]).parent, data)
+    table = data / "labels.csv"
+    lines = table.read_text("utf-8").splitlines()
+    if change == "removed":
+        table.write_text("\n".join([lines[0], *lines[2:]]), "utf-8")
+    elif change == "added":
+        first = lines[1].split(",")
+        shutil.copy(data / first[0], data / "new.png")
+        table.write_text("\n".join([lines[0], f"new.png,{first[1]}", *lines[1:]]), "utf-8")
+    else:
+        shutil.rmtree(data)
+    facts = {key: one for key, one in report.data.items() if keeps_names or key != "keys_sha256"}
+    elsewhere = replace(report, config=report.config | {"data": str(table)}, data=facts)
+    written = html.unescape(page.html(elsewhere, []))
+    assert "taken for" in written
+    assert "image/jpeg" not in written
+    expected = "are no longer at" if change == "gone" else "are not those of the training"
+    assert expected in written
+
+
+def test_unchanged_images_of_an_older_run_are_shown(report: Report) -> None:
+    facts = {key: one for key, one in report.data.items() if key != "keys_sha256"}
+    photos, why_none = photos_of_test_set(replace(report, data=facts))
+    assert not why_none
+    assert photos(0) == photos_of_test_set(report)[0](0)
 
 
 def embedded(uri: str) -> Image.Image:
@@ -576,8 +612,31 @@ def test_thinning_is_told_where_it_happens_and_only_there(report: Report) -> Non
     layers = next(iter(report.tables.values())).sites
     long = Table(np.arange(1000), layers, np.ones((1000, len(layers))))
     longer = replace(report, tables={("plain_18", "output_gradient"): long})
-    captions = {chart.key: chart.caption for chart in charts(longer)}
-    assert "Of 1000 recorded steps 334 are drawn" in captions["gradient-heat-map"]
+    (chart,) = (one for one in charts(longer) if one.key == "gradient-heat-map")
+    assert "Of 1000 recorded steps 334 are drawn" in chart.caption
+    columns = chart.draw().axes[0].images[0].get_array()
+    assert columns.shape == (len(layers), 334), "the file shows what the caption says"
+
+
+def test_of_many_classes_those_that_differ_most_are_drawn(report: Report) -> None:
+    names = tuple(f"class {i:02}" for i in range(60))
+    rng = np.random.default_rng(0)
+
+    def of_seed(seed: int, arch: str, low: float) -> Trained:
+        rows = {name: {"recall": float(low * rng.random())} for name in names}
+        return Trained(arch, seed, [], {"last": {"test": {"report": rows}}})
+
+    trained = [of_seed(seed, arch, low) for seed in range(3)
+               for arch, low in (("plain_18", 0.2), ("resnet_18", 1.0))]  # fmt: skip
+    many = replace(report, trained=tuple(trained), class_names=names)
+    (chart,) = _differences(many)
+    assert "Of 60 classes the 40 that differ most are drawn." in chart.caption
+    (ax,) = chart.draw().axes
+    shown = [label.get_text() for label in ax.get_yticklabels()]
+    means = {name: np.mean([one.evaluation["last"]["test"]["report"][name]["recall"]
+                            * (1 if one.arch == "plain_18" else -1) * 2 for one in trained])
+             for name in names}  # fmt: skip
+    assert shown == sorted(names, key=lambda name: -abs(means[name]))[:40]
 
 
 def test_a_confusion_is_titled_by_the_largest_share_of_a_class() -> None:
@@ -768,6 +827,12 @@ def test_markdown_and_json_hold_what_the_page_holds(run: Path, report: Report, t
             "zero"
         ] == pytest.approx(recall)
         assert f"### {name}, class by class" in written
+    for one in (*report.verdict.links, *report.verdict.rivals):
+        said = [*(p.sentence for p in one.evidence if p.is_measured), *one.details,
+                *(f"Not measured: needs {what}" for what in one.missing)]  # fmt: skip
+        for line in said:
+            assert f"  - {plain(line)}" in written
+            assert line in html.unescape(text)
     assert "epochs: 2" in written
     assert f"gradflow {report.environments[0]['gradflow']}" in written
 
@@ -797,6 +862,13 @@ def test_the_json_holds_the_numbers_of_every_figure(run: Path, report: Report) -
     counts = content["confusion"]["plain_18"]["counts"]
     for true, answer in np.ndindex(2, 2):
         assert counts[true][answer] == ((labels == true) & (answers == answer)).sum()
+    theirs = [one.evaluation["last"]["test"] for one in report.of("resnet_18")]
+    (zero,) = (one for one in content["recall_differences"] if one["name"] == "zero")
+    recalls = [
+        [one["report"]["zero"]["recall"] for one in part] for part in (tests[:1], theirs[:1])
+    ]
+    assert zero["mean"] == pytest.approx(recalls[0][0] - recalls[1][0])
+    assert zero["low"] <= zero["mean"] <= zero["high"]
     told = content["calibration"]["plain_18"]
     sure = np.concatenate([np.max(one["probabilities"], axis=1) for one in tests])
     right = labels == answers
@@ -1044,7 +1116,10 @@ def _pictures_have_the_paper_of_the_page(tab: Any, scheme: str) -> None:
 
 
 def _switch_and_see(tab: Any) -> None:
-    """Choosing a size or a window draws other data, and choosing a network another heat map."""
+    """Choosing a size or a window draws other data, and choosing a network another heat map.
+
+    A click on the name of a network hides it with its band, and the next one shows it again.
+    """
     for figure, key, value in (
         ("gradient-profiles", "size", "scale_invariant"),
         ("gradient-profiles", "window", "whole"),
@@ -1058,6 +1133,13 @@ def _switch_and_see(tab: Any) -> None:
         after = tab.evaluate(shown)
         assert value not in {one[key] for one in before}
         assert {one[key] for one in after} == {value}
+    plot = "document.getElementById('gradient-profiles')"
+    drawn = f"{plot}.data.filter(one => one.visible === true && one.legendgroup === 'plain_18')"
+    assert tab.evaluate(f"{drawn}.length") == 3, "a line and the edges of its band"
+    tab.locator("#gradient-profiles .legendtoggle").first.click()
+    tab.wait_for_function(f"{drawn}.length === 0")
+    tab.locator("#gradient-profiles .legendtoggle").first.click()
+    tab.wait_for_function(f"{drawn}.length === 3")
     label = "document.getElementById('gradient-profiles').layout.yaxis.title.text"
     assert tab.evaluate(label) == "ŝ (loss)"
 

@@ -1,6 +1,5 @@
 """Figures by depth: gradients, activations and updates, with titles that say what was found."""
 
-import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from gradflow.present.report import interactive
 from gradflow.present.report.chart import Chart
 from gradflow.present.report.content import Report
 from gradflow.present.report.depth import ACTIVATIONS, UPDATES, Measure, Profile
+from gradflow.present.report.words import place_in_stage
 from gradflow.record.trace import Table
 
 
@@ -88,20 +88,15 @@ def _shown_tables(report: Report) -> tuple[str, dict[str, Table]]:
     return size, {name: table for (name, one), table in report.tables.items() if one == size}
 
 
-# Of gradflow's and torchvision's residual networks: layer2.0.conv1.
-STAGED = re.compile(r"layer(\d+)\.(\d+)\.\w*?(\d+)")
-
-
 def _names_of_layers(report: Report) -> str:
     """How to read the names, by an example from the second stage; empty for other networks."""
     bands = report.verdict.bands if report.verdict else ()
-    names = [name for band in bands[:1] for name in band.layers if STAGED.fullmatch(name)]
+    names = [name for band in bands[:1] for name in band.layers if place_in_stage(name)]
     if not names:
         return ""
     name = next((one for one in names if one.startswith("layer2.")), names[0])
-    stage, block, layer = STAGED.fullmatch(name).groups()  # type: ignore[union-attr]  # as above
     return (
-        f" {name} is stage {stage}, block {block} (blocks are counted from 0), convolution {layer}."
+        f" {name} is {place_in_stage(name)} (stages and layers are counted from 1, blocks from 0)."
     )
 
 
@@ -157,8 +152,8 @@ def _heat_figure(report: Report) -> plots.Figure:
     for ax, (name, table) in zip(
         fig.subplots(len(tables), 1, squeeze=False)[:, 0], tables.items(), strict=True
     ):
-        label = f"{one.symbol} ({one.unit})"
-        plots.layer_step_heatmap(table.values, table.steps, table.sites, label, ax, limits)
+        drawn, label = interactive.thinned(table), f"{one.symbol} ({one.unit})"
+        plots.layer_step_heatmap(drawn.values, drawn.steps, drawn.sites, label, ax, limits)
         ax.set_title(name)
     return fig
 

@@ -8,9 +8,9 @@ from gradflow.present import plots
 from gradflow.present.report import interactive
 from gradflow.present.report.chart import Chart
 from gradflow.present.report.content import Report
-from gradflow.present.report.numbers import confusions, reliabilities
-from gradflow.present.report.rows import evaluated
-from gradflow.training.classes import recall_differences
+from gradflow.present.report.numbers import confusions, differences_in_recall, reliabilities
+
+MOST_INTERVALS = 40  # classes in one figure; with more, those that differ most
 
 
 def training_charts(report: Report) -> Iterator[Chart]:
@@ -92,30 +92,27 @@ def confusion_title(name: str, matrix: np.ndarray, class_names: Sequence[str]) -
 
 
 def _differences(report: Report) -> Iterator[Chart]:
-    if len(report.trained_names) < 2:
+    found = differences_in_recall(report)
+    known = [one for one in found if np.isfinite(one.mean)]
+    if not known:  # one network, or no test image of any class
         return
     first, second = report.trained_names
-    try:
-        found = recall_differences(
-            evaluated(report, first), evaluated(report, second), report.class_names
-        )
-    except ValueError:  # one seed of an older run, which did not keep the labels
-        return
-    known = [one for one in found if np.isfinite(one.mean)]
-    if not known:  # no test image of any class
-        return
-    worst = max(known, key=lambda one: abs(one.mean))
-    mean, low, high = np.array([[one.mean, one.low, one.high] for one in found]).T
+    largest = sorted(known, key=lambda one: -abs(one.mean))
+    worst = largest[0]
+    shown = found if len(found) <= MOST_INTERVALS else largest[:MOST_INTERVALS]
+    some = f" Of {len(found)} classes the {len(shown)} that differ most are drawn."
+    mean, low, high = np.array([[one.mean, one.low, one.high] for one in shown]).T
     label = f"recall of {first} less that of {second}"
     yield Chart(
         "class-differences",
         "classes",
         f"The recall of {worst.name} differs most, by {worst.mean:+.2f}"
         f"{'' if worst.low > 0 or worst.high < 0 else ', which may be chance'}",
-        f"Recall of {first} less that of {second}, with 95 % intervals ({worst.method}). At zero "
-        "both do equally well. The classes are looked at together: one interval of twenty misses.",
+        f"Recall of {first} less that of {second} ({worst.method}). At zero both do equally well. "
+        "All intervals together hold with 95 % (Bonferroni), so that each may be picked out."
+        f"{some * (len(shown) < len(found))}",
         lambda: plots.figure_of(
-            plots.interval_plot([one.name for one in found], mean, low, high, label, "")
+            plots.interval_plot([one.name for one in shown], mean, low, high, label, "")
         ),
     )
 

@@ -226,16 +226,20 @@ def _add_profile(
     *, x: Sequence[str] | np.ndarray, visible: bool = True, thin: bool = False,
     meta: Mapping[str, str] | None = None, at: str = "", said: str = "",
 ) -> None:  # fmt: skip
-    """A line and the band of its seeds. Hovering shows `at`, the layer, and what is `said`."""
+    """A line and the band of its seeds. Hovering shows `at`, the layer, and what is `said`.
+
+    They are one group of the legend: a click on the name hides the band too, else the axis would
+    stay as high as the hidden network.
+    """
     places = list(x)
     color = _color(i)
     edges = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "visible": visible,
-             "meta": meta}  # fmt: skip
+             "meta": meta, "legendgroup": name}  # fmt: skip
     figure.add_scatter(x=places, y=profile.low, mode="lines", **edges)
     figure.add_scatter(x=places, y=profile.high, mode="lines", fill="tonexty",
                        fillcolor=_pale(color), **edges)  # fmt: skip
     figure.add_scatter(
-        x=places, y=profile.mean, name=name, visible=visible, meta=meta,
+        x=places, y=profile.mean, name=name, legendgroup=name, visible=visible, meta=meta,
         mode="lines" if thin else "lines+markers",
         line={"color": color, "dash": DASHES[i % len(DASHES)], "width": 1 if thin else 2},
         marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 6},

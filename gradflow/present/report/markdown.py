@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+from gradflow.analysis.findings import Finding
 from gradflow.present.report.chart import SECTIONS, Chart
 from gradflow.present.report.content import Report
 from gradflow.present.report.rows import accuracy_rows, arm_rows, class_rows, mistakes
@@ -160,13 +161,22 @@ def _verdict_lines(report: Report) -> list[str]:
         return []
     return [
         "## Why, and the rivals",
-        "\n".join(
-            f"- {one.key}, {plain(one.title)}: {status(one)}. {plain(one.question)}"
-            for one in (*verdict.links, *verdict.rivals)
-        ),
+        "\n".join(map(_finding, (*verdict.links, *verdict.rivals))),
         "### Next",
         "\n".join(f"{i}. {step}" for i, step in enumerate(verdict.next_steps, start=1)),
+        *(f"Note: {plain(note)}" for note in verdict.notes),
     ]
+
+
+def _finding(one: Finding) -> str:
+    """Its answer, and below it what that rests on and what was not measured."""
+    lines = [
+        *(piece.sentence for piece in one.evidence if piece.is_measured),
+        *one.details,
+        *(f"Not measured: needs {what}" for what in one.missing),
+    ]
+    head = f"- {one.key}, {plain(one.title)}: {status(one)}. {plain(one.question)}"
+    return "\n".join([head, *(f"  - {plain(line)}" for line in lines)])
 
 
 def _arm_table(report: Report) -> str:

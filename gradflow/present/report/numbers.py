@@ -1,5 +1,6 @@
 """The numbers behind the figures of a report, as plain types; and what is pooled over seeds."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,12 @@ from gradflow.present.report.content import Report
 from gradflow.present.report.depth import ACTIVATIONS, UPDATES, Measure, Profile
 from gradflow.present.report.rows import evaluated
 from gradflow.present.report.saliency import maps_of
-from gradflow.training.classes import part_reliability
+from gradflow.training.classes import RecallDifference, part_reliability, recall_differences
 from gradflow.training.evaluate import Reliability, reliability
 
 
 def numbers(report: Report) -> dict[str, Any]:
-    """What every figure of the page draws, by its kind."""
+    """What the figures of the page draw, by kind; the heat map draws the records themselves."""
     return {
         "profiles": {
             window: [_band(one) for one in found] for window, found in report.bands.items()
@@ -27,6 +28,7 @@ def numbers(report: Report) -> dict[str, Any]:
             name: {"classes": list(report.class_names), "counts": matrix.tolist()}
             for name, matrix in confusions(report).items()
         },
+        "recall_differences": [asdict(one) for one in differences_in_recall(report)],
         "calibration": {
             name: {
                 "confidence": one.confidence.tolist(),
@@ -46,6 +48,17 @@ def confusions(report: Report) -> dict[str, np.ndarray]:
         name: np.sum([part["confusion_matrix"] for part in evaluated(report, name)], axis=0)
         for name in report.trained_names
     }
+
+
+def differences_in_recall(report: Report) -> list[RecallDifference]:
+    """The first network less the second, per class; empty for one network or without labels."""
+    if len(report.trained_names) < 2:
+        return []
+    first, second = (evaluated(report, name) for name in report.trained_names)
+    try:
+        return recall_differences(first, second, report.class_names)
+    except ValueError:  # one seed of an older run, which did not keep the labels
+        return []
 
 
 def reliabilities(report: Report) -> dict[str, Reliability]:

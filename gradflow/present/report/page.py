@@ -17,7 +17,14 @@ from gradflow.present.report.chart import SECTIONS, Chart, save_charts
 from gradflow.present.report.content import Report
 from gradflow.present.report.markdown import markdown
 from gradflow.present.report.numbers import numbers
-from gradflow.present.report.rows import accuracy_rows, arm_rows, class_rows, data_uri, mistakes
+from gradflow.present.report.rows import (
+    accuracy_rows,
+    arm_rows,
+    class_rows,
+    data_uri,
+    mistakes,
+    photos_of_test_set,
+)
 from gradflow.present.report.saliency import NO_MAPS, SaliencyPicture, webp
 from gradflow.present.report.words import (
     again,
@@ -48,6 +55,7 @@ def html(report: Report, found: Sequence[Chart], *, static: bool = False) -> str
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["code"] = _code
+    photos, no_photos = photos_of_test_set(report)
     drawn = [(chart, _body(chart, static)) for chart in found]
     return environment.get_template("template.html.j2").render(
         report=report,
@@ -65,7 +73,8 @@ def html(report: Report, found: Sequence[Chart], *, static: bool = False) -> str
         findings=[] if report.verdict is None else [
             (one, status(one)) for one in (*report.verdict.links, *report.verdict.rivals)
         ],
-        mistakes=mistakes(report, pictures=True),
+        mistakes=mistakes(report, photos),
+        no_photos=no_photos,
         arms=arm_rows(report),
         gaps=[] if report.study is None else gap_lines(report.study),
         study_remarks=[] if report.study is None else remarks(report.study),

@@ -2,10 +2,12 @@
 
 import base64
 import io
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image
 
+from gradflow.data import Source, keys_sha256, open_source
 from gradflow.present.report.content import Report
 from gradflow.present.study_view import arm_row
 from gradflow.training.classes import Part, worst_mistakes
@@ -13,6 +15,8 @@ from gradflow.training.original import published
 
 N_MISTAKES = 6  # per network
 THUMBNAIL = 128  # pixels
+
+Photos = Callable[[int], str | None]  # position in the test set -> data URI of a small picture
 
 
 def evaluated(report: Report, name: str) -> list[Part]:
@@ -72,14 +76,12 @@ def arm_rows(report: Report) -> list[dict[str, Any]]:
     return [] if found is None else [arm_row(one) for one in found.strongest]
 
 
-def mistakes(report: Report, *, pictures: bool = False) -> list[dict[str, Any]]:
-    """The surest wrong answers of each network's first seed, with small pictures where they are."""
+def mistakes(report: Report, photos: Photos | None = None) -> list[dict[str, Any]]:
+    """The surest wrong answers of each network's first seed, with small pictures from `photos`."""
     found = []
-    read = _reader(report) if pictures else lambda position: None
     for name in report.names:
         parts = evaluated(report, name)
         for one in (worst_mistakes(parts[0], N_MISTAKES) if parts else None) or ():
-            photo = read(one.position)
             found.append(
                 {
                     "network": name,
@@ -87,7 +89,7 @@ def mistakes(report: Report, *, pictures: bool = False) -> list[dict[str, Any]]:
                     "predicted": report.class_names[one.predicted],
                     "probability": one.probability,
                 }
-                | ({"picture": photo} if pictures else {})
+                | ({} if photos is None else {"picture": photos(one.position)})
             )
     return found
 
@@ -102,24 +104,45 @@ def _thumbnail(photo: Image.Image) -> Image.Image:
     return photo
 
 
-def _reader(report: Report) -> Any:
-    """Position in the test set -> a small JPEG as a data URI; None where the images are gone."""
-    from gradflow.data import open_source
+def photos_of_test_set(report: Report) -> tuple[Photos, str]:
+    """Position in the test set -> a small JPEG as a data URI; and why there is none, or "".
 
+    The images are found again where the training found them, and counted as it counted them. Of a
+    run that did not keep their names, number and labels have to do.
+    """
     try:
         source = open_source(report.config["data"])
-        positions = report.data["split"]["indices"]["test"]
     except (KeyError, OSError, ValueError, RuntimeError):
-        return lambda position: None
+        where = report.config.get("data", "the training's own folder")
+        return _no_photo, f"The images are no longer at {where}, seen from here."
+    positions = report.data["split"]["indices"]["test"]
+    if not _are_the_same(report, source, positions):
+        return _no_photo, f"The images at {report.config['data']} are not those of the training."
 
     def read(position: int) -> str | None:
         try:
             photo = source.read(positions[position])
         except (OSError, ValueError):
             return None
-        photo = _thumbnail(photo)
         file = io.BytesIO()
-        photo.save(file, "JPEG", quality=80)
+        _thumbnail(photo).save(file, "JPEG", quality=80)
         return data_uri(file.getvalue(), "jpeg")
 
-    return read
+    return read, ""
+
+
+def _no_photo(position: int) -> None:
+    return None
+
+
+def _are_the_same(report: Report, source: Source, positions: Sequence[int]) -> bool:
+    if "keys_sha256" in report.data:
+        return bool(report.data["keys_sha256"] == keys_sha256(source.keys))
+    labels = next(
+        (part.get("labels") for name in report.names for part in evaluated(report, name)), None
+    )
+    return (
+        len(source.keys) == report.data["audit"]["n_images"]
+        and source.class_names == report.class_names
+        and (labels is None or source.labels[list(positions)].tolist() == list(labels))
+    )

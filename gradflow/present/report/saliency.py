@@ -24,8 +24,8 @@ GALLERY_CAPTION = (
     "picture; a framed picture was taken for another class."
 )
 NO_MAPS = (
-    "No maps were made of these runs. `gradflow saliency --split test` makes them; then write this "
-    "report again."
+    "No maps were made of these runs. `gradflow saliency --split test --run RUN` makes them, RUN "
+    "being the folder of a run; then write this report again."
 )
 
 

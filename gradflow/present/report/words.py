@@ -1,5 +1,6 @@
 """What a report says in sentences, the same in every form: page, Markdown, JSON, terminal."""
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -60,8 +61,12 @@ def how_sure(report: Report) -> str:
     """What the answer rests on: seeds, intervals, and the instrument."""
     n = len(report.seeds)
     several = "trainings of each network, paired by seed" if len(report.names) > 1 else "trainings"
-    tests = "; intervals are 95 %, over seeds where nothing else is said, and the tests of one "
-    tests = f"{tests}family are corrected by Holm's method" if report.verdict is not None else ""
+    tests = (
+        "; intervals are 95 %, over seeds where nothing else is said, and the tests of the verdict "
+        "and of the layers are corrected by Holm's method"
+        if report.verdict is not None
+        else ""
+    )
     seeds = (
         f"{n} {several}{tests}"
         if n > 1
@@ -85,16 +90,28 @@ def differs(report: Report) -> str:
         return ""
     comparison, layer = found
     number = comparison.layers.index(layer) + 1
+    staged = place_in_stage(layer.layer)
+    where = f"{staged}, " if staged else ""
     ratio, larger, smaller = layer.ratio, comparison.first, comparison.second
     if ratio.mean < 0:  # said as a factor above 1
         ratio = replace(ratio, mean=-ratio.mean, low=-ratio.high, high=-ratio.low)
         larger, smaller = smaller, larger
     return (
-        f"The two networks differ most at {layer.layer}, layer {number} of "
+        f"The two networks differ most at {layer.layer}, {where}layer {number} of "
         f"{len(comparison.layers)} from the input: there δ, the gradient passed on, is "
         f"{10**ratio.mean:.3g} times as large in {larger} as in {smaller}{_factors(ratio)}, "
         f"{MEANINGS[comparison.at]}. {_is_chance(report)}"
     )
+
+
+def place_in_stage(layer: str) -> str:
+    """What the name of a layer says in gradflow's and torchvision's residual networks, else empty.
+
+    >>> place_in_stage("layer2.0.conv1"), place_in_stage("conv1")
+    ('stage 2, block 0, convolution 1', '')
+    """
+    found = re.fullmatch(r"layer(\d+)\.(\d+)\.\w*?(\d+)", layer)
+    return "stage {}, block {}, convolution {}".format(*found.groups()) if found else ""
 
 
 def _is_chance(report: Report) -> str:
