@@ -53,8 +53,19 @@ class CellDir:
         write_json(self.path / "state.json", dict(state))
 
     def run(self) -> RunDir | None:
-        """The run that was begun here, if there is one."""
-        return RunDir(self.path) if (self.path / "config.yaml").exists() else None
+        """The run that was begun here, if there is one.
+
+        One whose configuration cannot be read, as a full disk may leave it, begins anew, unless an
+        epoch was trained with it.
+        """
+        run = RunDir(self.path)
+        if any(self.path.glob("*/history.json")):
+            return run
+        try:
+            run.config()
+        except (FileNotFoundError, ValueError):
+            return None
+        return run
 
     def network(self) -> NetworkDir | None:
         """The network, where its training has ended."""

@@ -192,6 +192,39 @@ def test_a_full_disk_leaves_the_file_of_the_study_as_it_was(
     assert folder.file.read_text("utf-8") == before
 
 
+def test_a_disk_that_is_full_when_a_training_begins_costs_nothing(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, study = StudyDir(tmp_path), read(pictures)
+    write_whole = Path.write_text
+
+    def full(self: Path, text: str, *args: Any, **kwargs: Any) -> int:
+        if self.parent.as_posix().endswith("bias/reference-s0") and self.stem == "config":
+            write_whole(self, "", *args, **kwargs)
+            raise OSError(28, "No space left on device")
+        return write_whole(self, text, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        found = run_study(study, folder, Engine())
+    assert any("bias/reference-s0 failed: OSError" in note for note in found.notes)
+    assert not (folder.cells / "bias" / "reference-s0" / "config.yaml").exists()
+    assert not run_study(study, folder, Engine()).notes
+
+
+def test_a_training_with_an_empty_configuration_and_no_epoch_begins_anew(
+    pictures: Path, tmp_path: Path
+) -> None:
+    cell = read(pictures).cells(tmp_path)[0]
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "config.yaml").touch()
+    assert CellDir(cell.folder).network() is None
+    assert run_cell(cell).state == "done"
+    (cell.folder / "config.yaml").write_text("", encoding="utf-8")
+    with pytest.raises(ValueError, match="the file is empty"):
+        CellDir(cell.folder).network()
+
+
 def three_arms(pictures: Path) -> dict[str, Any]:
     """Of which two are doses of one explanation."""
     arms = dict(tiny(pictures)["arms"])
