@@ -1,7 +1,8 @@
 """The study on disk: the only module that knows file names inside a study's folder.
 
 studies/photographs-64px/
-    study.yaml  cells.json  tuning.json  combination.json  results.json  figures/  jobs/  .lock
+    study.yaml  cells.json  tuning.json  combination.json  results.json  times.json
+    figures/  jobs/  .lock
     cells/
         baseline/accused-s0/      one run each, as `gradflow train` leaves it, and
             state.json  .lock
@@ -199,6 +200,14 @@ class StudyDir:
 
     def save_results(self, results: Mapping[str, Any]) -> None:
         write_json(self.path / "results.json", dict(results))
+
+    def times(self) -> dict[str, dict[str, float]]:
+        """By arm and network, the mean seconds of a training; there once the study has ended."""
+        return dict(json.loads((self.path / "times.json").read_text(encoding="utf-8")))
+
+    def save_times(self, times: Mapping[str, Mapping[Place, float]]) -> None:
+        """Beside the results, which no machine and no day may change."""
+        write_json(self.path / "times.json", times)
 
 
 def _recipes(study: Study) -> dict[str, dict[str, Any]]:
