@@ -1,4 +1,4 @@
-"""A ready study, and what is kept of it: results, verdict and figures in results/studies/.
+"""A ready study, and what is kept of it: results, times, verdict and figures in results/studies/.
 
     python experiments/ready_study.py digits
     python experiments/ready_study.py vanishing-control
@@ -38,6 +38,7 @@ def main() -> None:
     found = run_study(study, folder, Engine())
     Console(width=160).print(results_view(found))
     keep(options.study, "", found.to_json())
+    keep(options.study, "-times", folder.times())
     keep(options.study, "-verdict", judge_study(folder, found).to_json())
     for figure in save_study_figures(found, folder.figures):
         (RESULTS / f"{options.study}-{figure.name}").write_bytes(figure.read_bytes())

@@ -48,14 +48,16 @@ def diagnose(
     runs = runs or (newest_run(),)
     study = _study_among(runs)
     if study is not None:
-        if measure or accused is not None or reference is not None:
+        if accused is not None or reference is not None:
             raise ValueError(
-                "Expected neither --measure, --accused nor --reference beside a study, which says "
-                "itself who is accused. Leave them out."
+                "Expected neither --accused nor --reference beside a study, which says itself who "
+                "is accused. Leave them out."
             )
         from gradflow.studies import analyse
         from gradflow.studies.diagnosis import judge_study
 
+        if measure:
+            _measure_study(study)
         found = analyse(study)
         verdict = judge_study(study, found)
     else:
@@ -117,6 +119,18 @@ def _measure_rivals(runs: Sequence[Path]) -> None:
             for network in todo:
                 network.save_examination(examine_network(network, config, data))
                 bar.advance(task)
+
+
+def _measure_study(study: "StudyDir") -> None:
+    """The same for the networks that a study trained without any arm: the verdict is about them."""
+    from gradflow.studies.cell import measure_cell
+    from gradflow.studies.study import BASELINE
+
+    cells = [cell for cell in study.study().cells(study.cells) if cell.arm == BASELINE]
+    with progress(stderr(), "networks", total=len(cells)) as (bar, task):
+        for cell in cells:
+            measure_cell(cell)
+            bar.advance(task)
 
 
 def compare(

@@ -16,11 +16,19 @@ from filelock import FileLock
 from gradflow.studies.folder import ENDED, CellDir
 from gradflow.studies.study import Cell
 from gradflow.training.config import TrainConfig
+from gradflow.training.examination import examine_network
 from gradflow.training.fit import NonFiniteLoss, make_accelerator
 from gradflow.training.intervening import check_interventions
-from gradflow.training.rundir import RunDir
+from gradflow.training.rundir import NetworkDir, RunDir
 from gradflow.training.summary import environment, summarise
-from gradflow.training.train import Data, check_same_data, load_data, train_network
+from gradflow.training.train import (
+    Data,
+    check_same_data,
+    lacks_rivals,
+    load_data,
+    measure_rivals,
+    train_network,
+)
 
 # What decides the images of a cell, their split and their true labels.
 DATA_FIELDS = (
@@ -98,17 +106,44 @@ def _train(cell: Cell, folder: CellDir, started: dict[str, Any]) -> float:
         check_same_data(run, facts)
     begin = time.perf_counter()
     network = run.network(config.arch, cell.seed)
-    if not network.is_finished:
+    if network.is_finished:
+        measure_rivals(network, config, data, accelerator)  # killed before it came to it
+    else:
         for epoch, _ in train_network(network, config, data, accelerator):
             folder.save_state(
                 started | {"epoch": epoch.index + 1, "n_epochs": config.epochs,
                            "train_loss": epoch.train_loss, "seconds": epoch.seconds}
             )  # fmt: skip
     summarise(run)
+    if not lacks_rivals(network, config):
+        _drop_weights(network, cell)
+    return time.perf_counter() - begin
+
+
+def measure_cell(cell: Cell) -> None:
+    """Measure the rival explanations of a trained network where that was not done.
+
+    That takes its weights: those stay where the study keeps them, or a measurement failed.
+    """
+    folder = CellDir(cell.folder)
+    network = folder.network()
+    if network is None:
+        return
+    with FileLock(folder.lock):
+        if network.examination() is not None or not network.weights("last").exists():
+            return
+        run = RunDir(folder.path)
+        config, data = load_once(run.config())
+        check_same_data(run, data.to_json())
+        network.save_examination(examine_network(network, config, data))
+        _drop_weights(network, cell)
+
+
+def _drop_weights(network: NetworkDir, cell: Cell) -> None:
+    """A study has hundreds of them."""
     if not cell.keep_weights:
         for path in network.path.glob("*.pt"):
             path.unlink()
-    return time.perf_counter() - begin
 
 
 @dataclass

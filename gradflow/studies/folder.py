@@ -1,7 +1,8 @@
 """The study on disk: the only module that knows file names inside a study's folder.
 
 studies/photographs-64px/
-    study.yaml  cells.json  tuning.json  combination.json  results.json  figures/  jobs/  .lock
+    study.yaml  cells.json  tuning.json  combination.json  results.json  times.json
+    figures/  jobs/  .lock
     cells/
         baseline/accused-s0/      one run each, as `gradflow train` leaves it, and
             state.json  .lock
@@ -53,8 +54,19 @@ class CellDir:
         write_json(self.path / "state.json", dict(state))
 
     def run(self) -> RunDir | None:
-        """The run that was begun here, if there is one."""
-        return RunDir(self.path) if (self.path / "config.yaml").exists() else None
+        """The run that was begun here, if there is one.
+
+        One whose configuration cannot be read, as a full disk may leave it, begins anew, unless an
+        epoch was trained with it.
+        """
+        run = RunDir(self.path)
+        if any(self.path.glob("*/history.json")):
+            return run
+        try:
+            run.config()
+        except (FileNotFoundError, ValueError):
+            return None
+        return run
 
     def network(self) -> NetworkDir | None:
         """The network, where its training has ended."""
@@ -188,6 +200,14 @@ class StudyDir:
 
     def save_results(self, results: Mapping[str, Any]) -> None:
         write_json(self.path / "results.json", dict(results))
+
+    def times(self) -> dict[str, dict[str, float]]:
+        """By arm and network, the mean seconds of a training; there once the study has ended."""
+        return dict(json.loads((self.path / "times.json").read_text(encoding="utf-8")))
+
+    def save_times(self, times: Mapping[str, Mapping[Place, float]]) -> None:
+        """Beside the results, which no machine and no day may change."""
+        write_json(self.path / "times.json", times)
 
 
 def _recipes(study: Study) -> dict[str, dict[str, Any]]:

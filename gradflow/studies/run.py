@@ -7,6 +7,7 @@ from gradflow.studies.engine import Engine
 from gradflow.studies.folder import CellDir, StudyDir
 from gradflow.studies.results import Results, analyse
 from gradflow.studies.study import Cell, Study
+from gradflow.studies.times import training_times
 from gradflow.studies.tuning import choose, open_trials
 
 
@@ -35,6 +36,7 @@ def run_study(
             ends |= _train(_ready(study, folder), engine, folder, on_begin)
         found = analyse(folder, _failed(ends))
         folder.save_results(found.to_json())
+        folder.save_times(training_times(folder, study))
         return found
 
 

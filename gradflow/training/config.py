@@ -224,15 +224,23 @@ class TrainConfig:
         flip = (0.5 if mirror else 0.0) if self.flip is None else self.flip
         return dataclasses.replace(self, image_size=size, stem=stem, flip=flip)
 
-    def save(self, path: Path) -> None:
-        """Write the config as YAML that `--config` reads."""
+    def to_yaml(self) -> str:
+        """The config as YAML that `--config` reads."""
         fields = dataclasses.asdict(self) | {"out": str(self.out)}
-        path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+        return yaml.safe_dump(fields, sort_keys=False)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote."""
-        fields = yaml.load(path.read_text(encoding="utf-8"), Loader=SAFE_LOADER)  # noqa: S506
+        """Read a file of what `to_yaml` gives. Raises ValueError where it is something else."""
+        try:
+            fields = yaml.load(path.read_text(encoding="utf-8"), Loader=SAFE_LOADER)  # noqa: S506
+        except (yaml.YAMLError, UnicodeDecodeError):
+            fields = None
+        if not isinstance(fields, dict) or "out" not in fields:  # its last line
+            raise ValueError(
+                f"Expected the whole configuration of a run in {path}, but the file is empty, cut "
+                "off or no YAML. Put a copy of it back, or start a new run."
+            )
         unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise ValueError(

@@ -225,7 +225,7 @@ class RunDir:
         return TrainConfig.load(self.path / "config.yaml")
 
     def save_config(self, config: TrainConfig) -> None:
-        config.save(self.path / "config.yaml")
+        write_text(self.path / "config.yaml", config.to_yaml())
 
     def network(self, arch: str, seed: int) -> NetworkDir:
         """The folder of one network, made if need be."""

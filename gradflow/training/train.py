@@ -222,6 +222,11 @@ def train_network(
         measure_rivals(network, config, data, accelerator)
 
 
+def lacks_rivals(network: NetworkDir, config: TrainConfig) -> bool:
+    """Whether the rival explanations of a finished network are wanted and were not measured."""
+    return config.log_grads and config.rivals and network.examination() is None
+
+
 def measure_rivals(
     network: NetworkDir, config: TrainConfig, data: Data, accelerator: Accelerator
 ) -> None:
@@ -230,14 +235,15 @@ def measure_rivals(
     Then only those weights stay that fit into its part of the budget. What goes wrong is a warning:
     the training is complete, and other networks wait.
     """
-    if not (config.log_grads and config.rivals) or network.examination() is not None:
+    if not lacks_rivals(network, config):
         return
     try:
         found = examine_network(network, config, data, device=accelerator.device)
-    except (RuntimeError, ValueError, ArithmeticError) as error:
+    except (RuntimeError, ValueError, ArithmeticError, FileNotFoundError) as error:
         warnings.warn(
             f"The rival explanations of {network.name} could not be measured ({error!r}). Its "
-            "training is complete; `gradflow diagnose RUN --measure` tries again.",
+            "training is complete; `gradflow diagnose RUN --measure` tries again, with the folder "
+            "of the run or of its study.",
             stacklevel=2,
         )
         return

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from filelock import FileLock
 from tiny import tiny, write
 
 from gradflow.cli import main
-from gradflow.studies import Study, StudyDir
+from gradflow.studies import Cell, Study, StudyDir
 from gradflow.studies.cell import load_once, run_cell
 from gradflow.studies.engine import Engine
 from gradflow.studies.folder import CellDir
@@ -190,6 +191,94 @@ def test_a_full_disk_leaves_the_file_of_the_study_as_it_was(
     with pytest.raises(OSError, match="No space left"):
         folder.begin(read(pictures, seeds=2))
     assert folder.file.read_text("utf-8") == before
+
+
+def test_a_disk_that_is_full_when_a_training_begins_costs_nothing(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, study = StudyDir(tmp_path), read(pictures)
+    write_whole = Path.write_text
+
+    def full(self: Path, text: str, *args: Any, **kwargs: Any) -> int:
+        if self.parent.as_posix().endswith("bias/reference-s0") and self.stem == "config":
+            write_whole(self, "", *args, **kwargs)
+            raise OSError(28, "No space left on device")
+        return write_whole(self, text, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        found = run_study(study, folder, Engine())
+    assert any("bias/reference-s0 failed: OSError" in note for note in found.notes)
+    assert not (folder.cells / "bias" / "reference-s0" / "config.yaml").exists()
+    assert not run_study(study, folder, Engine()).notes
+
+
+def test_a_training_with_an_empty_configuration_and_no_epoch_begins_anew(
+    pictures: Path, tmp_path: Path
+) -> None:
+    cell = read(pictures).cells(tmp_path)[0]
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "config.yaml").touch()
+    assert CellDir(cell.folder).network() is None
+    assert run_cell(cell).state == "done"
+    (cell.folder / "config.yaml").write_text("", encoding="utf-8")
+    with pytest.raises(ValueError, match="the file is empty"):
+        CellDir(cell.folder).network()
+
+
+EXAMINED = {"log_grads": True, "rivals": True, "checkpoint_budget": 0.01, "epochs": 1}
+
+
+class Killed(BaseException):
+    """What nothing catches, as a signal that ends the process."""
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return fail
+
+
+def weights_in(cell: Cell) -> list[Path]:
+    return list(cell.folder.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("error", [Killed(), OSError(28, "No space left on device")])
+def test_a_training_that_ends_while_its_rivals_are_measured_goes_on_there(
+    error: BaseException, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = read(pictures, base=EXAMINED).cells(tmp_path)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr("gradflow.training.train.examine_network", raising(error))
+        with suppress(Killed):
+            assert run_cell(cell).state == "failed"
+    network = CellDir(cell.folder).network()
+    assert network is not None, "the training itself is over"
+    assert network.examination() is None
+    assert weights_in(cell)
+    CellDir(cell.folder).save_state({"state": "waiting"})  # as the next call does
+    assert run_cell(cell).state == "done"
+    assert network.examination() is not None
+    assert not weights_in(cell)
+
+
+def test_rivals_that_could_not_be_measured_are_measured_by_diagnose(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "tiny.yaml", tiny(pictures, base=EXAMINED))
+    cells = Study.load(file).cells(tmp_path / "study" / "cells")
+    with monkeypatch.context() as patch:
+        patch.setattr("gradflow.training.train.examine_network", raising(RuntimeError("defect")))
+        with pytest.warns(UserWarning, match="defect.*diagnose RUN --measure.*of its study"):
+            assert main(["study", str(file), "--out", str(tmp_path / "study")]) == 0
+    assert {cell.arm for cell in cells if weights_in(cell)} == {"baseline"}
+    assert main(["diagnose", str(tmp_path / "study"), "--measure", "--json"]) == 0
+    for cell in cells:
+        network = CellDir(cell.folder).network()
+        assert network is not None
+        assert (network.examination() is not None) == (cell.arm == "baseline")
+        assert not weights_in(cell)
 
 
 def three_arms(pictures: Path) -> dict[str, Any]:

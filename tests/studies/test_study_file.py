@@ -115,7 +115,7 @@ def test_doses_of_one_explanation_are_not_combined() -> None:
 
 
 def test_a_transplant_waits_for_the_cells_that_it_reads(tmp_path: Path) -> None:
-    profile = "transplant(profile={cells}/baseline/reference-s{seed}/{arch}-s{seed})"
+    profile = "transplant(profile={cells}/baseline/reference-s{seed}/resnet_18-s{seed})"
     study = arms(given={"networks": "accused", "intervene": profile})
     late = [cell for cell in study.cells(tmp_path) if cell.needs_others]
     assert {cell.arm for cell in late} == {"given"}

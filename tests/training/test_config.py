@@ -29,8 +29,16 @@ def test_data_decide_what_is_left_open() -> None:
 
 def test_saved_and_loaded_config_is_the_same(tmp_path: Path) -> None:
     config = TrainConfig(lr=1e-3, seeds="3,7", image_size=64, out=Path("else"), log_grads=True)
-    config.save(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     assert TrainConfig.load(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.98])
+def test_a_file_that_was_cut_off_says_so(part: float, tmp_path: Path) -> None:
+    path, whole = tmp_path / "config.yaml", TrainConfig().to_yaml()
+    path.write_text(whole[: int(part * len(whole))], encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config\.yaml, but the file is empty, cut off"):
+        TrainConfig.load(path)
 
 
 @pytest.mark.parametrize(
