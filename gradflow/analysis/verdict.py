@@ -16,6 +16,7 @@ from gradflow.analysis.notebook import verdict_html
 from gradflow.analysis.overview import Band, RateOfGroup, bands, rates
 from gradflow.analysis.rivals import rivals
 from gradflow.analysis.sentences import next_steps, sentences
+from gradflow.analysis.shares import is_sure_gap
 from gradflow.analysis.statistics import p_beyond, p_equivalent
 from gradflow.analysis.vanishing import (
     JUDGED_SIZES,
@@ -262,9 +263,9 @@ def _gap_status(gap: Sequence[Evidence]) -> Status:
     """Yes where both outcomes are worse, over five seeds; no where both are equal or better."""
     if not gap:
         return "not measured"
-    alpha = 1 - at.CONFIDENCE.value
-    if all(one.p_for <= alpha / 2 and one.interval.n >= at.EFFECT_SEEDS.value for one in gap):
+    if all(is_sure_gap(one.values) for one in gap):
         return "yes"
+    alpha = 1 - at.CONFIDENCE.value
     if all(
         p_equivalent(one.values, one.threshold.value) <= alpha or one.p_against <= alpha / 2
         for one in gap
