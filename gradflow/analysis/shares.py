@@ -161,7 +161,7 @@ def _above(share: Share, limit: float) -> float:
 
 
 def _within(share: Share, limit: float) -> float:
-    """That |E| < limit: an arm that widens the gap says no less of its cause than one that closes it.
+    """That |E| < limit: to widen the gap is to change it, no less than to close it.
 
     Both one-sided tests must reject, so that p is the larger one (TOST, Schuirmann 1987).
     """
