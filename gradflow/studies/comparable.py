@@ -65,13 +65,21 @@ def scales_gradients(study: Study, arm: Arm) -> bool:
 
     AdamW divides by that size: its training then tells whether the size matters at all.
     """
+    return not (arm.set or arm.tune) and _changes_size(study, arm, "adamw")
+
+
+def is_size_control(study: Study, arm: Arm) -> bool:
+    """Whether the arm does the same under SGD, whose steps follow that size; lr may be tuned."""
+    return _changes_size(study, arm, "sgd")
+
+
+def _changes_size(study: Study, arm: Arm, optimizer: str) -> bool:
     added = _added(arm)
     return (
         "accused" in arm.networks
-        and not (arm.set or arm.tune)
         and bool(added)
         and all(isinstance(one, GradientScale | Transplant) for one in added)
-        and study.config(arm.name, "accused", study.seeds[0]).optimizer == "adamw"
+        and study.config(arm.name, "accused", study.seeds[0]).optimizer == optimizer
     )
 
 

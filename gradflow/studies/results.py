@@ -19,7 +19,13 @@ from gradflow.analysis.shares import (
 )
 from gradflow.analysis.statistics import Interval, p_beyond, p_equivalent, t_interval
 from gradflow.analysis.verdict import GradientSize
-from gradflow.studies.comparable import diverged_seeds, scales_gradients, why_blind, why_missing
+from gradflow.studies.comparable import (
+    diverged_seeds,
+    is_size_control,
+    scales_gradients,
+    why_blind,
+    why_missing,
+)
 from gradflow.studies.folder import StudyDir
 from gradflow.studies.outcomes import MEASURES, Measure, Outcome, Outcomes, failures, read_outcomes
 from gradflow.studies.study import BASELINE, PLACES, Arm, Place, Study
@@ -157,15 +163,18 @@ class Results:
         tests = restored.arm.tests
         doses = [one.name for one in self.study.arms if one.role == "cause" and one.tests == tests]
         without = [one.arm.name for one in self.causes if _is_without_effect(one)]
-        controls = [one for one in self.controls if one.arm.tests == tests and one.reacts]
+        controls = [
+            one
+            for one in self.controls
+            if one.arm.tests == tests and one.reacts and is_size_control(self.study, one.arm)
+        ]
         is_nothing = len(doses) > 1 and set(doses) <= set(without) and controls
-        helps = [one.arm.name for one in controls
-                 if one.arm.intervene == restored.arm.intervene and one.change.mean < 0
-                 and self._optimizer(one.arm) == "sgd"]  # fmt: skip
+        helps = [
+            one.arm.name
+            for one in controls
+            if one.arm.intervene == restored.arm.intervene and one.change.mean < 0
+        ]
         return GradientSize(tuple(doses) if is_nothing else (), helps[0] if helps else "")
-
-    def _optimizer(self, arm: Arm) -> str:
-        return self.study.config(arm.name, arm.networks[0], self.study.seeds[0]).optimizer
 
     def to_json(self) -> dict[str, Any]:
         return {

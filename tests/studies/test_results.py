@@ -318,6 +318,26 @@ def test_one_dose_is_not_enough_and_another_arm_of_the_explanation_counts_too() 
     assert found.gradient_size.changes_nothing == ()
 
 
+@pytest.mark.parametrize(
+    ("control", "is_one"),
+    [
+        ({}, True),
+        ({"tests": "skip"}, False),  # of another explanation
+        ({"intervene": "norm_bias(beta=1)"}, False),  # of another change
+        ({"against": "baseline"}, False),  # under AdamW
+    ],
+)
+def test_the_size_changes_nothing_only_beside_a_control_on_the_size_under_sgd(
+    control: dict[str, Any], is_one: bool
+) -> None:
+    sgd_down = {**study().source["arms"]["sgd-down"], **control}
+    found = results(
+        with_arms(down=DOWN, **{"sgd-down": sgd_down}), outcomes({**LOSSES, "down": (1.4, None)})
+    )
+    assert found.controls[0].reacts
+    assert bool(found.gradient_size.changes_nothing) == is_one
+
+
 @pytest.mark.parametrize(("loss", "name"), [(1.2, "sgd-up"), (1.9, ""), (1.49, "")])
 def test_restored_gradients_help_under_sgd_where_they_lower_the_loss(
     loss: float, name: str
