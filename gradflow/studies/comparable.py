@@ -89,4 +89,4 @@ def _added(arm: Arm) -> tuple[Intervention, ...]:
 
 def _labels(study: Study, name: str, place: Place) -> tuple[str, ...]:
     interventions = study.config(name, place, study.seeds[0]).interventions
-    return tuple(str(one) for one in interventions if isinstance(one, RandomLabels))
+    return tuple(str(one) for one in interventions if isinstance(one, RandomLabels) and one.share)

@@ -259,6 +259,7 @@ def test_where_seeds_diverged_the_others_are_no_sample(cell: str, name: str, why
         ("random_labels()", {}, "the training loss is that of other labels"),
         ("recalibrate()", {"set": {"schedule": "constant"}}, ""),
         ("recalibrate(); norm_bias(beta=1)", {}, ""),
+        ("random_labels(share=0)", {}, ""),
     ],
 )
 def test_what_the_training_loss_cannot_see_it_does_not_judge(
