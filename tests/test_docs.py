@@ -99,7 +99,7 @@ def test_every_method_of_saliency_is_explained() -> None:
 
 def test_every_outcome_of_a_verdict_is_explained() -> None:
     section = page("verdict").split("## The outcome\n")[1].split("\n## ")[0]
-    explained = re.findall(r"^\| ([a-z ,]+) \|", section, re.MULTILINE)
+    explained = re.findall(r"^\| ([a-z][\w ,]+) \|", section, re.MULTILINE)
     assert explained == list(OUTCOMES)
 
 

@@ -6,7 +6,7 @@ from gradflow.analysis import thresholds as at
 from gradflow.analysis.findings import Evidence, enough_seeds
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.statistics import p_beyond, p_equivalent
-from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades
+from gradflow.analysis.vanishing import JUDGED_SIZES, does_not_vanish, early_decades
 
 if TYPE_CHECKING:
     from gradflow.analysis.verdict import Verdict
@@ -51,7 +51,10 @@ def _answer(verdict: "Verdict") -> str:
         f"towards the input; whether that causes anything is open{_learned(verdict)}.",
         "present but not causal": f"Present but not causal: the gradients of {name} vanish towards "
         f"the input, but {_broken_link(verdict)}.",
-        "refuted": f"Refuted: the gradients of {name} do not vanish towards the input.",
+        "matters only under SGD": f"Matters only under SGD: the gradients of {name} vanish towards "
+        f"the input, and restoring them lowers the training loss under SGD "
+        f"({verdict.size.helps_sgd}), but not in this experiment.",
+        "refuted": _refuted(verdict),
         "exploding instead": f"Refuted: the gradients of {name} do not vanish towards the input; "
         "they grow.",
         "nothing to explain": f"Nothing to explain: {name} does no worse than "
@@ -59,6 +62,17 @@ def _answer(verdict: "Verdict") -> str:
         "undetermined": _undetermined(verdict),
     }
     return because[outcome]
+
+
+def _refuted(verdict: "Verdict") -> str:
+    name = verdict.case.name
+    if does_not_vanish(verdict.case):
+        return f"Refuted: the gradients of {name} do not vanish towards the input."
+    return (
+        f"Refuted: whether the gradients of {name} vanish is open, but their size changes nothing "
+        f"here. Its training loss stays within {at.LOSS_MARGIN.value:g} nats in "
+        f"{' and '.join(verdict.size.changes_nothing)}, while a positive control reacts."
+    )
 
 
 def _undetermined(verdict: "Verdict") -> str:
@@ -103,6 +117,11 @@ def _broken_link(verdict: "Verdict") -> str:
         )
     if verdict.links[3].status == "no":
         return "restoring them does not close the gap"
+    if verdict.size.changes_nothing:
+        return (
+            f"their size changes nothing: the training loss stays within "
+            f"{at.LOSS_MARGIN.value:g} nats in {' and '.join(verdict.size.changes_nothing)}"
+        )
     return "that does not reach the weights: the early layers move far enough"
 
 
@@ -183,7 +202,7 @@ def next_steps(verdict: "Verdict") -> tuple[str, ...]:
             f"{at.EFFECT_SEEDS.value:.0f} --log-grads`): fewer than "
             f"{at.MIN_SEEDS.value:.0f} prove nothing."
         )
-    elif verdict.links[0].status == "undetermined":
+    elif verdict.links[0].status == "undetermined" and verdict.outcome != "refuted":
         steps.append(_more_seeds(verdict))
     elif verdict.gap_status == "undetermined" and not is_discordant(verdict):
         steps.append(_seeds_for_the_gap(verdict))

@@ -25,6 +25,13 @@ ShareStatus = Literal["main cause", "contributor", "not a cause", "undetermined"
 
 # Of the two sides of an interval, the one that a rule asks about.
 ALPHA = (1 - at.CONFIDENCE.value) / 2
+LINK_ALPHA = 1 - at.CONFIDENCE.value  # by which link 4 of a verdict reads the same share
+
+
+def is_sure_gap(gap: Sequence[float] | np.ndarray) -> bool:
+    """Whether there is something to explain: mean G > 0 by the t test, over at least five seeds."""
+    has_seeds = t_interval(gap).n >= at.EFFECT_SEEDS.value
+    return has_seeds and p_beyond(gap, 0.0, "above") <= ALPHA
 
 
 @dataclass(frozen=True)
@@ -116,8 +123,14 @@ class Judged:
     status: ShareStatus
     p_main: float  # that it exceeds a half
     p_contributor: float  # a tenth
-    p_none: float  # that it stays below a fifth
+    p_none: float  # that it stays within a fifth, either way
+    p_widens: float  # that it lies below minus a fifth
     why: str = ""  # what keeps it undetermined, where that is not the interval
+
+    @property
+    def widens(self) -> bool:
+        """Whether the arm surely adds more than a fifth to the gap."""
+        return not self.why and self.p_widens <= ALPHA
 
 
 def judge_shares(
@@ -131,9 +144,10 @@ def judge_shares(
     """
     main = holm([_above(one, at.SHARE_MAIN.value) for one in shares])
     contributor = holm([_above(one, at.SHARE_CONTRIBUTOR.value) for one in shares])
-    none = holm([one.p_beyond(at.SHARE_NONE.value, "below") for one in shares])
-    rows = zip(shares, moved, sound, main, contributor, none, strict=True)
-    return [_judge(*row) for row in rows]
+    none = holm([_within(one, at.SHARE_NONE.value) for one in shares])
+    widens = holm([one.p_beyond(-at.SHARE_NONE.value, "below") for one in shares])
+    p_values = zip(main, contributor, none, widens, strict=True)
+    return [_judge(*row) for row in zip(shares, moved, sound, p_values, strict=True)]
 
 
 def _above(share: Share, limit: float) -> float:
@@ -143,30 +157,46 @@ def _above(share: Share, limit: float) -> float:
     are ruined. An arm on the reference alone is meant to spoil it.
     """
     p = share.p_beyond(limit, "above")
-    return max(p, p_beyond(share.accused_gain, 0.0, "above")) if share.treats_accused else p
+    return max(p, _p_gain(share)) if share.treats_accused else p
+
+
+def _within(share: Share, limit: float) -> float:
+    """That |E| < limit: to widen the gap is to change it, no less than to close it.
+
+    Both one-sided tests must reject, so that p is the larger one (TOST, Schuirmann 1987).
+    """
+    return max(share.p_beyond(limit, "below"), share.p_beyond(-limit, "above"))
+
+
+def _p_gain(share: Share) -> float:
+    return p_beyond(share.accused_gain, 0.0, "above")
 
 
 def _judge(
-    share: Share, moved: bool, reason: str, main: float, contributor: float, none: float
+    share: Share, moved: bool, reason: str, p_values: tuple[float, float, float, float]
 ) -> Judged:
+    main, contributor, none, _ = p_values
+
     def judged(status: ShareStatus, why: str = "") -> Judged:
-        return Judged(status, main, contributor, none, why)
+        return Judged(status, *p_values, why)
 
     if reason:
         return judged("undetermined", reason)
-    if min(main, contributor, none) <= ALPHA and not moved:
+    if not moved:
         return judged("undetermined", "its manipulation check failed or is missing")
     if main <= ALPHA:
         return judged("main cause")
     if contributor <= ALPHA:
         return judged("contributor")
-    if none <= ALPHA:
-        return judged("not a cause")
-    closes = share.p_beyond(at.SHARE_CONTRIBUTOR.value, "above") <= ALPHA
-    spoiled = closes and share.treats_accused
-    return judged(
-        "undetermined", "the gap shrank, and the accused network did not gain" if spoiled else ""
-    )
+    if _is_spoiled(share):
+        return judged("undetermined", "the gap shrank, and the accused network did not gain")
+    return judged("not a cause" if none <= ALPHA else "undetermined")
+
+
+def _is_spoiled(share: Share) -> bool:
+    """Whether the gap closes, by what link 4 asks for, without a sure gain of a treated accused."""
+    closes = share.p_beyond(at.SHARE_CONTRIBUTOR.value, "above") <= LINK_ALPHA
+    return closes and share.treats_accused and _p_gain(share) > ALPHA
 
 
 def seeds_for_width(spread: float, half_width: float) -> int | None:

@@ -95,7 +95,7 @@ SHARE_CONTRIBUTOR = Threshold(
 )  # fmt: skip
 SHARE_NONE = Threshold(
     "share_none", 0.2, "share of the gap",
-    "what surely removes less than a fifth of the gap is not its cause",
+    "what surely neither removes nor adds a fifth of the gap is not its cause",
     _CHOSEN,
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Case
-from gradflow.analysis.findings import Evidence, Finding, all_of, any_of
+from gradflow.analysis.findings import Evidence, Finding, Side, all_of, any_of
 from gradflow.analysis.network import (
     TrainedNetwork,
     distance_travelled,
@@ -19,7 +19,7 @@ from gradflow.analysis.network import (
 )
 from gradflow.analysis.profile import GRADIENT_SIZES, SMALLEST
 from gradflow.analysis.rates import trace_rate
-from gradflow.analysis.statistics import Interval, t_interval
+from gradflow.analysis.statistics import Interval, p_beyond, t_interval
 
 # The raw gradient is shown but not judged: under BatchNorm it shrinks when weights grow.
 JUDGED_SIZES = ("output_gradient", "scale_invariant")
@@ -42,6 +42,33 @@ def early_values(case: Case, size: str) -> tuple[float, ...]:
 def early_decades(case: Case, size: str) -> Interval:
     """The same over seeds."""
     return t_interval(early_values(case, size))
+
+
+def vanishes(case: Case) -> bool:
+    """Whether a judged size shrinks more than ten-fold towards the input, early in training.
+
+    Link 1 asks more where there is a reference: that it shrinks more than there.
+    """
+    return _is_beyond(case, -at.VANISHING_DECADES.value, "below")
+
+
+def does_not_vanish(case: Case) -> bool:
+    """Whether both judged sizes surely shrink less than ten-fold, early in training."""
+    limit = -at.VANISHING_DECADES.value
+    return all(
+        p_beyond(early_values(case, size), limit, "above") <= 1 - at.CONFIDENCE.value
+        for size in JUDGED_SIZES
+    )
+
+
+def explodes(case: Case) -> bool:
+    """Whether a judged size grows more than ten-fold towards the input, early in training."""
+    return _is_beyond(case, at.VANISHING_DECADES.value, "above")
+
+
+def _is_beyond(case: Case, limit: float, side: Side) -> bool:
+    alpha = (1 - at.CONFIDENCE.value) / len(JUDGED_SIZES)
+    return any(p_beyond(early_values(case, size), limit, side) <= alpha for size in JUDGED_SIZES)
 
 
 def exists(case: Case) -> Finding:

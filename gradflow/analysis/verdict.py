@@ -11,20 +11,23 @@ from typing import Any, Literal, Protocol
 
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Case
-from gradflow.analysis.findings import Evidence, Finding, Side, Status, decide, enough_seeds
+from gradflow.analysis.findings import Evidence, Finding, Status, decide, enough_seeds
 from gradflow.analysis.notebook import verdict_html
 from gradflow.analysis.overview import Band, RateOfGroup, bands, rates
 from gradflow.analysis.rivals import rivals
 from gradflow.analysis.sentences import next_steps, sentences
-from gradflow.analysis.statistics import p_beyond, p_equivalent
+from gradflow.analysis.shares import is_sure_gap
+from gradflow.analysis.statistics import p_equivalent
 from gradflow.analysis.vanishing import (
     JUDGED_SIZES,
     causes,
+    does_not_vanish,
     early_decades,
-    early_values,
     exists,
+    explodes,
     matters,
     reaches,
+    vanishes,
 )
 
 SCHEMA_VERSION = 1
@@ -33,6 +36,7 @@ Outcome = Literal[
     "supported",
     "present, not shown causal",
     "present but not causal",
+    "matters only under SGD",
     "refuted",
     "exploding instead",
     "nothing to explain",
@@ -44,12 +48,27 @@ OUTCOMES: dict[Outcome, str] = {
     "present, not shown causal": "the gradients vanish, and nobody has yet restored them to see "
     "whether the gap closes",
     "present but not causal": "the gradients vanish, and it is not the cause of the gap",
-    "refuted": "the gradients do not vanish",
+    "matters only under SGD": "the gradients vanish, and restoring them would help under SGD, but "
+    "not with the optimizer of these runs",
+    "refuted": "the gradients do not vanish, or their size changes nothing",
     "exploding instead": "the gradients grow towards the input, more than ten-fold",
     "nothing to explain": "the accused network does no worse than the other one",
     "undetermined": "the data do not decide",
     "no verdict": "the instrument failed its controls on this machine",
 }
+
+
+@dataclass(frozen=True)
+class GradientSize:
+    """What a study found where it changed the size of the accused's gradients, and nothing else.
+
+    `changes_nothing` names the arms if, with an optimizer that divides by that size, every dose
+    leaves the training loss within the margin (TOST) while a positive control under another one
+    reacts. `helps_sgd` names the control in which the restored gradients lower the loss under SGD.
+    """
+
+    changes_nothing: tuple[str, ...] = ()
+    helps_sgd: str = ""
 
 
 class Instrument(Protocol):
@@ -80,6 +99,7 @@ class Verdict:
     next_steps: tuple[str, ...]
     notes: tuple[str, ...]
     instrument: Instrument | None
+    size: GradientSize = GradientSize()
 
     def has(self, label: Literal["vanishing", "exploding"]) -> bool:
         """Whether the early gradients do: decided over seeds, or as measured with few."""
@@ -118,14 +138,18 @@ class Verdict:
 
 
 def judge_case(
-    case: Case, instrument: Instrument | None = None, gap_shares: Sequence[float] = ()
+    case: Case,
+    instrument: Instrument | None = None,
+    gap_shares: Sequence[float] = (),
+    size: GradientSize | None = None,
 ) -> Verdict:
     """Judge "the gradients of the accused network vanish, and that is why it does worse".
 
     `gap_shares` is what an intervention found: the share of the gap, per seed, that goes away when
-    the gradients are restored. Without it the last link stays open. Raises ValueError where their
-    number is not that of the seeds.
+    the gradients are restored. Without it the last link stays open. `size` is what it found of
+    their size alone. Raises ValueError where the number of shares is not that of the seeds.
     """
+    size = size or GradientSize()
     _check_has_gradients(case)
     if len(gap_shares) not in (0, len(case.seeds)):
         raise ValueError(
@@ -140,7 +164,7 @@ def judge_case(
     decided = decide([*links, *others])
     links, others = decided[: len(links)], decided[len(links) :]
     verdict = Verdict(
-        outcome=_outcome(case, instrument, gap_status, links),
+        outcome=_outcome(case, instrument, gap_status, links, size),
         case=case,
         gap=gap,
         gap_status=gap_status,
@@ -152,6 +176,7 @@ def judge_case(
         next_steps=(),
         notes=case.notes,
         instrument=instrument,
+        size=size,
     )
     return replace(verdict, sentences=sentences(verdict), next_steps=next_steps(verdict))
 
@@ -175,38 +200,15 @@ def _check_has_gradients(case: Case) -> None:
     )
 
 
-def vanishes(case: Case) -> bool:
-    """Whether a judged size shrinks more than ten-fold towards the input, early in training.
-
-    Link 1 asks more where there is a reference: that it shrinks more than there.
-    """
-    return _is_beyond(case, -at.VANISHING_DECADES.value, "below")
-
-
-def does_not_vanish(case: Case) -> bool:
-    """Whether both judged sizes surely shrink less than ten-fold, early in training."""
-    limit = -at.VANISHING_DECADES.value
-    return all(
-        p_beyond(early_values(case, size), limit, "above") <= 1 - at.CONFIDENCE.value
-        for size in JUDGED_SIZES
-    )
-
-
-def explodes(case: Case) -> bool:
-    """Whether a judged size grows more than ten-fold towards the input, early in training."""
-    return _is_beyond(case, at.VANISHING_DECADES.value, "above")
-
-
-def _is_beyond(case: Case, limit: float, side: Side) -> bool:
-    alpha = (1 - at.CONFIDENCE.value) / len(JUDGED_SIZES)
-    return any(p_beyond(early_values(case, size), limit, side) <= alpha for size in JUDGED_SIZES)
-
-
 # -- the outcome ---------------------------------------------------------------------------------
 
 
 def _outcome(
-    case: Case, instrument: Instrument | None, gap: Status, links: Sequence[Finding]
+    case: Case,
+    instrument: Instrument | None,
+    gap: Status,
+    links: Sequence[Finding],
+    size: GradientSize,
 ) -> Outcome:
     if instrument is not None and not instrument.passed:
         return "no verdict"
@@ -214,17 +216,26 @@ def _outcome(
         return "undetermined"
     if gap == "no":
         return "nothing to explain"
-    status = [link.status for link in links]
+    return _outcome_of_links(case, gap, [link.status for link in links], size)
+
+
+def _outcome_of_links(
+    case: Case, gap: Status, status: Sequence[Status], size: GradientSize
+) -> Outcome:
+    reaches_weights, causes_gap = status[1], status[3]
+    # A small gap can close within the margin: then the two conflict, and the size decides nothing.
+    is_without_effect = bool(size.changes_nothing) and causes_gap != "yes"
     if status[0] == "no":
         if does_not_vanish(case):
             return "exploding instead" if explodes(case) else "refuted"
-        # It shrinks, and yet the early layers receive no less than those of the reference.
-        return "present but not causal" if vanishes(case) else "undetermined"
+        if vanishes(case):
+            # It shrinks, and yet the early layers receive no less than those of the reference.
+            return "present but not causal"
     if status[0] != "yes":
-        return "undetermined"
-    reaches_weights, causes_gap = status[1], status[3]
-    if causes_gap == "no":
-        return "present but not causal"
+        # Whether they vanish is open; that it would not matter here is known.
+        return "refuted" if is_without_effect else "undetermined"
+    if causes_gap == "no" or is_without_effect:
+        return "matters only under SGD" if size.helps_sgd else "present but not causal"
     if reaches_weights == "no":
         # What never reaches the weights cannot matter. If the gap closes, the two conflict.
         return "undetermined" if causes_gap == "yes" else "present but not causal"
@@ -262,9 +273,9 @@ def _gap_status(gap: Sequence[Evidence]) -> Status:
     """Yes where both outcomes are worse, over five seeds; no where both are equal or better."""
     if not gap:
         return "not measured"
-    alpha = 1 - at.CONFIDENCE.value
-    if all(one.p_for <= alpha / 2 and one.interval.n >= at.EFFECT_SEEDS.value for one in gap):
+    if all(is_sure_gap(one.values) for one in gap):
         return "yes"
+    alpha = 1 - at.CONFIDENCE.value
     if all(
         p_equivalent(one.values, one.threshold.value) <= alpha or one.p_against <= alpha / 2
         for one in gap

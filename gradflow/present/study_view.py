@@ -8,12 +8,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gradflow.analysis import thresholds as at
 from gradflow.analysis.statistics import Interval
 from gradflow.studies import Cell, Results
 from gradflow.studies.folder import ENDED, CellDir
 from gradflow.studies.outcomes import MEASURES
 from gradflow.studies.plan import Plan, PlannedCell
-from gradflow.studies.results import ArmResult
+from gradflow.studies.results import ArmResult, Control
 from gradflow.studies.study import Place
 
 STATUS_STYLES = {
@@ -144,8 +145,9 @@ def remarks(found: Results) -> list[str]:
     if found.interaction is not None:
         pair = found.interaction
         lines.append(f"{pair.both}: interaction {_span(pair.interval)} of the gap; {pair.reads}")
+    lines += [line for one in found.causes if (line := equivalence_line(one))]
     lines += [line for one in found.arms if (line := why_line(one))]
-    lines += [line for one in found.causes for line in check_lines(one, failed_only=True)]
+    lines += [line for one in found.arms for line in check_lines(one, failed_only=True)]
     return [*lines, *(f"note: {note}" for note in found.notes)]
 
 
@@ -155,7 +157,7 @@ def gap_lines(found: Results) -> list[str]:
     for measure in MEASURES:
         gap = found.gap[measure.name]
         unit = f" {measure.unit}" if measure.unit else ""
-        sure = "" if found.gap_is_sure[measure.name] else "; not surely above zero"
+        sure = "" if found.gap_is_sure[measure.name] else f"; {_why_unsure(gap)}"
         lines.append(
             f"gap in {measure.title}: {_number(gap.mean)}{unit} (95 % {_number(gap.low)} to "
             f"{_number(gap.high)}, {gap.n} seeds{sure})"
@@ -163,15 +165,47 @@ def gap_lines(found: Results) -> list[str]:
     return lines
 
 
+def _why_unsure(gap: Interval) -> str:
+    least = at.EFFECT_SEEDS.value
+    return f"a gap is claimed from {least} seeds" if gap.n < least else "not surely above zero"
+
+
 def control_lines(found: Results) -> list[str]:
-    """Whether the positive controls reacted."""
-    return [
-        f"positive control {one.arm.name}: "
-        f"{'reacts' if one.reacts else 'does not surely react'}, training loss "
-        f"{_signed(one.change.mean)} nats ({_signed(one.change.low)} to "
-        f"{_signed(one.change.high)}, {one.change.n} seeds)"
-        for one in found.controls
-    ]
+    """Whether the positive controls reacted, and by how much."""
+    return [f"positive control {one.arm.name}: {_reaction(one)}" for one in found.controls]
+
+
+def _reaction(one: Control) -> str:
+    if not one.seeds:
+        said = "no seed is complete"
+    else:
+        said = (
+            f"{'reacts' if one.reacts else 'does not surely react'}, training loss "
+            f"{_signed(one.change.mean)} nats ({_signed(one.change.low)} to "
+            f"{_signed(one.change.high)}, {one.change.n} seeds)"
+        )
+    if not one.diverged:
+        return said
+    return (
+        f"{said}; it diverged in {len(one.diverged)} {_seed_word(one.diverged)}, which is a "
+        "reaction that has no number and is not counted"
+    )
+
+
+def _seed_word(seeds: Sequence[int]) -> str:
+    return "seed" if len(seeds) == 1 else "seeds"
+
+
+def equivalence_line(one: ArmResult) -> str | None:
+    """Whether the size of the gradients, changed alone, left the accused's training as it was."""
+    found = one.equivalence
+    if found is None:
+        return None
+    return (
+        f"{one.arm.name}: the accused's training loss equivalent within {at.LOSS_MARGIN.value:g} "
+        f"nats: {'yes' if found.holds else 'not shown'} (p = {found.p:.2g}, change "
+        f"{_span(found.change)})"
+    )
 
 
 def tuned_lines(found: Results) -> list[str]:
@@ -187,12 +221,18 @@ def tuned_lines(found: Results) -> list[str]:
 def why_line(one: ArmResult) -> str | None:
     """What keeps an arm undetermined, where that is not its interval alone."""
     judged = one.primary
+    if judged is not None and judged.widens:
+        share = one.shares[MEASURES[0].name].interval
+        return (
+            f"{one.arm.name} surely widens the gap (share {_number(share.mean)}, 95 % "
+            f"{_range(share)})"
+        )
     return f"{one.arm.name}: {judged.why}" if judged is not None and judged.why else None
 
 
 def all_checks(found: Results) -> list[str]:
-    """What every arm that may be a cause was to change, and what it did."""
-    return [line for one in found.causes for line in check_lines(one)]
+    """What every arm was to change, and what it did: a control that failed its check counts too."""
+    return [line for one in found.arms for line in check_lines(one)]
 
 
 def check_lines(one: ArmResult, *, failed_only: bool = False) -> list[str]:
@@ -239,7 +279,7 @@ def arm_row(one: ArmResult) -> dict[str, str]:
         "status": one.primary.status if one.primary is not None else "undetermined",
         "share": _number(loss.value),
         "interval": _range(loss.interval),
-        "accuracy_share": _number(accuracy.value),
+        "accuracy_share": f"{_number(accuracy.value)} ({_range(accuracy.interval)})",
         "accused": _gain(one, "accused"),
         "reference": _gain(one, "reference"),
         "check": _check(one),

@@ -1,8 +1,11 @@
 """The verdict on the baseline of a study, with what its interventions found as link 4."""
 
 import dataclasses
+import re
+from collections.abc import Sequence
 
 from gradflow.analysis.case import Case
+from gradflow.analysis.findings import Finding
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.verdict import Verdict, judge_case
 from gradflow.controls.gate import load_gate
@@ -25,10 +28,40 @@ def judge_study(folder: StudyDir, found: Results) -> Verdict:
     """The same, where the analysis is already there."""
     study = found.study
     case = Case.of(*(_networks(folder, study, place) for place in PLACES))
-    if why := found.why_open(case.seeds):
-        case = dataclasses.replace(case, notes=(*case.notes, f"Link 4 is open: {why}."))
-        return judge_case(case, load_gate())
-    return judge_case(case, load_gate(), found.gap_shares(case.seeds))
+    why = found.why_open(case.seeds)
+    shares = () if why else found.gap_shares(case.seeds)
+    verdict = judge_case(case, load_gate(), shares, found.gradient_size)
+    notes = [f"Link 4 is open: {why}."] if why else []
+    notes += contradictions(verdict.rivals, found)
+    return dataclasses.replace(verdict, notes=(*verdict.notes, *notes))
+
+
+def contradictions(rivals: Sequence[Finding], found: Results) -> list[str]:
+    """Where an arm that tests a rival explanation says otherwise than the records: a line each."""
+    lines = []
+    for rival in rivals:
+        for one in found.causes:
+            is_it = one.primary.status if one.primary is not None else "undetermined"
+            if not _is_tested(rival, one.arm.tests):
+                continue
+            what = f"{one.arm.name}, which tests it, is"
+            if rival.status == "no" and is_it in ("main cause", "contributor"):
+                lines.append(
+                    f"{rival.title} ({rival.key}) is inconsistent with the records, and yet "
+                    f"{what} a {is_it}: it may work in another way than this explanation says."
+                )
+            elif rival.status == "yes" and is_it == "not a cause":
+                lines.append(
+                    f"{rival.title} ({rival.key}) is consistent with the records, and yet {what} "
+                    "not a cause: what the records show explains no gap."
+                )
+    return [line[0].upper() + line[1:] for line in lines]
+
+
+def _is_tested(rival: Finding, tests: str) -> bool:
+    """Whether the words of `tests` are those of the rival's title, or its key."""
+    words, title = (set(re.findall(r"\w+", text.lower())) for text in (tests, rival.title))
+    return bool(words) and (words <= title or tests.strip() == rival.key)
 
 
 def _networks(folder: StudyDir, study: Study, place: Place) -> list[TrainedNetwork]:

@@ -14,15 +14,39 @@ from gradflow.analysis.shares import (
     Judged,
     Share,
     interaction,
+    is_sure_gap,
     judge_shares,
 )
-from gradflow.analysis.statistics import Interval, p_beyond, t_interval
+from gradflow.analysis.statistics import Interval, p_beyond, p_equivalent, t_interval
+from gradflow.analysis.verdict import GradientSize
+from gradflow.studies.comparable import (
+    diverged_seeds,
+    is_size_control,
+    scales_gradients,
+    why_blind,
+    why_missing,
+)
 from gradflow.studies.folder import StudyDir
 from gradflow.studies.outcomes import MEASURES, Measure, Outcome, Outcomes, failures, read_outcomes
 from gradflow.studies.study import BASELINE, PLACES, Arm, Place, Study
 
 SCHEMA_VERSION = 1
 PRIMARY = MEASURES[0]  # an explanation of bad training is judged by the training
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Whether the training loss of the accused stays within the margin, in an arm on gradient size.
+
+    Two one-sided tests (TOST): p that |mean change| < margin.
+    """
+
+    change: Interval  # of the training loss, in nats
+    p: float
+
+    @property
+    def holds(self) -> bool:
+        return self.p <= 1 - at.CONFIDENCE.value
 
 
 @dataclass(frozen=True)
@@ -37,6 +61,7 @@ class ArmResult:
     checks: tuple[Mapping[str, Any], ...]  # of each network, the mean of each over seeds
     decades: Mapping[Place, Mapping[str, float]]
     seconds: float  # of one training, the mean
+    equivalence: Equivalence | None = None  # of arms that change gradient size under AdamW alone
 
     @property
     def moved(self) -> bool:
@@ -58,6 +83,17 @@ class Control:
     seeds: tuple[int, ...]
     change: Interval  # of the training loss, in nats
     reacts: bool
+    checks: tuple[Mapping[str, Any], ...] = ()
+    diverged: tuple[int, ...] = ()  # seeds whose loss became NaN: a reaction that has no number
+
+    @property
+    def silent(self) -> str:
+        """Its name, and what is known of why it does not react."""
+        if any(check["passed"] is False for check in self.checks):
+            return f"{self.arm.name}: its manipulation check failed"
+        if self.diverged:
+            return f"{self.arm.name}: diverged in {len(self.diverged)} seeds"
+        return self.arm.name if self.seeds else f"{self.arm.name}: no seed is complete"
 
 
 @dataclass(frozen=True)
@@ -115,10 +151,30 @@ class Results:
         done = restored.seeds if restored is not None else ()
         if restored is None or not set(seeds) <= set(done):
             return f"{name} is complete for {len(done)} of {len(self.study.seeds)} seeds"
-        if not restored.moved:
-            return f"the manipulation check of {name} failed or is missing"
-        deaf = _deaf_controls(restored, self.controls)
-        return f"no positive control of {name} reacted ({deaf})" if deaf else ""
+        judged = restored.primary
+        return f"{name} is left open: {judged.why}" if judged is not None and judged.why else ""
+
+    @property
+    def gradient_size(self) -> GradientSize:
+        """What the arms on the size of the accused's gradients say: see `GradientSize`."""
+        restored = self.restored
+        if restored is None:
+            return GradientSize()
+        tests = restored.arm.tests
+        doses = [one.name for one in self.study.arms if one.role == "cause" and one.tests == tests]
+        without = [one.arm.name for one in self.causes if _is_without_effect(one)]
+        controls = [
+            one
+            for one in self.controls
+            if one.arm.tests == tests and one.reacts and is_size_control(self.study, one.arm)
+        ]
+        is_nothing = len(doses) > 1 and set(doses) <= set(without) and controls
+        helps = [
+            one.arm.name
+            for one in controls
+            if one.arm.intervene == restored.arm.intervene and one.change.mean < 0
+        ]
+        return GradientSize(tuple(doses) if is_nothing else (), helps[0] if helps else "")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -140,6 +196,8 @@ class Results:
                     "seeds": list(one.seeds),
                     "change": _interval(one.change),
                     "reacts": one.reacts,
+                    "diverged": list(one.diverged),
+                    "checks": _plain_checks(one.checks),
                 }
                 for one in self.controls
             ],
@@ -158,16 +216,19 @@ def analyse(folder: StudyDir, failed: Mapping[str, str] | None = None) -> Result
 
 def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None = None) -> Results:
     """The analysis, a pure function of what the cells left."""
-    notes = [f"{name} {why}" for name, why in (failed or {}).items()]
+    failed = failed or {}
+    notes = [f"{name} {why}" for name, why in failed.items()]
     baseline = _seeds(study, outcomes, study.arm(BASELINE))
     gaps = {
         measure.name: _gaps(study, outcomes, BASELINE, baseline, measure) for measure in MEASURES
     }
     controls = [
-        _control(study, outcomes, arm) for arm in study.arms if arm.role == "positive control"
+        _control(study, outcomes, arm, failed)
+        for arm in study.arms
+        if arm.role == "positive control"
     ]
     plain = [_arm_result(study, outcomes, arm) for arm in study.arms if arm.name != BASELINE]
-    arms = _judged([one for one in plain if one.seeds], controls)
+    arms = _judged(study, [one for one in plain if one.seeds], controls, failed)
     notes += [
         f"{arm.name} ({study.network(place).arch}): no {name} could be chosen."
         for arm in study.arms
@@ -189,9 +250,9 @@ def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None =
         study,
         _arm_result(study, outcomes, study.arm(BASELINE)),
         {name: t_interval(values) for name, values in gaps.items()},
-        {name: p_beyond(values, 0.0, "above") <= ALPHA for name, values in gaps.items()},
+        {name: is_sure_gap(values) for name, values in gaps.items()},
         tuple(arms),
-        tuple(one for one in controls if one.seeds),
+        tuple(controls),
         _interaction(study, arms),
         tuple(notes),
     )
@@ -261,7 +322,21 @@ def _arm_result(study: Study, outcomes: Outcomes, arm: Arm) -> ArmResult:
         tuple(check for place, found in cells.items() for check in _mean_checks(place, found)),
         {place: _mean_decades(found) for place, found in cells.items()},
         _mean([one.seconds for found in cells.values() for one in found]),
+        _equivalence(study, arm, shares),
     )
+
+
+def _equivalence(study: Study, arm: Arm, shares: Mapping[str, Share]) -> Equivalence | None:
+    if PRIMARY.name not in shares or not scales_gradients(study, arm):
+        return None
+    change = -np.asarray(shares[PRIMARY.name].accused_gain)
+    return Equivalence(t_interval(change), p_equivalent(change, at.LOSS_MARGIN.value))
+
+
+def _is_without_effect(one: ArmResult) -> bool:
+    """Whether nothing came of a change that was there, in an arm that may be judged."""
+    is_open = one.primary is None or one.primary.why
+    return one.equivalence is not None and one.equivalence.holds and not is_open
 
 
 def _levels(found: Sequence[Outcome]) -> dict[str, Interval]:
@@ -308,46 +383,61 @@ def _common(values: Sequence[Any]) -> Any:
     return values[0] if len(set(map(str, values))) == 1 else "differs"
 
 
-def _control(study: Study, outcomes: Outcomes, arm: Arm) -> Control:
+def _control(study: Study, outcomes: Outcomes, arm: Arm, failed: Mapping[str, str]) -> Control:
     """Whether the training loss of the network that the arm treats moved beyond the margin.
 
-    One of the controls of an explanation has to react: with Bonferroni's correction over them.
+    One of the controls of an explanation has to react: with Bonferroni's correction over them. What
+    did not change what it says shows nothing, however the loss moved.
     """
-    seeds = _seeds(study, outcomes, arm)
+    plain = _arm_result(study, outcomes, arm)
     place = arm.networks[0]
-    change = _badness(study, outcomes, arm.name, place, seeds, PRIMARY) - _badness(
-        study, outcomes, arm.against, place, seeds, PRIMARY
+    change = _badness(study, outcomes, arm.name, place, plain.seeds, PRIMARY) - _badness(
+        study, outcomes, arm.against, place, plain.seeds, PRIMARY
     )
     n = sum(one.role == "positive control" and one.tests == arm.tests for one in study.arms)
     margin = at.LOSS_MARGIN.value
     p = min(p_beyond(change, margin, "above"), p_beyond(change, -margin, "below"))
-    return Control(arm, seeds, t_interval(change), p <= ALPHA / n)
+    did = all(check["passed"] is not False for check in plain.checks)
+    diverged = tuple(diverged_seeds(study, arm.name, arm.networks, failed))
+    return Control(
+        arm, plain.seeds, t_interval(change), p <= ALPHA / n and did, plain.checks, diverged
+    )
 
 
-def _judged(arms: Sequence[ArmResult], controls: Sequence[Control]) -> list[ArmResult]:
+def _judged(
+    study: Study,
+    arms: Sequence[ArmResult],
+    controls: Sequence[Control],
+    failed: Mapping[str, str],
+) -> list[ArmResult]:
     """Each arm with what it is, after Holm's correction over the candidates of the study."""
     candidates = [one for one in arms if one.arm.role == "cause"]
     judged: dict[str, dict[str, Judged]] = {one.arm.name: {} for one in arms}
     for measure in MEASURES:
+        blind = [why_blind(study, one.arm) if measure == PRIMARY else "" for one in candidates]
         found = judge_shares(
             [one.shares[measure.name] for one in candidates],
             [one.moved for one in candidates],
-            [_unsound(one, measure, controls) for one in candidates],
+            [
+                why or why_missing(study, one.arm, failed) or _unsound(one, controls)
+                for one, why in zip(candidates, blind, strict=True)
+            ],
         )
         for one, what in zip(candidates, found, strict=True):
             judged[one.arm.name][measure.name] = what
     return [replace(one, judged=judged[one.arm.name]) for one in arms]
 
 
-def _unsound(one: ArmResult, measure: Measure, controls: Sequence[Control]) -> str:
-    """Why an arm may not be judged; "" where it may."""
-    if len(one.seeds) < at.MIN_SEEDS.value:
-        return f"{len(one.seeds)} seeds cannot decide; {at.MIN_SEEDS.value} are the least"
+def _unsound(one: ArmResult, controls: Sequence[Control]) -> str:
+    """Why an arm may not be judged; "" where it may. The gap must be sure as for a verdict."""
+    if len(one.seeds) < at.EFFECT_SEEDS.value:
+        return f"{len(one.seeds)} seeds cannot decide; {at.EFFECT_SEEDS.value} are the least"
     if deaf := _deaf_controls(one, controls):
         return f"no positive control reacted ({deaf})"
-    if p_beyond(one.shares[measure.name].gap, 0.0, "above") > ALPHA:
-        return "the gap is not surely above zero"
-    return ""
+    open_gaps = [
+        measure.title for measure in MEASURES if not is_sure_gap(one.shares[measure.name].gap)
+    ]
+    return f"the gap in {' and '.join(open_gaps)} is not surely above zero" if open_gaps else ""
 
 
 def _deaf_controls(one: ArmResult, controls: Sequence[Control]) -> str:
@@ -355,7 +445,7 @@ def _deaf_controls(one: ArmResult, controls: Sequence[Control]) -> str:
     theirs = [control for control in controls if control.arm.tests == one.arm.tests]
     if any(control.reacts for control in theirs):
         return ""
-    return ", ".join(control.arm.name for control in theirs)
+    return ", ".join(control.silent for control in theirs)
 
 
 def _interaction(study: Study, arms: Sequence[ArmResult]) -> Interaction | None:
@@ -402,6 +492,7 @@ def _arm_json(one: ArmResult) -> dict[str, Any]:
                 "p_main": one.judged[name].p_main,
                 "p_contributor": one.judged[name].p_contributor,
                 "p_none": one.judged[name].p_none,
+                "p_widens": one.judged[name].p_widens,
                 "accused_gain": _interval(t_interval(share.accused_gain)),
                 "reference_gain": _interval(t_interval(share.reference_gain)),
             }
@@ -412,14 +503,30 @@ def _arm_json(one: ArmResult) -> dict[str, Any]:
             for place, levels in one.levels.items()
         },
         "moved": one.moved,
-        "checks": [
-            {key: _plain(value) if isinstance(value, float) else value for key, value in c.items()}
-            for c in one.checks
-        ],
+        "checks": _plain_checks(one.checks),
+        "equivalent": _equivalence_json(one.equivalence),
         "decades": {
             place: {size: _plain(value) for size, value in sizes.items()}
             for place, sizes in one.decades.items()
         },
+    }
+
+
+def _plain_checks(checks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {key: _plain(value) if isinstance(value, float) else value for key, value in one.items()}
+        for one in checks
+    ]
+
+
+def _equivalence_json(found: Equivalence | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "change": _interval(found.change),
+        "margin": at.LOSS_MARGIN.value,
+        "p": found.p,
+        "holds": found.holds,
     }
 
 

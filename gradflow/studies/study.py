@@ -6,7 +6,7 @@ An *arm* is a recipe with one thing changed on purpose. Every arm is compared wi
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -28,6 +28,12 @@ BASELINE = "baseline"
 CELLS = "{cells}"  # in an intervention: the folder of the study's cells, as in a transplant
 # What belongs to the study as a whole, or is decided cell by cell.
 NOT_IN_ARMS = ("arch", "seeds", "out", "device", "precision", "wandb", "project")
+# What the outcomes are measured with: another loss, or other images, and no gap can be compared.
+# `image_size` is not among them: the images stay the same, seen coarser or finer.
+OUTCOME_FIELDS = (
+    "label_smoothing", "data", "download", "split", "twins", "split_seed", "val_fraction",
+    "test_fraction", "on_bad",
+)  # fmt: skip
 TRIAL_SEED = 999  # of the trials of `tune`; no training of a study has it
 
 
@@ -38,6 +44,9 @@ class Network:
     arch: str
     set: Mapping[str, Any] = field(default_factory=dict)
     intervene: str = ""
+
+    def __post_init__(self) -> None:
+        _check_may_differ(f"`set` of {self.arch}", self.set)
 
     @classmethod
     def read(cls, given: Any, where: str) -> Self:
@@ -94,12 +103,7 @@ class Arm:
                 f"Expected `series` and `dose` of {where} together, or neither, and "
                 "`dose_without` only beside them."
             )
-        fixed = [key for key in (*self.set, *self.tune) if key in NOT_IN_ARMS]
-        if fixed:
-            raise ValueError(
-                f"Expected `set` and `tune` of {where} without {', '.join(fixed)}: it holds for "
-                "the whole study. Put it into `base`."
-            )
+        _check_may_differ(f"`set` and `tune` of {where}", (*self.set, *self.tune))
         self._check_tune(where)
 
     def _check_tune(self, where: str) -> None:
@@ -205,6 +209,7 @@ class Study:
                                            arm.against))  # fmt: skip
             self._check_no_circle(arm)
             self._check_one_tuned_field(arm)
+            self._check_controls_something(arm)
         if self.restores and self.restores not in names:
             raise ValueError(_expected("`restores`", names, self.restores))
         if self.restores and self.arm(self.restores).role != "cause":
@@ -235,6 +240,17 @@ class Study:
             raise ValueError(
                 f"Expected one tuned field on the way from {BASELINE!r} to arm {arm.name!r}, but "
                 f"got {', '.join(sorted(fields))}."
+            )
+
+    def _check_controls_something(self, arm: Arm) -> None:
+        """A positive control is found by what it tests: a typo there would silence it."""
+        tested = sorted({one.tests for one in self.arms if one.role == "cause"})
+        if arm.role == "positive control" and arm.tests not in tested:
+            near = get_close_matches(arm.tests, tested, n=1)
+            raise ValueError(
+                f"Expected `tests` of the positive control {arm.name!r} to be that of an arm with "
+                f"the role cause, one of {', '.join(map(repr, tested)) or 'none'}, but got "
+                f"{arm.tests!r}." + (f" Did you mean {near[0]!r}?" if near else "")
             )
 
     def _check_no_circle(self, arm: Arm) -> None:
@@ -516,6 +532,21 @@ def _seeds(given: Any) -> tuple[int, ...]:
     if isinstance(given, list) and given and all(isinstance(seed, int) for seed in given):
         return tuple(given)
     raise ValueError(f"Expected `seeds` to be a count or a list of whole numbers, got {given!r}.")
+
+
+def _check_may_differ(what: str, names: Iterable[str]) -> None:
+    """Raises ValueError where a cell would differ in what all cells must share."""
+    given = list(names)
+    if fixed := [name for name in given if name in NOT_IN_ARMS]:
+        raise ValueError(
+            f"Expected {what} without {', '.join(fixed)}: it holds for the whole study. Put it "
+            "into `base`."
+        )
+    if fixed := [name for name in given if name in OUTCOME_FIELDS]:
+        raise ValueError(
+            f"Expected {what} without {', '.join(fixed)}: losses and accuracies would be measured "
+            "in two ways, and no gap could be compared. Put it into `base`, or make two studies."
+        )
 
 
 def _check_choice(where: str, name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ from gradflow.analysis.shares import (
     Share,
     fieller,
     interaction,
+    is_sure_gap,
     judge_shares,
     seeds_for_width,
 )
@@ -98,6 +99,32 @@ def test_a_share_surely_below_a_fifth_is_not_a_cause_unless_it_surely_exceeds_a_
     assert status(share(0.21, noise=6.0)) == "undetermined"
 
 
+@pytest.mark.parametrize(
+    ("value", "is_none", "widens"),
+    [(-3.0, False, True), (-0.23, False, True), (-0.17, True, False), (0.0, True, False)],
+)
+def test_an_arm_that_surely_widens_the_gap_is_not_called_no_cause(
+    value: float, is_none: bool, widens: bool
+) -> None:
+    """It changed the gap, and by more than what "not a cause" rules out."""
+    (judged,) = judge_shares([share(value, noise=0.5)], [True], [""])
+    assert judged.status == ("not a cause" if is_none else "undetermined")
+    assert judged.widens == widens
+
+
+def test_what_may_not_be_judged_is_not_said_to_widen_the_gap() -> None:
+    (judged,) = judge_shares([share(-3.0)], [False], [""])
+    assert not judged.widens
+
+
+@pytest.mark.parametrize(("n_seeds", "mean", "is_sure"), [(5, 0.4, True), (4, 0.4, False),
+                                                          (5, 0.01, False)])  # fmt: skip
+def test_a_gap_is_sure_over_five_seeds_and_above_zero(
+    n_seeds: int, mean: float, is_sure: bool
+) -> None:
+    assert is_sure_gap((mean + 2 * NOISE)[:n_seeds]) == is_sure
+
+
 def test_wide_interval_stays_undetermined() -> None:
     assert status(share(0.3, noise=20)) == "undetermined"
 
@@ -118,6 +145,12 @@ def test_a_gap_that_closes_because_the_reference_is_spoiled_shows_no_cause() -> 
     (judged,) = judge_shares([spoiled], [True], [""])
     assert judged.status == "undetermined"
     assert "did not gain" in judged.why
+
+
+def test_a_gap_that_shrinks_a_little_because_the_reference_is_spoiled_is_left_open() -> None:
+    """Link 4 of a verdict would take it for "yes": the share surely exceeds a tenth."""
+    (judged,) = judge_shares([share(0.15, noise=0.5, reference_gain=-0.5)], [True], [""])
+    assert (judged.status, "did not gain" in judged.why) == ("undetermined", True)
 
 
 def test_an_arm_on_the_reference_alone_is_meant_to_spoil_it() -> None:

@@ -29,8 +29,8 @@ from gradflow.analysis.findings import Finding, decide
 from gradflow.analysis.rates import Rate
 from gradflow.analysis.rivals import rivals
 from gradflow.analysis.thresholds import THRESHOLDS
-from gradflow.analysis.vanishing import causes, exists, matters, reaches
-from gradflow.analysis.verdict import explodes, judge_case, vanishes
+from gradflow.analysis.vanishing import causes, exists, explodes, matters, reaches, vanishes
+from gradflow.analysis.verdict import judge_case
 
 # Of the gate, which is tested with the controls.
 OF_THE_GATE = {"hit_rate", "false_alarm_rate"}

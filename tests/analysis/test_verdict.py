@@ -12,14 +12,8 @@ from traces import N_STEPS, RESIDUAL, STACK, group, make_case, make_network, mer
 
 import gradflow.analysis
 from gradflow.analysis.case import Case
-from gradflow.analysis.verdict import (
-    OUTCOMES,
-    Outcome,
-    Verdict,
-    explodes,
-    judge_case,
-    vanishes,
-)
+from gradflow.analysis.vanishing import explodes, vanishes
+from gradflow.analysis.verdict import OUTCOMES, GradientSize, Outcome, Verdict, judge_case
 
 SCHEMA = Path(gradflow.analysis.__file__).parent / "verdict.schema.json"
 NAN = float("nan")
@@ -58,6 +52,7 @@ REACHED: dict[Outcome, tuple[Mapping[str, Any], tuple[float, ...], bool]] = {
     "supported": (vanishing(), CLOSES, True),
     "present, not shown causal": (vanishing(), (), True),
     "present but not causal": (vanishing(), DOES_NOT, True),
+    "matters only under SGD": (vanishing(), DOES_NOT, True),
     "refuted": ({"delta": 0, **WORSE}, (), True),
     "exploding instead": ({"delta": 2, **WORSE}, (), True),
     "nothing to explain": ({"delta": -2}, (), True),
@@ -68,7 +63,8 @@ REACHED: dict[Outcome, tuple[Mapping[str, Any], tuple[float, ...], bool]] = {
 
 def reach(outcome: Outcome, n_seeds: int = 5) -> Verdict:
     accused, shares, passed = REACHED[outcome]
-    return judge_case(make_case(accused, {}, n_seeds), Checked(passed), shares[:n_seeds])
+    size = GradientSize(helps_sgd="sgd-up" if outcome == "matters only under SGD" else "")
+    return judge_case(make_case(accused, {}, n_seeds), Checked(passed), shares[:n_seeds], size)
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
@@ -109,6 +105,46 @@ def test_a_broken_link_is_named(
     assert verdict.outcome == "present but not causal"
     assert statuses(verdict)[broken] == "no"
     assert words in verdict.sentences[0]
+
+
+# Rule 4: gradients whose size changes nothing under AdamW, while a control under SGD reacts.
+OPEN = {"delta": lambda seed: -1 + 3 * (-1) ** seed, **WORSE}  # no one knows whether they vanish
+SIZE = GradientSize(changes_nothing=("up", "down"))
+WIDE = (0.6, -0.7, 0.5, -0.6, 0.2)  # shares of a gap, from which nothing follows
+
+
+@pytest.mark.parametrize(
+    ("accused", "shares", "size", "outcome", "words"),
+    [
+        (OPEN, (), GradientSize(), "undetermined", "cannot be told"),
+        (OPEN, WIDE, SIZE, "refuted", "stays within 0.05 nats in up and down"),
+        (OPEN, CLOSES, SIZE, "undetermined", "cannot be told"),
+        (vanishing(), WIDE, GradientSize(), "present, not shown causal", "is open"),
+        (vanishing(), WIDE, SIZE, "present but not causal", "their size changes nothing"),
+        (vanishing(), CLOSES, SIZE, "supported", "main cause"),
+        (vanishing(), DOES_NOT, replace(SIZE, helps_sgd="sgd-up"), "matters only under SGD",
+         "under SGD (sgd-up), but not in this experiment"),
+        (vanishing(), CLOSES, GradientSize(helps_sgd="sgd-up"), "supported", "main cause"),
+        ({"delta": 0, **WORSE}, WIDE, SIZE, "refuted", "do not vanish"),
+    ],
+)  # fmt: skip
+def test_a_size_that_changes_nothing_refutes_what_the_gradients_leave_open(
+    accused: Mapping[str, Any],
+    shares: tuple[float, ...],
+    size: GradientSize,
+    outcome: Outcome,
+    words: str,
+) -> None:
+    verdict = judge_case(make_case(accused, {}), gap_shares=shares, size=size)
+    assert verdict.outcome == outcome
+    assert words in verdict.sentences[0]
+
+
+def test_what_is_refuted_asks_for_no_more_seeds() -> None:
+    assert any("more seeds" in step or "Train about" in step
+               for step in judge_case(make_case(OPEN, {})).next_steps)  # fmt: skip
+    refuted = judge_case(make_case(OPEN, {}), size=SIZE)
+    assert not any("seeds" in step for step in refuted.next_steps)
 
 
 def test_early_layers_that_learned_speak_against_it_and_decide_nothing() -> None:

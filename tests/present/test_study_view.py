@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gradflow.present.study_view import all_checks, progress_view, remarks, results_view
+from gradflow.present.study_view import (
+    all_checks,
+    arm_row,
+    control_lines,
+    gap_lines,
+    progress_view,
+    remarks,
+    results_view,
+)
 from gradflow.studies import Results, Study, results
 from gradflow.studies.folder import CellDir
 from gradflow.studies.outcomes import Outcome
@@ -68,6 +76,87 @@ def test_the_table_says_what_the_checks_say_and_how_long_a_training_took(
               if line.startswith("bias ") and "%" not in line and ":" not in line)  # fmt: skip
     assert word in row.split()
     assert row.rstrip().endswith("90 s")
+
+
+# -- what stands below the table -------------------------------------------------------------------
+
+MOVED = {**BIAS, "passed": True}
+SCALE = {"tests": "vanishing", "networks": "accused"}
+WOBBLE = (0.010, -0.006, 0.004, -0.012, 0.004)
+DOWN = {**SCALE, "intervene": "gradient_scale(layers=1-9, factor=0.1)"}
+
+
+def with_control(
+    levels: dict[str, float], check: dict[str, Any] = MOVED, failed: dict[str, str] | None = None
+) -> Results:
+    """Five seeds of a gap of 0.4; `levels` of the accused in each arm, `check` of the control."""
+    arms = {
+        "down": DOWN,
+        "sgd": {"role": "baseline", "networks": "accused", "set": {"optimizer": "sgd"}},
+        "sgd-down": {**DOWN, "role": "positive control", "against": "sgd"},
+    }
+    content = {"base": {"data": "digits"}, "accused": "plain_18", "reference": "resnet_18",
+               "seeds": 5, "arms": arms}  # fmt: skip
+    losses = {"baseline": 1.4, "down": 1.4, "sgd": 1.5, "sgd-down": 1.9} | levels
+    cells = {
+        (arm, "accused", seed): Outcome(
+            loss + WOBBLE[(seed + len(arm)) % 5], 1 - loss / 2,
+            (check if arm == "sgd-down" else MOVED,),
+            seconds=60.0,
+        )
+        for arm, loss in losses.items()
+        for seed in range(5)
+        if f"{arm}/accused-s{seed}" not in (failed or {})
+    }  # fmt: skip
+    reference = {("baseline", "reference", seed): Outcome(1.0, 0.5) for seed in range(5)}
+    return results(Study.read(content, name="study", changes={}), cells | reference, failed)
+
+
+def test_checks_of_a_control_are_told() -> None:
+    line = "sgd-down, accused: first bias is 1, expected 1: passed"
+    assert line in all_checks(with_control({}))
+    lines = remarks(with_control({}, {**BIAS, "passed": False}))
+    assert line.replace("passed", "FAILED") in lines
+    assert "down: no positive control reacted (sgd-down: its manipulation check failed)" in lines
+
+
+def test_a_control_that_diverged_or_never_ended_is_told() -> None:
+    nan = {f"sgd-down/accused-s{seed}": "diverged: The loss was nan" for seed in range(5)}
+    (line,) = control_lines(with_control({}, failed=nan))
+    assert line == (
+        "positive control sgd-down: no seed is complete; it diverged in 5 seeds, which is a "
+        "reaction that has no number and is not counted"
+    )
+    full = {name: "failed: OSError" for name in nan}
+    (line,) = control_lines(with_control({}, failed=full))
+    assert line == "positive control sgd-down: no seed is complete"
+    (line,) = control_lines(with_control({}))
+    assert line.startswith("positive control sgd-down: reacts, training loss +0.40 nats")
+
+
+@pytest.mark.parametrize(("level", "word"), [(1.4, "yes"), (1.5, "not shown")])
+def test_equivalence_of_a_change_of_gradient_size_is_told(level: float, word: str) -> None:
+    (line,) = (one for one in remarks(with_control({"down": level})) if "equivalent" in one)
+    assert f"down: the accused's training loss equivalent within 0.05 nats: {word} (p = " in line
+
+
+def test_an_arm_that_surely_widens_the_gap_is_told() -> None:
+    lines = remarks(with_control({"down": 2.6}))
+    assert any(line.startswith("down surely widens the gap (share −3.00, 95 %") for line in lines)
+    assert "undetermined" in text(results_view(with_control({"down": 2.6})))
+
+
+def test_the_share_of_the_accuracy_gap_has_its_interval() -> None:
+    (one,) = with_control({"down": 1.2}).causes
+    share = one.shares["test_accuracy"].interval
+    assert (
+        arm_row(one)["accuracy_share"] == f"{share.mean:.2f} ({share.low:.2f} to {share.high:.2f})"
+    )
+
+
+def test_a_gap_over_few_seeds_is_said_to_need_more() -> None:
+    assert all("; a gap is claimed from 5 seeds)" in line for line in gap_lines(found(BIAS)))
+    assert not any("claimed" in line for line in gap_lines(with_control({})))
 
 
 def test_the_live_table_says_how_far_each_training_is(tmp_path: Path) -> None:

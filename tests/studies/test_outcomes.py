@@ -12,7 +12,8 @@ from gradflow.examine.batchnorm import recalibrated
 from gradflow.studies import Study, StudyDir
 from gradflow.studies.cell import load_once, run_cell
 from gradflow.studies.folder import CellDir
-from gradflow.studies.outcomes import read_outcomes
+from gradflow.studies.outcomes import _rate_check, read_outcomes
+from gradflow.training.config import TrainConfig
 
 
 def test_the_outcomes_are_those_of_the_last_weights(pictures: Path, tmp_path: Path) -> None:
@@ -42,3 +43,23 @@ def test_the_outcomes_are_those_of_the_last_weights(pictures: Path, tmp_path: Pa
     assert outcome.train_loss == pytest.approx(loss, rel=1e-5)
     assert outcome.train_loss != pytest.approx(lagging, rel=1e-3)
     assert outcome.test_accuracy == pytest.approx(balanced_accuracy_score(test.labels, predicted))
+
+
+@pytest.mark.parametrize(
+    ("used", "own", "is_tuned", "passed"),
+    [
+        (0.01, 0.01, True, True),  # the trials chose the rate that was there before
+        (0.01, 0.01, False, False),  # an arm that was to change it, and did not
+        (0.05, 0.05, False, True),
+        (0.05, 0.05, True, True),
+        (0.01, 0.05, True, False),  # not trained at the rate that was chosen
+    ],
+)
+def test_a_tuned_rate_may_be_that_of_before(
+    used: float, own: float, is_tuned: bool, passed: bool
+) -> None:
+    history = [{"lr": used}] * 2
+    config, without = (TrainConfig(lr=lr, epochs=2, schedule="constant") for lr in (own, 0.01))
+    check = _rate_check(history, config, without, is_tuned)
+    assert check["passed"] is passed
+    assert ("the tuned value is the same" in check["what"]) == (is_tuned and own == 0.01)

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from gradflow.analysis.findings import Finding, Status
 from gradflow.studies import Study, results
+from gradflow.studies.diagnosis import contradictions
 from gradflow.studies.outcomes import Outcome
 
 SEEDS = 5
@@ -124,8 +126,20 @@ def test_a_gap_that_is_not_sure_explains_nothing() -> None:
     assert all(one.primary.status == "undetermined" for one in found.causes)
 
 
-def test_two_seeds_decide_nothing() -> None:
-    found = results(study(seeds=2), outcomes())
+def test_a_gap_that_shows_in_one_outcome_only_is_not_sure() -> None:
+    given = {key: dataclasses.replace(one, test_accuracy=0.5 + 0.1 * WOBBLE[(key[2] + len(key[0])
+             + 2 * (key[1] == "accused")) % SEEDS]) for key, one in outcomes().items()}  # fmt: skip
+    found = results(study(), given)
+    assert found.gap_is_sure["train_loss"]
+    why = by_name(found)["weak-skip"].primary.why
+    assert why == "the gap in balanced test accuracy is not surely above zero"
+
+
+@pytest.mark.parametrize("n_seeds", [2, 4])
+def test_fewer_seeds_than_a_gap_is_claimed_from_decide_nothing(n_seeds: int) -> None:
+    """As in the verdict, which calls no gap sure below five."""
+    found = results(study(seeds=n_seeds), outcomes())
+    assert not any(found.gap_is_sure.values())
     assert {one.primary.status for one in found.causes} == {"undetermined"}
     assert all("seeds cannot decide" in one.primary.why for one in found.causes)
 
@@ -162,9 +176,11 @@ def test_the_arm_that_restores_the_gradients_feeds_link_4() -> None:
 @pytest.mark.parametrize(
     ("losses", "checks", "why"),
     [
-        ({"sgd-down": (1.52, None)}, {}, r"no positive control of restored reacted \(sgd-down\)"),
-        ({}, {"passed": False}, "the manipulation check of restored failed"),
-        ({}, {"passed": None}, "the manipulation check of restored failed or is missing"),
+        ({"sgd-down": (1.52, None)}, {}, r"left open: no positive control reacted \(sgd-down\)"),
+        ({"sgd-down": (None, None)}, {}, r"reacted \(sgd-down: no seed is complete\)"),
+        ({"baseline": (1.001, 1.0)}, {}, "the gap in .* is not surely above zero"),
+        ({}, {"passed": False}, "no positive control .*its manipulation check failed"),
+        ({}, {"passed": None}, "left open: its manipulation check failed or is missing"),
         ({"restored": (None, None)}, {}, "restored is complete for 0 of 5 seeds"),
     ],
 )
@@ -174,6 +190,190 @@ def test_what_the_table_leaves_open_decides_no_link_either(
     found = results(study(), outcomes(LOSSES | losses, **checks))
     with pytest.raises(ValueError, match=why):
         found.gap_shares(range(SEEDS))
+
+
+def test_an_arm_that_only_spoils_the_reference_decides_no_link() -> None:
+    """Its share is that of a main cause."""
+    found = results(study(restores="constant"), outcomes({**LOSSES, "constant": (1.41, 1.35)}))
+    assert found.restored.shares["train_loss"].value > 0.5
+    with pytest.raises(ValueError, match="constant is left open.*did not gain"):
+        found.gap_shares(range(SEEDS))
+
+
+# -- what may be judged ----------------------------------------------------------------------------
+
+
+def with_arms(**arms: Any) -> Study:
+    content = dict(study().source)
+    return Study.read(content | {"arms": {**content["arms"], **arms}}, name="study", changes={})
+
+
+def test_a_control_without_a_seed_is_named_and_opens_no_gate() -> None:
+    found = results(study(), outcomes({**LOSSES, "sgd-down": (None, None)}))
+    assert [(one.arm.name, one.seeds, one.reacts) for one in found.controls] == [
+        ("sgd-down", (), False)
+    ]
+    assert "no seed is complete" in by_name(found)["restored"].primary.why
+    assert found.to_json()["controls"][0]["change"]["mean"] is None
+
+
+def test_a_control_whose_check_failed_does_not_react() -> None:
+    given = outcomes()
+    for seed in range(SEEDS):
+        cell = ("sgd-down", "accused", seed)
+        given[cell] = dataclasses.replace(given[cell], checks=(CHECK | {"passed": False},))
+    found = results(study(), given)
+    assert not found.controls[0].reacts
+    assert "sgd-down: its manipulation check failed" in by_name(found)["restored"].primary.why
+
+
+def test_a_control_that_diverged_is_named() -> None:
+    left = {key: one for key, one in outcomes().items() if key[0] != "sgd-down"}
+    failed = {f"sgd-down/accused-s{seed}": "diverged: The loss was nan" for seed in range(SEEDS)}
+    found = results(study(), left, failed)
+    assert found.controls[0].diverged == tuple(range(SEEDS))
+    assert "(sgd-down: diverged in 5 seeds)" in by_name(found)["restored"].primary.why
+
+
+@pytest.mark.parametrize(
+    ("cell", "name", "why"),
+    [
+        ("constant/reference-s3", "constant", "it diverged in 1 of 5 seeds"),
+        ("baseline/accused-s3", "constant", "baseline diverged in 1 of 5 seeds"),
+    ],
+)
+def test_where_seeds_diverged_the_others_are_no_sample(cell: str, name: str, why: str) -> None:
+    arm, rest = cell.split("/")
+    left = {key: one for key, one in outcomes().items() if key != (arm, rest[:-3], 3)}
+    assert len(left) == len(outcomes()) - 1
+    found = by_name(results(study(seeds=list(range(SEEDS))), left, {cell: "diverged: nan"}))
+    assert (found[name].primary.status, found[name].primary.why) == ("undetermined", why)
+    failed = by_name(results(study(), left, {cell: "failed: OSError: no space"}))
+    assert "diverged" not in failed[name].primary.why, "a full disk does not choose its seeds"
+
+
+@pytest.mark.parametrize(
+    ("intervene", "more", "why"),
+    [
+        ("recalibrate()", {}, "only the accuracy can judge it"),
+        ("random_labels()", {}, "the training loss is that of other labels"),
+        ("recalibrate()", {"set": {"schedule": "constant"}}, ""),
+        ("recalibrate(); norm_bias(beta=1)", {}, ""),
+        ("random_labels(share=0)", {}, ""),
+    ],
+)
+def test_what_the_training_loss_cannot_see_it_does_not_judge(
+    intervene: str, more: dict[str, Any], why: str
+) -> None:
+    """Its gain by the training loss would be 0 by construction, or that of another task."""
+    extra = with_arms(extra={"tests": "x", "intervene": intervene, **more})
+    found = by_name(results(extra, outcomes({**LOSSES, "extra": (1.4, 1.0)})))["extra"]
+    assert why in found.primary.why
+    assert found.primary.status == ("undetermined" if why else "not a cause")
+    assert found.judged["test_accuracy"].status == "not a cause"
+
+
+# -- the size of the gradients ---------------------------------------------------------------------
+
+DOWN = {"tests": "vanishing", "networks": "accused",
+        "intervene": "gradient_scale(layers=1-9, factor=0.1)"}  # fmt: skip
+SGD_UP = {"role": "positive control", "against": "sgd", "networks": "accused",
+          "tests": "vanishing", "intervene": "gradient_scale(layers=1-9, factor=10)"}  # fmt: skip
+
+
+def test_equivalence_is_tested_where_only_the_size_of_gradients_changes_under_adamw() -> None:
+    found = by_name(results(study(), outcomes()))
+    assert {name for name, one in found.items() if one.equivalence} == {"restored"}
+    assert found["restored"].equivalence.holds
+    assert found["restored"].equivalence.change.mean == pytest.approx(0.0, abs=1e-9)
+    moved = by_name(results(study(), outcomes({**LOSSES, "restored": (1.36, None)})))["restored"]
+    assert moved.equivalence.change.mean == pytest.approx(-0.04)
+    assert results(study(), outcomes()).to_json()["arms"][1]["equivalent"]["holds"] is True
+    assert not by_name(results(study(), outcomes({**LOSSES, "restored": (1.3, None)})))[
+        "restored"
+    ].equivalence.holds
+
+
+@pytest.mark.parametrize(
+    ("losses", "names"),
+    [
+        ({"down": (1.4, None)}, ("restored", "down")),
+        ({"down": (1.6, None)}, ()),  # one dose matters
+        ({"down": (None, None)}, ()),  # one dose is missing
+        ({"down": (1.4, None), "sgd-down": (1.52, None)}, ()),  # no control reacts
+        ({"down": (1.4, None), "baseline": (1.4, 1.4)}, ()),  # there is no gap
+    ],
+)
+def test_the_size_changes_nothing_if_no_dose_does_and_a_control_reacts(
+    losses: dict[str, Any], names: tuple[str, ...]
+) -> None:
+    found = results(with_arms(down=DOWN), outcomes({**LOSSES, **losses}))
+    assert found.gradient_size.changes_nothing == names
+    assert found.gradient_size.helps_sgd == ""
+
+
+def test_one_dose_is_not_enough_and_another_arm_of_the_explanation_counts_too() -> None:
+    assert results(study(), outcomes()).gradient_size.changes_nothing == ()
+    other = with_arms(down=DOWN, fixed={"tests": "vanishing", "intervene": "lsuv()"})
+    found = results(other, outcomes({**LOSSES, "down": (1.4, None), "fixed": (1.4, 1.0)}))
+    assert found.gradient_size.changes_nothing == ()
+
+
+@pytest.mark.parametrize(
+    ("control", "is_one"),
+    [
+        ({}, True),
+        ({"tests": "skip"}, False),  # of another explanation
+        ({"intervene": "norm_bias(beta=1)"}, False),  # of another change
+        ({"against": "baseline"}, False),  # under AdamW
+    ],
+)
+def test_the_size_changes_nothing_only_beside_a_control_on_the_size_under_sgd(
+    control: dict[str, Any], is_one: bool
+) -> None:
+    sgd_down = {**study().source["arms"]["sgd-down"], **control}
+    found = results(
+        with_arms(down=DOWN, **{"sgd-down": sgd_down}), outcomes({**LOSSES, "down": (1.4, None)})
+    )
+    assert found.controls[0].reacts
+    assert bool(found.gradient_size.changes_nothing) == is_one
+
+
+@pytest.mark.parametrize(("loss", "name"), [(1.2, "sgd-up"), (1.9, ""), (1.49, "")])
+def test_restored_gradients_help_under_sgd_where_they_lower_the_loss(
+    loss: float, name: str
+) -> None:
+    found = results(with_arms(**{"sgd-up": SGD_UP}), outcomes({**LOSSES, "sgd-up": (loss, None)}))
+    assert found.gradient_size.helps_sgd == name
+
+
+# -- beside the verdict ----------------------------------------------------------------------------
+
+
+def rival(status: Status, key: str = "H5", title: str = "a schedule that freezes") -> Finding:
+    return Finding(key, title, "?", (), 1.0, 1.0, status=status)
+
+
+@pytest.mark.parametrize(
+    ("status", "loss", "words"),
+    [
+        ("no", (1.0, 0.8), "(H5) is inconsistent with the records, and yet constant, which tests "
+         "it, is a contributor"),
+        ("yes", (1.4, 1.0), "(H5) is consistent with the records, and yet constant, which tests "
+         "it, is not a cause"),
+        ("yes", (1.0, 0.8), ""),
+        ("no", (1.4, 1.0), ""),
+        ("undetermined", (1.0, 0.8), ""),
+    ],
+)  # fmt: skip
+def test_an_arm_that_contradicts_the_records_is_named(
+    status: Status, loss: tuple[float, float], words: str
+) -> None:
+    found = results(study(), outcomes({**LOSSES, "constant": loss}))
+    lines = contradictions([rival(status)], found)
+    assert len(lines) == (1 if words else 0)
+    assert all(words in line and line.startswith("A schedule") for line in lines)
+    assert not contradictions([rival(status, "H4", "dead units")], found), "another explanation"
 
 
 def test_a_network_at_chance_that_the_arm_treats_has_to_gain() -> None:

@@ -86,6 +86,7 @@ def test_interventions_are_added_to_those_that_are_there_and_set_replaces_them()
 
 def test_an_arm_starts_from_the_one_that_it_is_compared_with() -> None:
     study = arms(
+        up={"tests": "vanishing", "intervene": "gradient_scale(layers=1, factor=10)"},
         sgd={"role": "baseline", "networks": "accused", "set": {"optimizer": "sgd", "lr": 0.1}},
         down={
             "role": "positive control", "against": "sgd", "networks": ["accused"],
@@ -166,6 +167,15 @@ def test_what_a_study_keeps_of_its_file_gives_the_same_study(tmp_path: Path) -> 
         ({"arms": {"a": {"intervene": ["lsuv()"]}}}, "`intervene` of arm 'a' to be text"),
         ({"arms": {"a": {"set": {"lr": 1}, "series": "lr", "dose": "much"}}}, "`dose`.*a number"),
         ({"arms": {"a": {"set": {"lr": 1}, "role": ["cause"]}}}, "`role` of arm 'a'"),
+        ({"arms": {"a": {"set": {"label_smoothing": 0.1}}}}, "without label_smoothing.*two ways"),
+        ({"arms": {"a": {"tune": {"test_fraction": [0.1, 0.2]}}}}, "without test_fraction.*gap"),
+        ({"accused": {"arch": "plain_18", "set": {"data": "cifar10"}}}, "`set` of plain_18.*data"),
+        ({"accused": {"arch": "plain_18", "set": {"seeds": "2"}}}, "`set` of plain_18.*seeds"),
+        (
+            {"arms": {"a": {"tests": "vanishing", "set": {"lr": 1}},
+                      "b": {"tests": "vanshing", "set": {"lr": 2}, "role": "positive control"}}},
+            "control 'b'.*one of 'vanishing', but got 'vanshing'. Did you mean 'vanishing'",
+        ),
         ({"expected_gap": "wide"}, "`expected_gap` of the study to be a number"),
         ({"base": {"epochs": True}}, "`epochs` of `base` to be a whole number"),
         ({"base": {"log_grads": 1}}, "`log_grads` of `base` to be true or false"),

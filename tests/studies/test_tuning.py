@@ -20,7 +20,7 @@ ARMS: dict[str, Any] = {
     "sgd": {"role": "baseline", "set": {"optimizer": "sgd"}, "tune": {"lr": RATES}},
     "bias": {"tests": "explosion", "against": "sgd", "intervene": "norm_bias(beta=1)"},
     "down": {
-        "tests": "vanishing", "role": "positive control", "against": "sgd",
+        "tests": "explosion", "role": "positive control", "against": "sgd",
         "networks": "accused", "intervene": "gradient_scale(layers=1-4, factor=0.001)",
         "tune": {"lr": [0.002, 0.05]},
     },
