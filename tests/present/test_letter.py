@@ -4,10 +4,13 @@ import io
 
 import numpy as np
 import pytest
-from rich.console import Console
+from rich.console import Console, RenderableType
 
+from gradflow.analysis.compare import compare
 from gradflow.analysis.verdict import Verdict, judge_case
-from gradflow.present.letter import verdict_view
+from gradflow.present.letter import summary_view, verdict_view
+from gradflow.present.report import words
+from gradflow.present.report.content import Report, Trained
 from gradflow.present.terminal_plot import braille_profile, can_show_braille
 from tests.analysis.traces import make_case
 from tests.present.goldens import check_golden
@@ -19,17 +22,41 @@ def verdict() -> Verdict:
     return judge_case(make_case(accused, {"delta": 0.0}))
 
 
-def printed(verdict: Verdict, *, braille: bool) -> str:
+def printed(*views: RenderableType) -> str:
     out = io.StringIO()
-    Console(file=out, width=80).print(verdict_view(verdict, braille=braille), highlight=False)
+    for view in views:
+        Console(file=out, width=80).print(view, highlight=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
 @pytest.mark.parametrize("braille", [True, False])
 def test_the_letter_reads_as_it_did(verdict: Verdict, braille: bool) -> None:
     check_golden(
-        f"letter-{'braille' if braille else 'ascii'}.txt", printed(verdict, braille=braille)
+        f"letter-{'braille' if braille else 'ascii'}.txt",
+        printed(verdict_view(verdict, braille=braille)),
     )
+
+
+def test_what_report_prints_reads_as_it_did(verdict: Verdict) -> None:
+    case = verdict.case
+    report = Report(
+        names=(case.name, case.reference_name),
+        seeds=case.seeds,
+        verdict=verdict,
+        comparisons=tuple(compare(case)),
+        missing=("Nothing is known of activations: the records have no outputs of them.",),
+    )
+    check_golden("report.txt", printed(summary_view(verdict), *words.lines(report)))
+
+
+def test_what_report_prints_without_records_reads_as_it_did() -> None:
+    trained = tuple(
+        Trained(arch, seed, [{"lr": 0.1}], {"last": {"test": {"accuracy": accuracy}}})
+        for arch, accuracies in (("plain_34", (0.4, 0.45)), ("resnet_34", (0.6, 0.7)))
+        for seed, accuracy in enumerate(accuracies)
+    )
+    report = Report(names=("plain_34", "resnet_34"), seeds=(0, 1), trained=trained)
+    check_golden("report-without-records.txt", printed(*words.lines(report)))
 
 
 def test_the_picture_looks_as_it_did_and_fits_80_columns() -> None:

@@ -785,6 +785,12 @@ def network(seed: int, steps: list[int], delta: float) -> TrainedNetwork:
     return TrainedNetwork("net", seed, trace)
 
 
+def test_a_layer_that_is_dead_in_one_seed_keeps_the_profile_of_the_others() -> None:
+    dead, alive = network(0, [0, 1], 0.0), network(1, [0, 1], 0.1)
+    (band,) = bands(Case((dead, alive)), "whole")
+    np.testing.assert_allclose([band.mean, band.low, band.high], -1.0)
+
+
 def test_a_loss_that_is_nowhere_finite_leaves_a_gap_and_shifts_no_epoch() -> None:
     loss = np.array([[3.0, np.nan, 1.0], [1.0, np.inf, 2.0]])
     figure = interactive.curves({"net": (loss, loss)}, [0.1, 0.1, 0.1], "loss")
