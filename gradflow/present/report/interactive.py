@@ -38,6 +38,15 @@ LAYOUT: dict[str, Any] = {
 GRID = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "automargin": True}
 
 
+CONFIG: dict[str, Any] = {
+    "displaylogo": False,
+    "responsive": True,
+    "showSendToCloud": False,  # a button that would send the numbers to plotly's own server
+    # On a phone ten buttons would cover the first name of the legend.
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+}
+
+
 @dataclass(frozen=True)
 class Choice:
     """One `<select>`: of which key of `meta`, its label, and value -> words, the first chosen."""
@@ -58,7 +67,7 @@ def to_html(key: str, figure: go.Figure, choices: Sequence[Choice] = ()) -> str:
         full_html=False,
         include_plotlyjs=False,
         div_id=key,
-        config={"displaylogo": False, "responsive": True},
+        config=CONFIG,
     )
     boxes = [_select(key, choice) for choice in choices if len(choice.options) > 1]
     return f'<div class="choices">{"".join(boxes)}</div>{html}' if boxes else str(html)
