@@ -75,9 +75,11 @@ def _seeds_sentence(plan: Plan) -> str:
         else f"if runs of one recipe differ by 0.05 nats and the gap is {study.expected_gap:g} nats"
     )  # fmt: skip
     needed = "more than 1000" if plan.seeds_needed is None else str(plan.seeds_needed)
+    least = at.EFFECT_SEEDS.value
+    few = f"; from fewer than {least:g} nothing is decided" if len(study.seeds) < least else ""
     return (
         f"shares of the gap to ±{study.precision:g} need {needed} seeds, {source} (this study has "
-        f"{len(study.seeds)})"
+        f"{len(study.seeds)}{few})"
     )
 
 

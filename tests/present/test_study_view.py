@@ -1,6 +1,7 @@
 """A study in the terminal: what is planned, how far it is, what each arm changed."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from gradflow.present.study_view import (
     arm_row,
     control_lines,
     gap_lines,
+    plan_view,
     progress_view,
     remarks,
     results_view,
@@ -19,6 +21,7 @@ from gradflow.present.study_view import (
 from gradflow.studies import Results, Study, results
 from gradflow.studies.folder import CellDir
 from gradflow.studies.outcomes import Outcome
+from gradflow.studies.plan import Plan
 
 LAMBDA = {"of": "norm_bias", "what": "λ", "measured": 0.85, "expected": 1.12, "passed": False}
 BIAS = {"of": "norm_bias", "what": "first bias", "measured": 1.0, "expected": 1.0, "passed": True}
@@ -54,6 +57,16 @@ def text(view: Any) -> str:
     console = Console(file=io.StringIO(), width=160)
     console.print(view)
     return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("n", [4, 5])
+def test_a_plan_says_so_where_its_seeds_will_decide_nothing(n: int) -> None:
+    few = replace(study(), seeds=tuple(range(n)))
+    said = text(
+        plan_view(Plan(few, (), 0, 2, spread=0.2, spread_is_measured=False, seeds_needed=4))
+    )
+    assert "need 4 seeds" in said
+    assert ("from fewer than 5 nothing is decided" in said) == (n < 5)
 
 
 def test_a_check_that_failed_is_told_with_its_number() -> None:
