@@ -4,7 +4,7 @@ Claims, on 2 cores: what is around the trainings takes under 2 % of the time of 
 workers finish a study at least 1.8 times as fast as one, with the same results byte for byte. The
 start of a worker takes some seconds, which weighs in short trainings: those here take about 30.
 
-    python experiments/study_cost.py                # about 5 minutes
+    python experiments/study_cost.py                # 5 to 15 minutes
 
 Whole commands in pairs, one worker and then two, each in a new folder, A B A B: a machine whose
 speed drifts does not decide. Nothing else may run meanwhile. The numbers go to --output.
