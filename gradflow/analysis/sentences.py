@@ -70,9 +70,13 @@ def _refuted(verdict: "Verdict") -> str:
         return f"Refuted: the gradients of {name} do not vanish towards the input."
     return (
         f"Refuted: whether the gradients of {name} vanish is open, but their size changes nothing "
-        f"here. Its training loss stays within {at.LOSS_MARGIN.value:g} nats in "
-        f"{' and '.join(verdict.size.changes_nothing)}, while a positive control reacts."
+        f"here. Its {_stays(verdict)}, while a positive control reacts."
     )
+
+
+def _stays(verdict: "Verdict") -> str:
+    arms = " and ".join(verdict.size.changes_nothing)
+    return f"training loss stays within {at.LOSS_MARGIN.value:g} nats in {arms}"
 
 
 def _undetermined(verdict: "Verdict") -> str:
@@ -118,10 +122,7 @@ def _broken_link(verdict: "Verdict") -> str:
     if verdict.links[3].status == "no":
         return "restoring them does not close the gap"
     if verdict.size.changes_nothing:
-        return (
-            f"their size changes nothing: the training loss stays within "
-            f"{at.LOSS_MARGIN.value:g} nats in {' and '.join(verdict.size.changes_nothing)}"
-        )
+        return f"their size changes nothing: the {_stays(verdict)}"
     return "that does not reach the weights: the early layers move far enough"
 
 

@@ -97,7 +97,7 @@ def _outcome(network: NetworkDir, arm: Arm, config: TrainConfig, without: TrainC
         test_accuracy=float(test["accuracy"] if balanced is None else balanced),
         checks=(*checks, *_recipe_checks(network, arm, config, without)),
         decades=_decades(network) if network.has_trace() else {},
-        seconds=sum(epoch["seconds"] for epoch in network.history()),
+        seconds=network.training_seconds(),
     )
 
 

@@ -16,8 +16,8 @@ def training_times(folder: StudyDir, study: Study) -> Mapping[str, Mapping[Place
     for cell in study.cells(folder.cells):
         network = CellDir(cell.folder).network()
         if network is not None:
-            took = sum(epoch["seconds"] for epoch in network.history())
-            seconds.setdefault(cell.arm, {}).setdefault(cell.place, []).append(took)
+            took = seconds.setdefault(cell.arm, {}).setdefault(cell.place, [])
+            took.append(network.training_seconds())
     return {
         arm: {place: fmean(taken) for place, taken in places.items()}
         for arm, places in seconds.items()

@@ -66,6 +66,10 @@ class NetworkDir:
         path = self.path / "history.json"
         return _read_json(path) if path.exists() else []
 
+    def training_seconds(self) -> float:
+        """Of all epochs, without validation and evaluation."""
+        return float(sum(epoch["seconds"] for epoch in self.history()))
+
     def save_history(self, epochs: list[dict[str, Any]]) -> None:
         write_json(self.path / "history.json", epochs)
 

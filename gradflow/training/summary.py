@@ -53,7 +53,7 @@ def _network_summary(network: NetworkDir) -> dict[str, Any]:
         "arch": network.arch,
         "seed": network.seed,
         "epochs": len(history),
-        "seconds_training": sum(epoch["seconds"] for epoch in history),
+        "seconds_training": network.training_seconds(),
         "published": evaluation["published"],
         "recording": evaluation.get("recording"),
         "interventions": network.interventions(),

@@ -36,8 +36,6 @@ LAYOUT: dict[str, Any] = {
                "traceorder": "normal"},
 }  # fmt: skip
 GRID = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "automargin": True}
-
-
 CONFIG: dict[str, Any] = {
     "displaylogo": False,
     "responsive": True,

@@ -20,6 +20,7 @@ from gradflow.present.report.words import (
     outcome,
     published_lines,
     question,
+    reasons,
     sentences,
     setting,
     status,
@@ -170,13 +171,8 @@ def _verdict_lines(report: Report) -> list[str]:
 
 def _finding(one: Finding) -> str:
     """Its answer, and below it what that rests on and what was not measured."""
-    lines = [
-        *(piece.sentence for piece in one.evidence if piece.is_measured),
-        *one.details,
-        *(f"Not measured: needs {what}" for what in one.missing),
-    ]
     head = f"- {one.key}, {plain(one.title)}: {status(one)}. {plain(one.question)}"
-    return "\n".join([head, *(f"  - {plain(line)}" for line in lines)])
+    return "\n".join([head, *(f"  - {plain(line)}" for line in reasons(one))])
 
 
 def _arm_table(report: Report) -> str:

@@ -36,6 +36,7 @@ from gradflow.present.report.words import (
     outcome,
     published_lines,
     question,
+    reasons,
     sentences,
     setting,
     status,
@@ -71,7 +72,8 @@ def html(report: Report, found: Sequence[Chart], *, static: bool = False) -> str
         },
         library=None if static else Markup(interactive.library()),  # noqa: S704 plotly's own file
         findings=[] if report.verdict is None else [
-            (one, status(one)) for one in (*report.verdict.links, *report.verdict.rivals)
+            (one, status(one), reasons(one))
+            for one in (*report.verdict.links, *report.verdict.rivals)
         ],
         mistakes=mistakes(report, photos),
         no_photos=no_photos,

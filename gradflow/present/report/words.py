@@ -227,6 +227,15 @@ def status(finding: Finding) -> str:
     return RIVAL_STATUS[finding.status] if is_rival else finding.status
 
 
+def reasons(finding: Finding) -> list[str]:
+    """What an answer rests on, and what was not measured for it: a line each."""
+    return [
+        *(one.sentence for one in finding.evidence if one.is_measured),
+        *finding.details,
+        *(f"Not measured: needs {what}" for what in finding.missing),
+    ]
+
+
 def _accuracy(name: str, trained: Sequence[Trained]) -> str:
     values = np.array([one.evaluation["last"]["test"]["accuracy"] for one in trained])
     over = f" ({values.min():.1%} to {values.max():.1%} over seeds)" if len(values) > 1 else ""
