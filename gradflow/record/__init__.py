@@ -10,7 +10,6 @@ from gradflow.record.measures import (
     MEASURES,
     OUTPUT_MEASURES,
     PARAMETER_MEASURES,
-    STANDARD_ERRORS,
     Derived,
     Measure,
 )
@@ -24,7 +23,6 @@ __all__ = [
     "MEASURES",
     "OUTPUT_MEASURES",
     "PARAMETER_MEASURES",
-    "STANDARD_ERRORS",
     "Derived",
     "MaxOverhead",
     "Measure",

@@ -113,15 +113,9 @@ def _noise(sums: Sums) -> Table:
     return (k**2 * sums["micro_square"] - k * sums["micro_total_square"]) / (k - 1)
 
 
-def _error_of_root(square: Table, variance: Table) -> Table:
-    """To first order, that of √square where square has this variance: √v / (2 √s), and 0 of 0."""
-    return np.sqrt(variance / np.where(variance == 0, 1, 4 * square))
-
-
 _MCCANDLISH = "McCandlish et al. 2018, arXiv:1812.06162, appendix A"
 _INVARIANT = "Arora et al. 2019, arXiv:1812.03981"
 _DEAD = "Lu et al. 2020, arXiv:1903.06733"
-_COCHRAN = "Cochran 1977, Sampling Techniques, chapter 2"
 
 _ALL = (
     Measure("output_mean", "output", "Σz / n", "activation",
@@ -195,29 +189,6 @@ OUTPUT_MEASURES: tuple[str, ...] = tuple(
 )
 DEFAULT_MEASURES: tuple[str, ...] = OUTPUT_MEASURES + PARAMETER_MEASURES
 
-# Recorded beside the measure of the same name, where a sample of the batch is measured. se(T) is
-# the standard error of a sum T that is estimated from m of the B images: B √((1 − m/B) s² / m),
-# with s² the variance of what the images contribute to T.
-STANDARD_ERRORS: dict[str, Measure] = {
-    measure.name: measure
-    for measure in (
-        Measure("output_mean_se", "output", "se(Σz) / n", "activation", _COCHRAN,
-                finish=lambda s: np.sqrt(s["sum_variance"]) / s["n"]),
-        Measure("output_rms_se", "output", "se(Σz²) / (2 √(n Σz²))", "activation", _COCHRAN,
-                finish=lambda s: _error_of_root(s["n"] * s["square"], s["square_variance"])),
-        Measure("output_zero_fraction_se", "output", "se(number of z ≠ 0) / n", "1", _COCHRAN,
-                finish=lambda s: np.sqrt(s["nonzero_variance"]) / s["n"]),
-        Measure("output_grad_norm_se", "output gradient", "se(Σg²) / (2 √Σg²)",
-                "loss / activation", _COCHRAN,
-                finish=lambda s: _error_of_root(
-                    s["output_grad_square"], s["output_grad_square_variance"])),
-        Measure("output_grad_rms_se", "output gradient", "se(Σg²) / (2 √(n Σg²))",
-                "loss / activation", _COCHRAN,
-                finish=lambda s: _error_of_root(
-                    s["n"] * s["output_grad_square"], s["output_grad_square_variance"])),
-    )
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Derived:
@@ -252,12 +223,6 @@ DERIVED: dict[str, Derived] = {
                 ("grad_noise", "grad_signal"), lambda noise, signal: signal / noise, _MCCANDLISH),
     )
 }  # fmt: skip
-
-
-def with_standard_errors(measures: Sequence[Measure]) -> tuple[Measure, ...]:
-    """The measures, and the standard errors of those that have one."""
-    names = [f"{measure.name}_se" for measure in measures]
-    return (*measures, *(STANDARD_ERRORS[name] for name in names if name in STANDARD_ERRORS))
 
 
 def choose(measures: Sequence[str | Measure]) -> tuple[Measure, ...]:

@@ -4,14 +4,13 @@ import sys
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gradflow.record.measures import Measure
-from gradflow.record.sample import OutputRead, Sampler
 from gradflow.record.sites import channel_dim, find_sites, first_floating_tensor
 from gradflow.record.steps import Pass, Site
 from gradflow.record.sums import OUTPUT_SUMS, as_real, gradient_sums, output_sums
@@ -30,12 +29,10 @@ class OutputHooks:
         model: nn.Module,
         measures: Sequence[Measure],
         on_discard: Callable[[], None],
-        sampler: Sampler | None = None,
     ) -> None:
         self.depth: dict[Site, int] = {}  # in order of first execution
         self._model = model
         self._on_discard = on_discard
-        self._sampler = sampler
         self._own = {
             of: [m for m in measures if m.of == of and m.function is not None]
             for of in ("output", "output gradient")
@@ -183,8 +180,6 @@ class OutputHooks:
     ) -> None:
         x = as_real(tensor)
         x = x.reshape(1, -1) if x.dim() < 2 else x
-        if self._sampler is not None and self._pass.sample is None:
-            self._pass.sample = self._sampler.draw(x.shape[0])
         dim = self._channel_dim = channel_dim(module, x, self._channel_dim)
         if not self._with_outputs:
             nan = [torch.nan] * (len(OUTPUT_SUMS) - 1)
@@ -194,30 +189,18 @@ class OutputHooks:
         read = self._half_of_relu(module, args)
         if read is None:
             is_before_relu = site.module in self._before_relu
-            read = self._read_output(x, dim, is_before_relu)
+            read = OutputRead(*output_sums(x, dim, relu=is_before_relu))
             self._last = _Measured(tensor, site.module, read, is_before_relu)
             read = read.half(0) if is_before_relu else read
         else:
             self._last = None
         self._pass.outputs[site] = read.sums
         self._pass.active[site] = read.active
-        if read.by_image is not None:
-            self._pass.outputs_by_image[site] = read.by_image
         for measure in self._own["output"]:
-            value = measure.number(self._measured_part(self._pass, tensor))
+            value = measure.number(tensor.detach())
             self._pass.own[measure.name, site] = value
 
-    def _read_output(self, x: Tensor, dim: int, relu: bool) -> OutputRead:
-        if self._pass.sample is None:
-            return OutputRead(*output_sums(x, dim, relu=relu))
-        return self._pass.sample.read_output(x, dim, relu=relu)
-
-    def _measured_part(self, pass_: Pass, tensor: Tensor) -> Tensor:
-        """What the user's own measures are given."""
-        tensor = tensor.detach()
-        return tensor if pass_.sample is None else pass_.sample.select(tensor)
-
-    def _half_of_relu(self, module: nn.Module, args: tuple[object, ...]) -> OutputRead | None:
+    def _half_of_relu(self, module: nn.Module, args: tuple[object, ...]) -> "OutputRead | None":
         """The sums of a ReLU that were taken with those of its input, in one read."""
         if type(module) is not nn.ReLU or self._last is None or not args:
             return None
@@ -239,15 +222,9 @@ class OutputHooks:
         if not self._with_gradients:
             return
         # Several backward passes through one forward pass: their squares add.
-        if pass_.sample is None:
-            _add(pass_.gradients, site, gradient_sums(grad))
-        else:
-            sums, by_image = pass_.sample.read_gradient(grad)
-            _add(pass_.gradients, site, sums)
-            _add(pass_.gradients_by_image, site, by_image)
+        _add(pass_.gradients, site, gradient_sums(grad))
         for measure in self._own["output gradient"]:
-            value = measure.number(self._measured_part(pass_, grad))
-            _add(pass_.own, (measure.name, site), value)
+            _add(pass_.own, (measure.name, site), measure.number(grad.detach()))
 
     def _accumulates(self) -> bool:
         """Whether the backward pass that is running adds to a parameter's gradient."""
@@ -261,6 +238,16 @@ class OutputHooks:
 
 def _add(to: dict[Any, Tensor], key: Any, value: Tensor) -> None:
     to[key] = to[key] + value if key in to else value
+
+
+class OutputRead(NamedTuple):
+    """What is read of an output. With `relu` both have a second half, that of max(z, 0)."""
+
+    sums: Tensor  # (6,) of OUTPUT_SUMS
+    active: Tensor  # (channels,) uint8
+
+    def half(self, index: int) -> "OutputRead":
+        return OutputRead(self.sums.chunk(2)[index], self.active.chunk(2)[index])
 
 
 class _Measured:

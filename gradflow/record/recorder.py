@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradflow.record.measures import DEFAULT_MEASURES, Measure, choose, with_standard_errors
+from gradflow.record.measures import DEFAULT_MEASURES, Measure, choose
 from gradflow.record.outputs import OutputHooks
 from gradflow.record.parameters import ParameterReads
 from gradflow.record.processes import Processes
-from gradflow.record.sample import Sampler
 from gradflow.record.schedule import MaxOverhead, Schedule
 from gradflow.record.schedule import every as every_n
 from gradflow.record.sites import kind_of
@@ -52,11 +51,6 @@ class Recorder:
     that the gradients of the outputs can be given in true size. `skipped_steps` lists the steps
     that came to nothing. `first_step` is the number of steps done before.
 
-    With `sample=m`, outputs and their gradients are measured on m images of each forward pass (at
-    least 2; slices of dimension 0, drawn at random without touching PyTorch's generator) instead of
-    on all. Every measure that is estimated has its standard error beside it: `output_rms_se` beside
-    `output_rms`. Extremes, dead channels and counts of NaN are those of the sample.
-
     Under DistributedDataParallel give it the wrapped model, on every process: what it records is
     then that of the whole batch, and the first process writes. Where no torch optimizer makes the
     update, give None and put the update into `with recorder.around_step():`.
@@ -71,15 +65,11 @@ class Recorder:
         *,
         every: int | Schedule = 1,
         measures: Sequence[str | Measure] = DEFAULT_MEASURES,
-        sample: int | None = None,
         folder: str | Path | None = None,
         scaler: Any = None,
         first_step: int = 0,
     ) -> None:
         self.measures = choose(measures)
-        self._sampler = None if sample is None else Sampler(sample)
-        if self._sampler is not None:
-            self.measures = with_standard_errors(self.measures)
         with_outputs = any(measure.of != "parameter" for measure in self.measures)
         processes = Processes(getattr(model, "_orig_mod", model))  # of torch.compile
         self.model = model = _unwrap(model, with_outputs)
@@ -93,9 +83,7 @@ class Recorder:
         self.step = first_step
         self.skipped_steps = load_skipped_steps(self.folder) if self.folder is not None else []
         self._processes = processes
-        self._outputs = (
-            OutputHooks(model, self.measures, self._skip, self._sampler) if with_outputs else None
-        )
+        self._outputs = OutputHooks(model, self.measures, self._skip) if with_outputs else None
         self._parameters = ParameterReads(model, self.optimizer, self.measures, processes)
         self._dead = DeadChannels()
         self._passes: list[Pass] = []  # of the step that is coming to its end
@@ -196,8 +184,6 @@ class Recorder:
             self._disarm()
             return
         self._parameters.attach()
-        if self._sampler is not None:
-            self._sampler.begin_step(self.step)
         if self._outputs is not None:
             self._outputs.attach()
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from gradflow.record.measures import READS, Measure
-from gradflow.record.sample import GRADIENT_VARIANCES, OUTPUT_VARIANCES, Sample
 from gradflow.record.sums import GRADIENT_SUMS, OUTPUT_SUMS
 from gradflow.record.trace import Trace
 
@@ -36,9 +35,6 @@ class Pass:
     active: dict[Site, Tensor] = field(default_factory=dict)  # (channels,) uint8
     gradients: dict[Site, Tensor] = field(default_factory=dict)  # of GRADIENT_SUMS
     own: dict[tuple[str, Site], Tensor] = field(default_factory=dict)  # the user's own measures
-    sample: Sample | None = None  # of the batch, where not all of it is measured; and its sums:
-    outputs_by_image: dict[Site, Tensor] = field(default_factory=dict)  # (m, OUTPUT_VARIANCES)
-    gradients_by_image: dict[Site, Tensor] = field(default_factory=dict)  # (m, 1)
     # Whether its backward pass adds to the gradients of the parameters, as `autograd.grad` does
     # not; None before there was one.
     accumulates: bool | None = None
@@ -47,13 +43,6 @@ class Pass:
     @property
     def had_backward(self) -> bool:
         return self.accumulates is not None
-
-    def variances(self) -> list[Tensor]:
-        """Of the estimated sums: OUTPUT_VARIANCES by output, then one by gradient; as a vector."""
-        by_image = [*self.outputs_by_image.values(), *self.gradients_by_image.values()]
-        if self.sample is None or not by_image:
-            return []
-        return [self.sample.variances(_joined(by_image, torch.float64, dim=1))]
 
 
 @dataclass(slots=True, eq=False)
@@ -73,8 +62,6 @@ class Layout:
     outputs: tuple[tuple[Site, ...], ...]  # by pass, as all of these
     gradients: tuple[tuple[Site, ...], ...]
     own: tuple[tuple[tuple[str, Site], ...], ...]
-    sampled_outputs: tuple[tuple[Site, ...], ...]
-    sampled_gradients: tuple[tuple[Site, ...], ...]
     channels: tuple[tuple[tuple[Site, int], ...], ...]
     sizes: tuple[tuple[str, int], ...]
     reads: tuple[tuple[str, tuple[str, ...]], ...]
@@ -115,8 +102,6 @@ def compact(
         outputs=tuple(tuple(one.outputs) for one in passes),
         gradients=tuple(tuple(one.gradients) for one in passes),
         own=tuple(tuple(one.own) for one in passes),
-        sampled_outputs=tuple(tuple(one.outputs_by_image) for one in passes),
-        sampled_gradients=tuple(tuple(one.gradients_by_image) for one in passes),
         channels=tuple(
             tuple((site, x.numel()) for site, x in one.active.items()) for one in passes
         ),
@@ -127,10 +112,8 @@ def compact(
     of_passes = [
         x
         for one in passes
-        for x in (
-            *one.outputs.values(), *one.gradients.values(), *one.own.values(), *one.variances()
-        )
-    ]  # fmt: skip
+        for x in (*one.outputs.values(), *one.gradients.values(), *one.own.values())
+    ]
     of_parameters = [sums.reshape(-1) for _, sums in parameters.reads.values()]
     return RecordedStep(
         step,
@@ -143,11 +126,11 @@ def compact(
     )
 
 
-def _joined(tensors: list[Tensor], dtype: torch.dtype, dim: int = 0) -> Tensor:
+def _joined(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
     """One tensor, on the device of the tensors; a model that is spread out meets on the host."""
     if len({tensor.device for tensor in tensors}) > 1:
         tensors = [tensor.cpu() for tensor in tensors]
-    return torch.cat(tensors, dim) if tensors else torch.empty(0, dtype=dtype)
+    return torch.cat(tensors) if tensors else torch.empty(0, dtype=dtype)
 
 
 class DeadChannels:
@@ -239,28 +222,21 @@ class _Table:
         self._begin(rows, OUTPUT_SUMS, layout.outputs)
         grad_sums = [f"output_grad_{name}" for name in GRADIENT_SUMS]
         self._begin(rows, grad_sums, layout.gradients)
-        self._begin(rows, OUTPUT_VARIANCES, layout.sampled_outputs)
-        self._begin(rows, GRADIENT_VARIANCES, layout.sampled_gradients)
         n_own = Counter(key for keys in layout.own for key in keys)
         for name, site in n_own:
             self._own[name][rows, self._column[str(site)]] = 0
-        for outputs, gradients, own, sampled_outputs, sampled_gradients in zip(
-            layout.outputs, layout.gradients, layout.own, layout.sampled_outputs,
-            layout.sampled_gradients, strict=True,
-        ):  # fmt: skip
+        for outputs, gradients, own in zip(
+            layout.outputs, layout.gradients, layout.own, strict=True
+        ):
             self._add_up(rows, OUTPUT_SUMS, outputs, numbers)
             self._add_up(rows, grad_sums, gradients, numbers)
             for key in own:
                 value = numbers.take(1)[..., 0].mean(axis=1) / n_own[key]
                 self._own[key[0]][rows, self._column[str(key[1])]] += value
-            # Passes and processes draw independently, so that variances add up as the sums do.
-            self._add_up(rows, OUTPUT_VARIANCES, sampled_outputs, numbers)
-            self._add_up(rows, GRADIENT_VARIANCES, sampled_gradients, numbers)
         # DistributedDataParallel averages: a process's loss is 1/W of the loss of all W.
         scale = torch.stack([step.grad_scale for step in steps]).cpu().double().numpy()
         scale = scale * steps[0].of_passes.shape[0]
         self._sums["output_grad_square"][rows] /= scale[:, None] ** 2
-        self._sums["output_grad_square_variance"][rows] /= scale[:, None] ** 4
         self._add_parameters(rows, layout, steps)
 
     def _begin(self, rows: slice, names: Sequence[str], sites: Sequence[Sequence[Site]]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradflow.record.measures import DERIVED, MEASURES, STANDARD_ERRORS
+from gradflow.record.measures import DERIVED, MEASURES
 from gradflow.record.notebook import trace_html
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Trace:
 
     def _saw_nonfinite(self, measure: str) -> np.ndarray:
         """(sites,): whether a NaN or inf was counted where `measure` is taken."""
-        meaning = (MEASURES | STANDARD_ERRORS).get(measure) or DERIVED.get(measure)
+        meaning = MEASURES.get(measure) or DERIVED.get(measure)
         of = meaning.of if meaning is not None else None
         counts = [
             np.nan_to_num(table).any(axis=0)

@@ -146,7 +146,6 @@ WAYS: dict[str, tuple[Callable[..., float], dict[str, Any]]] = {
     "bare again (the noise)": (_bare, {}),
     "recorded at every step": (_bare, {"every": 1}),
     "recorded at every 16th step": (_bare, {"every": 16}),
-    "every step, 8 images of each batch": (_bare, {"sample": 8}),
     "every step, parameters only": (_bare, {"measures": PARAMETER_MEASURES}),
     "every step, gradient norms only": (_bare, {"measures": ["grad_norm"]}),
     "gradflow train, not recorded": (_train, {}),

@@ -280,3 +280,16 @@ def test_skipped_steps_outlive_a_stop(tmp_path: Path) -> None:
         model(torch.ones(1, 1)).sum().backward()
         optimizer.step()
     assert Trace.load(tmp_path).skipped_steps == (3,)
+
+
+def test_a_trace_of_an_older_version_loads() -> None:
+    """Written when a sample of the batch could be measured, with columns of standard errors."""
+    old = Trace.load(Path(__file__).with_name("old_trace"))
+    assert old.sites[:4] == ("0", "0.weight", "0.bias", "1")
+    assert old.skipped_steps == (1,)
+    assert old.values["grad_norm"][:, 1].tolist() == pytest.approx([0.53248829, 0.54176491])
+    assert old.select("output_rms_se").values[:, 0].tolist() == pytest.approx(
+        [0.07128870, 0.01961739]
+    )
+    assert old.measures[-1] == "output_zero_fraction_se"
+    assert old.nonfinite() == []
