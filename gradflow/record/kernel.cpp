@@ -430,8 +430,53 @@ void add_row_differences(const Pair& pair, int64_t first, int64_t last, double* 
            [&](int64_t i, int64_t m) { add_differences(x + i, y + i, m, sums); });
 }
 
+// The moments of one parameter under Adam: m̂ = first_scale m, and √v̂ = root_scale √v.
+struct Moments {
+  int64_t is_bfloat16;
+  const void *first, *second;
+  int64_t rows;  // elements
+  double first_scale, root_scale, epsilon;
+};
+
+// Σ √v̂ / (√v̂ + ε) and Σ (m̂ / (√v̂ + ε))² of one tile.
+template <typename T>
+void add_adam(const T* m, const T* v, const Moments& with, int64_t n, double* sums) {
+  const lanes zero = {};
+  const float first_scale = with.first_scale, root_scale = with.root_scale, epsilon = with.epsilon;
+  lanes attenuation = {}, squares = {};
+  counts nonzero = {};
+  const auto add = [&](lanes a, lanes b) {
+    lanes root;
+    for (int64_t i = 0; i < LANES; i++) root[i] = std::sqrt(b[i]);
+    root *= root_scale;
+    const lanes below = root + epsilon, step = a * first_scale / below;
+    attenuation += root / below;
+    squares += step * step;
+    nonzero -= a != zero;
+  };
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) add(load(m + i), load(v + i));
+  if (i < n) add(load_end(m + i, n - i), load_end(v + i, n - i));
+  const double s = total(squares), a = total(attenuation);
+  if (is_safe(s, total(nonzero)) && a == a) {
+    sums[0] += a, sums[1] += s;
+    return;
+  }
+  for (i = 0; i < n; i++) {
+    const double root = std::sqrt(double(float(v[i]))) * with.root_scale;
+    const double step = float(m[i]) * with.first_scale / (root + with.epsilon);
+    sums[0] += root / (root + with.epsilon), sums[1] += step * step;
+  }
+}
+
+template <typename T>
+void add_moments(const Moments& with, int64_t first, int64_t last, double* sums) {
+  const T *m = (const T*)with.first, *v = (const T*)with.second;
+  by_tiles(first, last, [&](int64_t i, int64_t n) { add_adam(m + i, v + i, with, n, sums); });
+}
+
 // Every thread takes its share of the rows of every pair: they meet once, at the end.
-template <int K, typename Work>
+template <int K, typename Pair, typename Work>
 void of_pairs(const Pair* pairs, int64_t count, int threads, double* out, Work work) {
   std::vector<double> sums(K * count * threads, 0.0);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
@@ -484,6 +529,15 @@ void gradflow_differences(const void* pairs, int64_t count, int threads, double*
               [](const Pair& pair, int64_t first, int64_t last, double* sums) {
                 if (pair.is_bfloat16) add_row_differences<bfloat16>(pair, first, last, sums);
                 else add_row_differences<float>(pair, first, last, sums);
+              });
+}
+
+// out: 2 sums per parameter.
+void gradflow_adam(const void* moments, int64_t count, int threads, double* out) {
+  of_pairs<2>((const Moments*)moments, count, threads, out,
+              [](const Moments& with, int64_t first, int64_t last, double* sums) {
+                if (with.is_bfloat16) add_moments<bfloat16>(with, first, last, sums);
+                else add_moments<float>(with, first, last, sums);
               });
 }
 }

@@ -6,15 +6,19 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from gradflow.record import kernel_cache
+
 SOURCE = Path(__file__).with_name("kernel.cpp")
+LONGEST_COMPILE = 120  # seconds
+LONGEST_MESSAGE = 200  # characters of what a compiler says, in the log
 
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _SIGNATURES = {
@@ -24,9 +28,24 @@ _SIGNATURES = {
     "gradflow_gradient": [_INT, _POINTER, _LONG, _INT, _POINTER],
     "gradflow_products": [_POINTER, _LONG, _INT, _POINTER],
     "gradflow_differences": [_POINTER, _LONG, _INT, _POINTER],
+    "gradflow_adam": [_POINTER, _LONG, _INT, _POINTER],
 }  # fmt: skip
 
 _log = logging.getLogger("gradflow")
+
+
+class AdamMoments(ctypes.Structure):
+    """`Moments` of kernel.cpp."""
+
+    _fields_ = (
+        ("is_bfloat16", _LONG),
+        ("first", _POINTER),
+        ("second", _POINTER),
+        ("n", _LONG),
+        ("first_scale", ctypes.c_double),
+        ("root_scale", ctypes.c_double),
+        ("epsilon", ctypes.c_double),
+    )
 
 
 def for_tensor(x: Tensor) -> ctypes.CDLL | None:
@@ -40,15 +59,14 @@ def for_tensor(x: Tensor) -> ctypes.CDLL | None:
 def library() -> ctypes.CDLL | None:
     """The kernel, compiled if it was not yet; None where that fails or GRADFLOW_KERNEL=0.
 
-    It lies in `$XDG_CACHE_HOME/gradflow`, else in `~/.cache/gradflow`, under a name that tells
-    the source, the compiler and the processor.
+    Where it is kept, and what is not loaded, says kernel_cache.py.
     """
     compiler = _compiler()
     if os.environ.get("GRADFLOW_KERNEL") == "0" or compiler is None:
         _log.info("gradflow takes its sums with PyTorch: no C++ compiler, or GRADFLOW_KERNEL=0.")
         return None
     try:
-        return _load(_built(compiler))
+        return _found_or_built(compiler)
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         _log.warning("gradflow takes its sums with PyTorch, since its kernel failed: %s", error)
         return None
@@ -59,21 +77,50 @@ def _compiler() -> str | None:
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
-def _built(compiler: str) -> Path:
-    """The shared library in the cache, or compiled into it."""
-    options = ["-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", *_openmp(compiler)]
-    facts = [SOURCE.read_text(encoding="utf-8"), compiler, *options, platform.machine(), _cpu()]
-    name = f"kernel-{hashlib.sha256('|'.join(facts).encode()).hexdigest()[:16]}.so"
-    path = _cache_folder() / name
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            fresh = Path(folder) / name
-            subprocess.run(
-                [compiler, *options, str(SOURCE), "-o", str(fresh)],
-                check=True, capture_output=True, timeout=120,
-            )  # fmt: skip
-            fresh.replace(path)  # whole or not at all, also when two processes compile
-    return path
+def _found_or_built(compiler: str) -> ctypes.CDLL:
+    options = [
+        "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC",
+        *_openmp(compiler),
+    ]  # fmt: skip
+    key = _key(compiler, options)
+    folder = kernel_cache.private_folder(key)
+    kept = kernel_cache.find(folder, key)
+    if kept is not None:
+        return _load(kept)
+    with kernel_cache.building(folder, key) as room:
+        built = room / "kernel.so"
+        _compile([compiler, *options, str(SOURCE), "-o", str(built)], room)
+        loaded = _load(built)  # what cannot be loaded is not kept
+        kernel_cache.keep(folder, key, built)
+    return loaded
+
+
+def _key(compiler: str, options: list[str]) -> str:
+    """Names the library of this source, compiler and processor."""
+    binary = Path(compiler).stat()  # a new version is another compiler
+    facts = [
+        SOURCE.read_text(encoding="utf-8"), compiler, f"{binary.st_size} {binary.st_mtime_ns}",
+        *options, platform.machine(), _cpu(),
+    ]  # fmt: skip
+    return f"kernel-{hashlib.sha256('|'.join(facts).encode()).hexdigest()[:16]}"
+
+
+def _compile(command: list[str], room: Path) -> None:
+    """Run the compiler, which leaves nothing outside of `room`, however it ends."""
+    environment = {**os.environ, "TMPDIR": str(room)}
+    with (room / "messages").open("wb") as messages:
+        process = subprocess.Popen(
+            command, stdout=messages, stderr=messages, env=environment, start_new_session=True
+        )
+        try:
+            code = process.wait(LONGEST_COMPILE)
+        except BaseException:  # also Ctrl-C: the compiler's own children go with it
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+    if code != 0:
+        said = (room / "messages").read_text(encoding="utf-8", errors="replace").strip()
+        raise OSError(f"{command[0]} ended with {code}: {said[:LONGEST_MESSAGE]}")
 
 
 def _openmp(compiler: str) -> list[str]:
@@ -92,16 +139,6 @@ def _cpu() -> str:
         return platform.processor()
     lines = info.read_text(encoding="utf-8").splitlines()
     return "".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
-
-
-def _cache_folder() -> Path:
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = base / "gradflow"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # a home that cannot be written to, or none
-        return Path(tempfile.mkdtemp(prefix="gradflow-"))
-    return folder
 
 
 def _load(path: Path) -> ctypes.CDLL:

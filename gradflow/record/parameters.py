@@ -13,10 +13,10 @@ from gradflow.record.measures import Measure
 from gradflow.record.processes import Processes
 from gradflow.record.steps import ParameterSums
 from gradflow.record.sums import (
-    as_real,
+    Moments,
+    adam_sums,
     difference_sums,
     dot,
-    flatten_dense,
     gradient_sums,
     product_sums,
 )
@@ -183,12 +183,12 @@ class ParameterReads:
 
     def _adam(self, parameters: dict[str, nn.Parameter]) -> _Read:
         assert self._optimizer is not None
-        groups, sums = _groups(self._optimizer), {}
+        groups, moments = _groups(self._optimizer), {}
         for name, parameter in parameters.items():
             state = self._optimizer.state.get(parameter, {})
             if "exp_avg_sq" in state:
-                sums[name] = _adam_sums(state, groups[id(parameter)])
-        return _read(sums)
+                moments[name] = _moments(state, groups[id(parameter)])
+        return tuple(moments), adam_sums(list(moments.values()))
 
     def _compare_with_last(
         self, parameters: dict[str, nn.Parameter], grad_scale: Tensor | None
@@ -341,16 +341,9 @@ def _read(sums: dict[str, Tensor]) -> _Read:
     return tuple(sums), torch.stack(rows) if rows else _NONE
 
 
-def _adam_sums(state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
-    """Σ √v̂ / (√v̂ + ε) and Σ (m̂ / (√v̂ + ε))², from the state after the step."""
-    beta1, beta2 = group["betas"]
-    n = torch.as_tensor(state["step"], dtype=torch.float64, device=state["exp_avg"].device)
+def _moments(state: dict[str, Any], group: dict[str, Any]) -> Moments:
     second = state.get("max_exp_avg_sq", state["exp_avg_sq"])
-    root = flatten_dense(as_real(second)).double().div_(1 - beta2**n).sqrt_()
-    below = root + group["eps"]
-    attenuation = (root / below).sum()
-    first = flatten_dense(as_real(state["exp_avg"])).double().div_(1 - beta1**n)
-    return torch.stack([attenuation, first.div_(below).square_().sum()])
+    return Moments(state["exp_avg"], second, state["step"], group["betas"], group["eps"])
 
 
 def _groups(optimizer: Optimizer | None) -> dict[int, dict[str, Any]]:

@@ -28,6 +28,7 @@ OUTPUT_SUMS = ("n", "sum", "square", "nonzero", "max_abs", "nonfinite")
 GRADIENT_SUMS = ("square", "nonfinite")
 PRODUCT_SUMS = ("x_square", "y_square", "y_nonfinite", "product", "row_squares")
 DIFFERENCE_SUMS = ("square", "changed")
+ADAM_SUMS = ("attenuation", "step_square")
 
 PIECE = 2**17  # elements, 512 kB of float32: what PyTorch's reads share in the cache of a CPU
 
@@ -126,6 +127,43 @@ def difference_sums(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
     alike = [_alike(x, y) for x, y in zip(xs, ys, strict=True)]
     pairs = [Pair(x, y, max(x.numel(), 1), None) for x, y in alike]
     return _of_pairs(pairs, "differences", len(DIFFERENCE_SUMS), _difference_sums)
+
+
+class Moments(NamedTuple):
+    """What Adam keeps of one parameter after its n-th step, and with what it was made."""
+
+    first: Tensor  # m
+    second: Tensor  # v; under AMSGrad its largest so far
+    step: Tensor | float  # n
+    betas: tuple[Tensor | float, Tensor | float]
+    epsilon: float
+
+
+def adam_sums(moments: Sequence[Moments]) -> Tensor:
+    """Σ √v̂ / (√v̂ + ε) and Σ (m̂ / (√v̂ + ε))² per parameter. Returns (parameters, 2).
+
+    With m̂ = m / (1 − β₁ⁿ) and v̂ = v / (1 − β₂ⁿ), Kingma & Ba 2015, arXiv:1412.6980.
+
+    >>> adam_sums([Moments(torch.tensor([0.1]), torch.tensor([0.001]), 1, (0.9, 0.999), 1.0)])
+    tensor([[0.5000, 0.2500]], dtype=torch.float64)
+    """
+    alike = [_alike(one.first, one.second) for one in moments]
+    libraries = [kernel.for_tensor(first) for first, _ in alike]
+    if not moments or not all(libraries):
+        rows = [_adam_sums(*pair, one) for pair, one in zip(alike, moments, strict=True)]
+        return torch.stack(rows) if rows else torch.empty(0, len(ADAM_SUMS), dtype=torch.float64)
+    sums = torch.empty(len(moments), len(ADAM_SUMS), dtype=torch.float64)
+    array = (kernel.AdamMoments * len(moments))(*(
+        kernel.AdamMoments(
+            m.dtype == torch.bfloat16, m.data_ptr(), v.data_ptr(), m.numel(),
+            1 / _bias_correction(one.betas[0], one.step),
+            _bias_correction(one.betas[1], one.step) ** -0.5,
+            one.epsilon,
+        )
+        for (m, v), one in zip(alike, moments, strict=True)
+    ))  # fmt: skip
+    libraries[0].gradflow_adam(array, len(array), torch.get_num_threads(), sums.data_ptr())
+    return sums
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
@@ -306,6 +344,27 @@ def _difference_sums(pair: Pair) -> Tensor:
     differences = [a.double() - b.double() for a, b in pieces]
     square = torch.stack([torch.dot(d, d) for d in differences]).sum()
     return torch.stack([square, (_bits(x) != _bits(y)).sum(dtype=torch.float64)])
+
+
+def _bias_correction(beta: Tensor | float, step: Tensor | float) -> float:
+    """1 − βⁿ; NaN before the first step, where a scaler skipped it, for then there is none."""
+    return (1 - float(beta) ** float(step)) or math.nan
+
+
+def _adam_sums(first: Tensor, second: Tensor, moments: Moments) -> Tensor:
+    """In float64 piece by piece on a CPU; elsewhere the device may not be asked for the step."""
+    n = torch.as_tensor(moments.step, dtype=torch.float64, device=first.device)
+    corrections = [1 - beta**n for beta in moments.betas]
+    is_cpu = first.device.type == "cpu"
+    sums = []
+    for m, v in zip(_pieces(flatten_dense(first)), _pieces(flatten_dense(second)), strict=True):
+        m, v = (x.double() if is_cpu else _at_least_float32(x) for x in (m, v))
+        root = (v / corrections[1]).sqrt_()
+        below = root + moments.epsilon
+        step = (m / corrections[0]).div_(below)
+        square = torch.linalg.vector_norm(step, dtype=torch.float64).square()
+        sums.append(torch.stack([(root / below).sum(dtype=torch.float64), square]))
+    return torch.stack(sums).sum(0)
 
 
 def _bits(x: Tensor) -> Tensor:

@@ -3,13 +3,15 @@
 import logging
 import os
 import shutil
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from gradflow.record import kernel
+from gradflow.record import kernel, kernel_cache
 from gradflow.record.sums import gradient_sums
 
 build = kernel.library.__wrapped__  # without the cache of the process
@@ -18,6 +20,8 @@ build = kernel.library.__wrapped__  # without the cache of the process
 @pytest.fixture(autouse=True)
 def _cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(kernel_cache.tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.delenv("GRADFLOW_KERNEL", raising=False)
     monkeypatch.delenv("CXX", raising=False)
 
@@ -38,7 +42,9 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
 
 def cached(tmp_path: Path) -> list[str]:
-    return sorted(path.name for path in (tmp_path / "cache").rglob("*"))
+    """What lies in the cache, and in the folder for temporary files."""
+    folders = tmp_path / "cache", tmp_path / "temporary"
+    return sorted(path.name for folder in folders for path in folder.rglob("*"))
 
 
 def n_calls(calls: Path) -> int:
@@ -110,8 +116,11 @@ def test_a_compiler_that_fails_is_told_and_done_without(
     assert [record.levelname for record in caplog.records] == ["WARNING"], "once"
     assert "gradflow takes its sums with PyTorch, since its kernel failed" in caplog.text
     assert n_calls(calls) == 1
-    if "no library" not in script:
-        assert cached(tmp_path) == ["gradflow"], "no partial file"
+    folder, marker = cached(tmp_path)
+    assert (folder, marker.endswith(".failed")) == ("gradflow", True), "no partial file"
+    assert build() is None
+    assert n_calls(calls) == 1, "the next process does not try again"
+    assert f"remove {tmp_path / 'cache' / 'gradflow' / marker} to try again" in caplog.text
 
 
 def test_it_is_compiled_once_and_found_again(
@@ -131,41 +140,178 @@ def test_another_source_or_compiler_is_another_library(
     tmp_path: Path, compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kernel of an older gradflow, whose sums mean something else, must not be loaded."""
-    calls = compiler('for last; do :; done; echo > "$last"')
-    first = kernel._built(os.environ["CXX"])
+    compiler("exit 0")
+    cxx = os.environ["CXX"]
+    keys = [kernel._key(cxx, ["-O3"]), kernel._key(cxx, ["-O2"])]
     source = tmp_path / "kernel.cpp"
     source.write_text(kernel.SOURCE.read_text() + "\n")
     monkeypatch.setattr(kernel, "SOURCE", source)
-    second = kernel._built(os.environ["CXX"])
+    keys.append(kernel._key(cxx, ["-O3"]))
     monkeypatch.setattr(kernel, "_cpu", lambda: "another")
-    third = kernel._built(os.environ["CXX"])
-    other = shutil.copy(os.environ["CXX"], tmp_path / "other")
-    fourth = kernel._built(str(other))
-    assert len({first, second, third, fourth}) == 4
-    assert n_calls(calls) == 4
+    keys.append(kernel._key(cxx, ["-O3"]))
+    keys.append(kernel._key(str(shutil.copy(cxx, tmp_path / "other")), ["-O3"]))
+    os.utime(cxx, (0, 0))  # a new version in the place of the old
+    keys.append(kernel._key(cxx, ["-O3"]))
+    assert len(set(keys)) == len(keys)
 
 
-def test_a_user_without_a_home_has_a_kernel_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def empty_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Its source: a kernel that takes no time to compile."""
+    source = tmp_path / "empty.cpp"
+    names = " ".join(f"void {name}() {{}}" for name in kernel._SIGNATURES)
+    source.write_text(f'extern "C" {{ {names} }}\n')
+    monkeypatch.setattr(kernel, "SOURCE", source)
+    return source
+
+
+def the_library(tmp_path: Path) -> Path:
+    (path,) = tmp_path.rglob("kernel-*.so")
+    return path
+
+
+@pytest.mark.usefixtures("empty_library")
+@pytest.mark.parametrize("damage", ["cut off", "one bit", "empty"])
+def test_a_damaged_library_is_built_again(
+    damage: str, tmp_path: Path, compiler: Callable[[str], Path]
+) -> None:
+    """A library that was cut off kills the process that loads it with a bus error."""
+    calls = compiler(f'exec {real_compiler()} "$@"')
+    assert build() is not None
+    path = the_library(tmp_path)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    damaged = {
+        "cut off": whole[:middle],
+        "one bit": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        "empty": b"",
+    }[damage]
+    path.unlink()  # it is mapped into this process
+    path.write_bytes(damaged)
+    path.chmod(0o700)
+    assert build() is not None
+    assert n_calls(calls) == 2
+    assert the_library(tmp_path).read_bytes() != damaged
+
+
+@pytest.mark.usefixtures("empty_library")
+@pytest.mark.parametrize("where", ["folder", "above", "file"])
+def test_what_others_may_write_is_not_loaded(
+    where: str,
+    tmp_path: Path,
+    compiler: Callable[[str], Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Who can put a library there runs code in every process that loads it."""
+    calls = compiler(f'exec {real_compiler()} "$@"')
+    cache = tmp_path / "cache"
+    (cache / "gradflow").mkdir(mode=0o700, parents=True)
+    if where == "file":
+        assert build() is not None
+        the_library(tmp_path).chmod(0o777)
+    else:
+        {"folder": cache / "gradflow", "above": cache}[where].chmod(0o777)
+    with caplog.at_level(logging.WARNING, "gradflow"):
+        assert build() is not None
+        assert build() is not None
+    path = the_library(tmp_path)
+    assert path.stat().st_mode & 0o077 == 0
+    if where == "file":
+        assert n_calls(calls) == 2, "it was thrown away and built again"
+        assert path.parent == cache / "gradflow"
+    else:
+        assert n_calls(calls) == 1
+        assert path.parent == tmp_path / "temporary" / f"gradflow-{os.getuid()}"
+        assert "others may write" in caplog.text
+
+
+@pytest.mark.usefixtures("empty_library")
+def test_what_belongs_to_another_user_is_not_loaded(
+    tmp_path: Path,
+    compiler: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calls = compiler("exit 1")
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # so that every folder is another's
+    with caplog.at_level(logging.WARNING, "gradflow"):
+        assert build() is None
+    assert n_calls(calls) == 0
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "belongs to another user" in caplog.text
+
+
+@pytest.mark.usefixtures("empty_library")
+def test_a_folder_for_all_may_hold_the_cache_if_it_is_sticky(
+    tmp_path: Path, compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`HOME=/tmp`: others may make files there, but not move ours away."""
+    compiler(f'exec {real_compiler()} "$@"')
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home").chmod(0o1777)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert build() is not None
+    assert the_library(tmp_path).parent == tmp_path / "home" / ".cache" / "gradflow"
+
+
+@pytest.mark.usefixtures("empty_library")
+def test_a_library_is_not_reached_through_a_link(
+    tmp_path: Path, compiler: Callable[[str], Path]
+) -> None:
+    calls = compiler(f'exec {real_compiler()} "$@"')
+    assert build() is not None
+    path = the_library(tmp_path)
+    path.symlink_to(path.rename(tmp_path / "elsewhere"))
+    assert build() is not None
+    assert n_calls(calls) == 2
+    assert not the_library(tmp_path).is_symlink()
+
+
+def test_a_failure_is_forgiven_after_a_day(tmp_path: Path, compiler: Callable[[str], Path]) -> None:
+    """The disk may have been full."""
+    calls = compiler("exit 1")
+    assert build() is None
+    (marker,) = tmp_path.rglob("*.failed")
+    a_day_ago = time.time() - 24 * 3600 - 1
+    os.utime(marker, (a_day_ago, a_day_ago))
+    assert build() is None
+    assert n_calls(calls) == 2
+
+
+def test_a_compiler_that_hangs_is_ended_with_its_children(
+    tmp_path: Path, compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler("echo half > $TMPDIR/half.s; sleep 300.25")
+    monkeypatch.setattr(kernel, "LONGEST_COMPILE", 0.2)
+    assert build() is None
+    assert all(name == "gradflow" or name.endswith(".failed") for name in cached(tmp_path))
+    running = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True).stdout
+    lines = [line for line in running.splitlines() if "sleep 300.25" in line]
+    assert all(line.startswith("Z") for line in lines)
+
+
+@pytest.mark.usefixtures("empty_library")
+@pytest.mark.parametrize("home", ["none", "a file"])
+def test_without_a_home_the_folder_for_temporary_files_is_used(
+    home: str, tmp_path: Path, compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a container a process may run under a number that no user has."""
+    calls = compiler(f'exec {real_compiler()} "$@"')
 
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", no_home)
-    folder = kernel._cache_folder()
-    assert folder.is_dir()
-    folder.rmdir()
-
-
-def test_a_cache_that_cannot_be_made_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    folder = kernel._cache_folder()
-    assert tmp_path not in folder.parents
-    folder.rmdir()
+    if home == "none":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", no_home)
+    else:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert build() is not None
+    assert build() is not None
+    assert n_calls(calls) == 1
+    assert the_library(tmp_path).parent.parent == tmp_path / "temporary"
 
 
 def test_it_reads_float32_and_bfloat16_in_this_machines_memory(
