@@ -1,5 +1,6 @@
-"""Small data that the tests make for themselves."""
+"""Small data that the tests make for themselves, and how the suite is spread over the cores."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
+# Two test processes share the machine's cores, and these networks are too small to be shared out.
+# Read when torch is imported, here and in what the tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # Keras reads these when it is imported. It writes a settings file into its folder, and does without
 # one where that is no folder.
 os.environ["KERAS_BACKEND"] = "torch"
 os.environ["KERAS_HOME"] = os.devnull
+
+MOST_WORKERS = 8  # each takes a gigabyte and some seconds to begin
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Folders are tested on all cores; files sooner in one process, and a GPU is not shared."""
+    if config.option.markexpr == "cuda" or all(".py" in one for one in config.args):
+        return 0
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(n_cores or 1, MOST_WORKERS)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: else each of hundreds of collections looks through all of it."""
+    gc.collect()
+    gc.freeze()
+
 
 CLASSES = ("blue", "green", "red")
 
@@ -38,3 +60,9 @@ def draw_pictures() -> Callable[[Path], Path]:
 def pictures(draw_pictures: Callable[[Path], Path], tmp_path: Path) -> Path:
     """A folder of three class folders with 20 noisy pictures of 12 px each."""
     return draw_pictures(tmp_path)
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`gradflow train` ends without its figures, which take longer than these trainings."""
+    monkeypatch.setattr("gradflow.present.figures.save_figures", lambda run: {})

@@ -1,7 +1,6 @@
 """The commands as a user gives them: exit codes, stdout and stderr, errors that help."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,21 +15,15 @@ from gradflow.cli import main
 from gradflow.controls import CaseResult, Gate
 from gradflow.training.rundir import RunDir
 
-SMALL = ["--image-size", "8", "--arch", "plain_18,resnet_18", "--epochs", "1"]
+SMALL = ["--image-size", "8", "--width", "0.125", "--arch", "plain_18,resnet_18", "--epochs", "1"]
 SMALL += ["--batch-size", "16", "--device", "cpu", "--wandb", "off", "--no-rivals"]
 
 
-@pytest.fixture
-def run(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> RunDir:
-    """A finished run of two networks on the small pictures."""
-    flags = [*SMALL, "--log-grads", "--out", str(tmp_path / "runs"), "--json"]
-    assert main(["train", "--data", str(pictures), *flags]) == 0
-    capsys.readouterr()
-    return RunDir.newest(tmp_path / "runs")
-
-
-def test_train_prints_one_json_object_and_logs_to_stderr(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_train_prints_one_json_object_or_a_summary_a_person_reads(
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     flags = [*SMALL, "--log-grads", "--out", str(tmp_path), "--json"]
     assert main(["train", "--data", str(pictures), *flags]) == 0
@@ -45,25 +38,22 @@ def test_train_prints_one_json_object_and_logs_to_stderr(
     figures = {path.name for path in (Path(summary["run"]) / "figures").iterdir()}
     assert figures >= {"depth_profile.png", "heatmap-plain_18-s0.png"}
 
-
-def test_train_ends_with_a_summary_a_person_reads(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = [*SMALL, "--log-grads", "--out", str(tmp_path)]
-    assert main(["train", "--data", str(pictures), *flags]) == 0
+    monkeypatch.setattr("gradflow.present.plots.save", lambda figure, path: path)
+    assert main(["train", "--resume", summary["run"]]) == 0
     out = capsys.readouterr().out
     for words in ("accuracy", "input → output", "first/last convolution", "gradflow saliency"):
         assert words in out
-    (path,) = tmp_path.glob("*pictures/config.yaml")
-    assert str(path.parent) in out
+    assert summary["run"] in out
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_config_file_and_flags(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The file sets, the command line overrides, and the run keeps what came of it."""
     file = tmp_path / "config.yaml"
-    file.write_text(f"data: {pictures}\nlr: 6e-3\nepochs: 9\narch: plain_18\nimage_size: 8\n")
+    lines = f"data: {pictures}\nlr: 6e-3\nepochs: 9\narch: plain_18\nimage_size: 8\nwidth: 0.125\n"
+    file.write_text(lines)
     flags = ["--epochs", "1", "--wandb", "off", "--device", "cpu", "--out", str(tmp_path / "runs")]
     assert main(["train", "--config", str(file), *flags]) == 0
     (path,) = (tmp_path / "runs").iterdir()
@@ -216,7 +206,6 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(pictures: Path, tmp_path: Pat
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 120
     while not list((tmp_path / "runs").glob("*/*/checkpoint.pt")):

@@ -120,11 +120,13 @@ def test_bad_input_says_what_to_do(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_run_is_diagnosed_with_its_rivals(
     pictures: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    small = ["--image-size", "8", "--arch", "plain_18,resnet_18", "--epochs", "1"]
-    small += ["--batch-size", "16", "--device", "cpu", "--wandb", "off", "--no-rivals"]
+    small = ["--image-size", "8", "--width", "0.125", "--arch", "plain_18,resnet_18"]
+    small += ["--epochs", "1", "--batch-size", "16"]
+    small += ["--device", "cpu", "--wandb", "off", "--no-rivals"]
     flags = ["--log-grads", "--out", str(tmp_path), "--json"]
     assert main(["train", "--data", str(pictures), *small, *flags]) == 0
     run = json.loads(capsys.readouterr().out)["run"]

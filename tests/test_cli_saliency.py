@@ -18,7 +18,11 @@ def run(pictures: Path, tmp_path: Path) -> RunDir:
     """A run of two networks on the small pictures, whose weights are those of the start."""
     config, data = load_data(
         TrainConfig(
-            data=str(pictures), image_size=8, arch="plain_18,resnet_18", out=tmp_path / "runs"
+            data=str(pictures),
+            image_size=8,
+            width=0.125,
+            arch="plain_18,resnet_18",
+            out=tmp_path / "runs",
         )
     )
     made = RunDir.create(config)

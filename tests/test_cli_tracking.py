@@ -16,7 +16,7 @@ from gradflow.training.rundir import RunDir
 Capture = pytest.CaptureFixture[str]
 KEY = "0123456789abcdef" * 2 + "01234567"  # the form of a W&B key
 TWO = "plain_18,resnet_18"
-SMALL = ["--image-size", "8", "--epochs", "1"]
+SMALL = ["--image-size", "8", "--width", "0.125", "--epochs", "1"]
 SMALL += ["--batch-size", "16", "--device", "cpu", "--no-rivals", "--log-grads"]
 
 
@@ -48,6 +48,7 @@ def wandb_runs(run: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_run_tells_both_trackers_all_of_it_and_no_file_or_line_holds_the_key(
     pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +87,7 @@ def test_a_run_tells_both_trackers_all_of_it_and_no_file_or_line_holds_the_key(
     assert len(list(run.path.glob("wandb/offline-run-*"))) == 3
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_what_cannot_be_judged_costs_the_training_nothing(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

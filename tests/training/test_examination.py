@@ -35,7 +35,7 @@ def prepare(folder: Path, **settings: Any) -> Run:
             Image.fromarray(pixels).save(folder / "pictures" / name / f"{number:02d}.png")
     config, data = load_data(
         TrainConfig(
-            data=str(folder / "pictures"), image_size=8, arch="plain_18", batch_size=8,
+            data=str(folder / "pictures"), image_size=8, arch="plain_18", width=0.125, batch_size=8,
             log_grads=True, every=100, device="cpu", wandb="off", out=folder, **settings,
         )
     )  # fmt: skip
@@ -84,7 +84,7 @@ def test_content_of_the_measurements(run: Run, examination: dict[str, Any]) -> N
     network, config, _ = run
     path = examination["path"]
     assert (path[0], path[-1], len(path)) == ("conv1.weight", "fc.weight", 18)
-    stages = {"relu": 64, "layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}
+    stages = {"relu": 8, "layer1": 32, "layer2": 64, "layer3": 128, "layer4": 256}
     assert {stage: n for stage, (_, n) in examination["dead"]["0"].items()} == stages
     table = examination["batchnorm"]["end"]
     for part in ("train", "test"):

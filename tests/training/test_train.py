@@ -1,7 +1,6 @@
 """Training: learns, pairs its networks, stops, resumes to the same bits."""
 
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from gradflow import Trace
+from gradflow.cli import main
 from gradflow.training.config import TrainConfig
 from gradflow.training.fit import NonFiniteLoss, make_accelerator
 from gradflow.training.rundir import NetworkDir, RunDir, load_tensors
@@ -22,6 +22,7 @@ from gradflow.training.train import BadFiles, check_same_data, load_data, train_
 
 TINY: dict[str, Any] = {
     "image_size": 8,
+    "width": 0.125,
     "arch": "plain_18",
     "epochs": 3,
     "batch_size": 16,
@@ -167,24 +168,19 @@ def test_resumed_training_is_bit_identical(pictures: Path, tmp_path: Path, optim
     assert_same_network(network, whole.network("plain_18", 0))
 
 
-def test_killed_run_resumes_to_the_same_result(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("without_figures")
+def test_killed_run_resumes_to_the_same_result(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """kill -9 of the real command, then --resume, against an uninterrupted one."""
-    flags = ["--data", str(pictures), "--image-size", "8", "--arch", "plain_18", "--epochs", "6"]
-    flags += ["--batch-size", "16", "--log-grads", "--wandb", "off", "--device", "cpu"]
-    command = [sys.executable, "-m", "gradflow", "train"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    flags = ["train", "--data", str(pictures), "--image-size", "8", "--width", "0.125"]
+    flags += ["--arch", "plain_18", "--epochs", "12", "--batch-size", "16", "--log-grads"]
+    flags += ["--no-rivals", "--wandb", "off", "--device", "cpu"]
     runs = {name: tmp_path / name for name in ("whole", "killed")}
-    subprocess.run(
-        [*command, *flags, "--out", str(runs["whole"])],
-        check=True,
-        capture_output=True,
-        env=environment,
-    )
     process = subprocess.Popen(
-        [*command, *flags, "--out", str(runs["killed"])],
+        [sys.executable, "-m", "gradflow", *flags, "--out", str(runs["killed"])],
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        env=environment,
     )
     deadline = time.monotonic() + 120
     while not list(runs["killed"].glob("*/*/checkpoint.pt")):
@@ -195,14 +191,9 @@ def test_killed_run_resumes_to_the_same_result(pictures: Path, tmp_path: Path) -
     process.wait()
     (run,) = runs["killed"].iterdir()
     assert not (run / "summary.json").exists()
-    result = subprocess.run(
-        [*command, "--resume", str(run), "--json"],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert '"networks"' in result.stdout
+    assert main(["train", "--resume", str(run), "--json"]) == 0
+    assert '"networks"' in capsys.readouterr().out
+    assert main([*flags, "--out", str(runs["whole"])]) == 0
     (whole,) = runs["whole"].iterdir()
     (one,), (other,) = RunDir.open(run).networks(), RunDir.open(whole).networks()
     assert_same_network(one, other)
@@ -278,15 +269,15 @@ def test_two_processes_train_what_one_trains(pictures: Path, tmp_path: Path) -> 
     BatchNorm sees half a batch in each process, so the numbers agree at the first step only
     where no statistic of a batch comes in: the images.
     """
-    flags = ["train", "--data", str(pictures), "--image-size", "8", "--arch", "plain_18"]
-    flags += ["--epochs", "2", "--batch-size", "16", "--log-grads", "--wandb", "off"]
-    flags += ["--device", "cpu", "--json"]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"]
+    flags = ["train", "--data", str(pictures), "--image-size", "8", "--width", "0.125"]
+    flags += ["--arch", "plain_18", "--epochs", "2"]
+    flags += ["--batch-size", "16", "--log-grads", "--wandb", "off"]
+    flags += ["--no-rivals", "--device", "cpu", "--json"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     result = subprocess.run(
         [sys.executable, *torchrun, "-m", "gradflow", *flags, "--out", str(tmp_path / "two")],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count('"networks"') == 1, "only the main process prints"
