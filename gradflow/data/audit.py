@@ -1,7 +1,7 @@
 """Look at every image once before anyone trains: bad files, twins, conflicting labels."""
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -36,7 +36,8 @@ class Audit:
     `sizes` (n, 2) width and height in px; `usable` (n,) bool. `content` (n,) numbers the distinct
     pictures: equal for exact twins (same size and pixels). `near` (n,) numbers groups in which
     exact or near twins connect the images. For a bad image they hold 0, False, -1 and -1.
-    `bad` lists the unreadable files, then the labelled ones that do not exist.
+    `bad` lists the unreadable files, then the labelled ones that do not exist. `unread` and
+    `labels_from` as in Source.
     """
 
     name: str
@@ -50,6 +51,8 @@ class Audit:
     near_bits: int | None = NEAR_TWIN_BITS
     bad: tuple[BadFile, ...] = ()
     unlabelled: tuple[str, ...] = ()
+    unread: Mapping[str, int] = field(default_factory=dict)
+    labels_from: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.keys)
@@ -123,6 +126,8 @@ class Audit:
             "sizes": _summary(self.sizes[self.usable]),
             "bad": [{"key": file.key, "reason": file.reason} for file in self.bad],
             "unlabelled": list(self.unlabelled),
+            "unread": dict(self.unread),
+            "labels_from": self.labels_from,
             "exact_twins": [list(group) for group in self.exact_twins],
             "near_twins": [list(group) for group in self.near_twins],
             "conflicts": list(self.conflicts),
@@ -172,6 +177,8 @@ def audit(
         near_bits=near_bits,
         bad=(*unreadable, *(BadFile(key, "no such file") for key in source.missing)),
         unlabelled=source.unlabelled,
+        unread=source.unread,
+        labels_from=source.labels_from,
     )
 
 

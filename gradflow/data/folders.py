@@ -1,13 +1,29 @@
-"""List the labelled image files of a folder, by class folders or by a CSV. Decodes nothing."""
+"""List the labelled image files of a folder, by class folders or by a table. Decodes nothing."""
 
-import csv
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+from gradflow.data.files import (
+    Pictures,
+    count_endings,
+    endings_text,
+    files_in,
+    folders_in,
+    is_picture,
 )
+from gradflow.data.photos import printable
+from gradflow.data.tables import (
+    SPREADSHEET_SUFFIXES,
+    TABLE_SUFFIXES,
+    Columns,
+    describe,
+    find_columns,
+    rows_of,
+    why_not_read,
+)
+
 PART_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
@@ -15,7 +31,8 @@ PART_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test
 class Listing:
     """Image files with their labels, positions in `class_names`, which are sorted.
 
-    `missing` are labelled but not there, `unlabelled` are there only.
+    `missing` are labelled but not there, `unlabelled` are there only. `unread` counts the files
+    beside them that are no pictures, by ending. `labels_from` says which table was read, and how.
     """
 
     folder: Path
@@ -24,23 +41,36 @@ class Listing:
     labels: Sequence[int]
     missing: Sequence[Path] = ()
     unlabelled: Sequence[Path] = ()
+    unread: Mapping[str, int] = field(default_factory=dict)
+    labels_from: str = ""
 
 
 def list_folder(folder: Path) -> Listing:
-    """List a folder that holds one CSV with the columns filename,label, or class folders."""
-    tables = [path for path in sorted(folder.glob("*.[cC][sS][vV]")) if _is_visible(path, folder)]
-    labelling = [path for path in tables if {"filename", "label"} <= set(_columns(path))]
-    if len(labelling) > 1:
+    """List a folder that holds one table of pictures and classes, or class folders.
+
+    A table that sorts the pictures into groups but cannot be read beyond doubt is an error.
+    """
+    files = files_in(folder)
+    pictures = Pictures(folder, files)
+    tables = [path for path in files if path.parent == folder and _is_table(path)]
+    read = {table: columns for table in tables if (columns := _columns(table, pictures))}
+    plain = [table for table, columns in read.items() if columns.is_plain]
+    if len(plain) == 1:
+        read = {plain[0]: read[plain[0]]}
+    if len(read) > 1:
         raise ValueError(
-            f"Expected one CSV with the columns filename,label in {folder}, but got "
-            f"{', '.join(path.name for path in labelling)}. Pass the path of the CSV to use."
+            f"Expected one table with the columns filename,label in {folder}, but got "
+            f"{_names(path.name for path in read)}. Pass the path of the one to use."
         )
-    if labelling:
-        return list_csv(labelling[0])
-    subfolders = _subfolders(folder)
+    for table, columns in read.items():
+        return _list_table(table, columns, files, pictures)
+    for table in filter(_is_table, files):
+        _refuse_if_it_labels(table, pictures)
+    subfolders = folders_in(folder)
     are_parts = {path.name.lower() for path in subfolders} <= PART_NAMES
-    if not subfolders or (tables and are_parts):
-        got = _names([f"{path.name} with {','.join(_columns(path))}" for path in tables])
+    texts = [path for path in tables if path.suffix.lower() == ".csv"]
+    if not subfolders or (texts and are_parts):
+        got = _names(f"{path.name} with {describe(path)}" for path in texts)
         raise ValueError(
             f"Expected class folders, or a CSV with the columns filename,label, in {folder}, but "
             f"got {got or 'neither'}. Make one folder of images per class, or such a CSV."
@@ -51,126 +81,133 @@ def list_folder(folder: Path) -> Listing:
             f"Expected class folders in {folder}, but got the parts {parts}. "
             f"Point at one of them, for example {subfolders[0]}; gradflow makes its own split."
         )
-    return _class_folders(folder, subfolders)
+    return _class_folders(folder, subfolders, files)
 
 
-def _class_folders(folder: Path, subfolders: Sequence[Path]) -> Listing:
-    images = {path.name: _images_in(path) for path in subfolders}
-    empty = [name for name, paths in images.items() if not paths]
+def list_table(table: Path) -> Listing:
+    """List the images that a table names, by default in the columns filename,label.
+
+    The file names are relative to the table's folder or to the folder in it that bears the
+    table's name; where none is there, each may lie anywhere beneath, under a name of its own.
+    """
+    files = files_in(table.parent)
+    pictures = Pictures(table.parent, files)
+    columns = _columns(table, pictures)
+    if columns is None:
+        _refuse_if_it_labels(table, pictures)
+        raise ValueError(
+            f"Expected the columns filename,label in {table}, but got {describe(table)}. Rename "
+            "the columns, and check that the pictures are beside the table."
+        )
+    return _list_table(table, columns, files, pictures)
+
+
+def _class_folders(folder: Path, subfolders: Sequence[Path], files: Sequence[Path]) -> Listing:
+    """Folders whose names differ in their Unicode form only are one class."""
+    inside: dict[str, list[Path]] = {printable(path.name): [] for path in subfolders}
+    for path in files:
+        if path.parent != folder:
+            inside[printable(path.relative_to(folder).parts[0])].append(path)
+    images = {name: list(filter(is_picture, paths)) for name, paths in sorted(inside.items())}
+    empty = [
+        name + (f" ({endings_text(count_endings(inside[name]))})" if inside[name] else "")
+        for name, paths in images.items()
+        if not paths
+    ]
     if empty:
         raise ValueError(
             f"Expected images in every class folder of {folder}, but got none in {_names(empty)}. "
             "Put images there, or move the folder out."
         )
-    paths = [path for name in images for path in images[name]]
-    labels = [label for label, name in enumerate(images) for _ in images[name]]
+    if len(images) == 1 and len(inner := folders_in(subfolders[0])) > 1:
+        raise ValueError(
+            f"Expected at least two class folders in {folder}, but got {subfolders[0].name} "
+            f"alone, with the folders {_names(path.name for path in inner[:5])} in it. If those "
+            f"are the classes, point at {subfolders[0]}."
+        )
     return Listing(
         folder,
         class_names=tuple(images),
-        paths=paths,
-        labels=labels,
-        unlabelled=_images_in(folder, nested=False),
+        paths=[path for paths in images.values() for path in paths],
+        labels=[label for label, paths in enumerate(images.values()) for _ in paths],
+        unlabelled=[path for path in files if path.parent == folder and is_picture(path)],
+        unread=count_endings(path for path in files if not is_picture(path)),
     )
 
 
-def list_csv(table: Path) -> Listing:
-    """List the images that a CSV with the columns filename,label names.
-
-    The file names are relative to the CSV's folder, or to a folder in it that bears the CSV's name
-    or is the only one.
-    """
-    folder = table.parent
-    labels = _read_labels(table)
-    subfolders = _subfolders(folder)
-    only_one = subfolders if len(subfolders) == 1 else []
-    homes = list(dict.fromkeys([folder, folder / table.stem, *only_one]))
-    found = [home for home in homes if any((home / name).is_file() for name in labels)]
-    if not found:
-        raise FileNotFoundError(
-            f"Expected the {len(labels)} images of {table} in {_names(map(str, homes))}, but found "
-            "none of them. Give file names relative to the CSV's folder."
-        )
-    home = found[0]
-    class_names = tuple(sorted(set(labels.values())))
-    number = {name: i for i, name in enumerate(class_names)}
-    there = {name: label for name, label in labels.items() if (home / name).is_file()}
-    named = {home / name for name in labels}
-    return Listing(
-        folder,
-        class_names=class_names,
-        paths=[home / name for name in there],
-        labels=[number[label] for label in there.values()],
-        missing=[home / name for name in labels if name not in there],
-        unlabelled=[path for path in _images_in(home) if path not in named],
-    )
-
-
-def _read_labels(table: Path) -> dict[str, str]:
-    """File name to label, in the CSV's order. A row that repeats one word for word counts once."""
-    if not {"filename", "label"} <= set(_columns(table)):
-        raise ValueError(
-            f"Expected the columns filename,label in {table}, but got "
-            f"{','.join(_columns(table)) or 'an empty file'}. Rename the columns."
-        )
-    labels: dict[str, str] = {}
-    lines: dict[str, int] = {}
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file)
-        columns = [_column(name) for name in next(rows)]
-        for values in rows:
-            row = dict(zip(columns, (value.strip() for value in values), strict=False))
-            if not any(row.values()):
-                continue
-            filename, label = row.get("filename", ""), row.get("label", "")
-            if not filename or not label:
-                raise ValueError(
-                    f"Expected a file name and a label in line {rows.line_num} of {table}, but "
-                    f"got {filename!r} and {label!r}. Fill in the row or remove it."
-                )
-            filename = PurePath(filename).as_posix()
-            if labels.setdefault(filename, label) != label:
-                raise ValueError(
-                    f"Expected one label per file in {table}, but got {filename} as "
-                    f"{labels[filename]!r} in line {lines[filename]} and as {label!r} in line "
-                    f"{rows.line_num}. Keep the true one."
-                )
-            lines.setdefault(filename, rows.line_num)
-    if not labels:
+def _list_table(
+    table: Path, columns: Columns, files: Sequence[Path], pictures: Pictures
+) -> Listing:
+    rows = list(rows_of(table, columns))
+    if not rows:
         raise ValueError(f"Expected rows below the header of {table}, but got none. Add them.")
-    return labels
-
-
-def _columns(table: Path) -> list[str]:
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            return [_column(name) for name in next(csv.reader(file), [])]
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"Expected UTF-8 text in {table}, but got {error}. Save the CSV as UTF-8."
-        ) from error
-
-
-def _column(name: str) -> str:
-    return name.strip().lower()
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and _is_visible(p, folder))
-
-
-def _images_in(folder: Path, *, nested: bool = True) -> list[Path]:
-    paths = folder.rglob("*") if nested else folder.iterdir()
-    return sorted(
-        path
-        for path in paths
-        if path.suffix.lower() in IMAGE_SUFFIXES and _is_visible(path, folder) and path.is_file()
+    home = _home(table, [name for _, name, _ in rows], pictures)
+    labelled, missing = _labels(table, rows, home, pictures)
+    class_names = tuple(sorted({label for _, _, label in rows}))
+    number = {name: i for i, name in enumerate(class_names)}
+    place = home or Path(os.path.commonpath([path.parent for path in labelled]))
+    beside = [path for path in files if place in path.parents and path not in labelled]
+    return Listing(
+        table.parent,
+        class_names=class_names,
+        paths=list(labelled),
+        labels=[number[label] for label in labelled.values()],
+        missing=[place / name for name in missing],
+        unlabelled=[path for path in beside if is_picture(path)],
+        unread=count_endings(path for path in beside if not is_picture(path) and path != table),
+        labels_from=f"{printable(table.name)}, {columns}",
     )
 
 
-def _is_visible(path: Path, folder: Path) -> bool:
-    """Whether no step from the folder to the path is hidden: systems leave `._a.jpg` and such."""
-    parts = path.relative_to(folder).parts
-    return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
+def _home(table: Path, names: Sequence[str], pictures: Pictures) -> Path | None:
+    """The folder that the names are relative to; None where each is to be looked for."""
+    folder = table.parent
+    for home in dict.fromkeys([folder, folder / table.stem]):
+        if any(pictures.find(name, home) for name in names):
+            return home
+    if any(pictures.find(name, None) for name in names):
+        return None
+    raise FileNotFoundError(
+        f"Expected the {len(set(names))} images of {table} in {folder} or a folder in it, but "
+        f"found none of them, {names[0]} for one. Give file names relative to the table's folder."
+    )
+
+
+def _labels(
+    table: Path, rows: Sequence[tuple[int, str, str]], home: Path | None, pictures: Pictures
+) -> tuple[dict[Path, str], list[str]]:
+    """The label of each file that is there, in the table's order, and the names of the others.
+
+    A file may come twice with one label.
+    """
+    said: dict[Path | str, tuple[str, int]] = {}
+    for line, name, label in rows:
+        file = pictures.find(name, home) or name
+        before, before_line = said.setdefault(file, (label, line))
+        if before != label:
+            raise ValueError(
+                f"Expected one label per file in {table}, but got {name} as {before!r} in line "
+                f"{before_line} and as {label!r} in line {line}. Keep the true one."
+            )
+    labelled = {file: label for file, (label, _) in said.items() if isinstance(file, Path)}
+    return labelled, [file for file in said if isinstance(file, str)]
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in TABLE_SUFFIXES | SPREADSHEET_SUFFIXES
+
+
+def _columns(table: Path, pictures: Pictures) -> Columns | None:
+    return find_columns(table, pictures) if table.suffix.lower() in TABLE_SUFFIXES else None
+
+
+def _refuse_if_it_labels(table: Path, pictures: Pictures) -> None:
+    lack = why_not_read(table, pictures)
+    if lack is not None:
+        raise ValueError(
+            f"Expected to read the classes from {table}, which sorts the pictures, but {lack}. "
+            "If it does not hold the classes, move it out of the folder."
+        )
 
 
 def _names(names: Iterable[str]) -> str:

@@ -1,15 +1,51 @@
 """Decode any image file to upright RGB, or say what is wrong with it."""
 
+import contextlib
+import functools
+import importlib
+import os
+import unicodedata
 from os import PathLike, fspath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
+# Formats that Pillow only recognises, or hands to another program.
+NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+
+
+@functools.cache
+def picture_suffixes() -> frozenset[str]:
+    """The endings, in lower case, of what can be decoded: Pillow's formats, and with the package
+    pillow-heif the HEIC of telephones.
+    """
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    endings = Image.registered_extensions()
+    return frozenset(
+        ending for ending, name in endings.items() if name in Image.OPEN and name not in NOT_DECODED
+    )
+
+
+def printable(name: str) -> str:
+    r"""A file name as text that can be written anywhere: composed Unicode, `\xe9` for other bytes.
+
+    >>> printable("caf\udce9.jpg"), printable("Ka\u0308se.jpg")
+    ('caf\\xe9.jpg', 'Käse.jpg')
+    """
+    if name.isascii():
+        return name
+    text = os.fsencode(name).decode("utf-8", errors="backslashreplace")
+    return unicodedata.normalize("NFC", text)
 
 
 class BadImage(ValueError):
     """A file that cannot be used as an image: which one (`file`), and why (`reason`)."""
 
     def __init__(self, file: str, reason: str) -> None:
+        file = printable(file)
         super().__init__(f"{file}: {reason}")
         self.file = file
         self.reason = reason
@@ -23,12 +59,16 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
     a file is missing, truncated, not an image, or too large to decode safely.
     """
     file = fspath(path)
+    ending = Path(file).suffix.lower()
+    is_known = ending in picture_suffixes()  # which also registers HEIC
     try:
         with Image.open(file) as image:
             image.load()  # all pixels: a header alone, or `verify`, passes truncated JPEGs
             return _to_rgb(_upright(image))
     except UnidentifiedImageError as error:
-        raise BadImage(file, "not an image in a format that Pillow can read") from error
+        is_heif = ending in HEIF_SUFFIXES and not is_known
+        needs = ": HEIC needs the package pillow-heif" if is_heif else ""
+        raise BadImage(file, f"not an image in a format that Pillow can read{needs}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(file, f"too many pixels to decode safely ({error})") from error
     except FileNotFoundError as error:

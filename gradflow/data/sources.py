@@ -4,8 +4,8 @@ import difflib
 import hashlib
 import importlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gradflow.data.folders import Listing, list_csv, list_folder
-from gradflow.data.photos import BadImage, read_image
+from gradflow.data.folders import Listing, list_folder, list_table
+from gradflow.data.photos import BadImage, printable, read_image
+from gradflow.data.tables import TABLE_SUFFIXES
 from gradflow.data.zoo import ZOO
 
 PHOTO_SIZE = 224  # px, the side at which the original study and most published ResNets train
@@ -29,7 +30,8 @@ class Source:
     `labels` (n,) int64 are positions in `class_names`. `image_size` (px) is the side to train at
     when the user names none. `mirror` says whether a mirrored image keeps its class, which is
     false for digits. `missing` files are labelled but not there; `unlabelled` are there only.
-    `read` may be called from several threads at once.
+    `unread` counts the files beside them that are no pictures, by ending; `labels_from` says which
+    table was read, and how. `read` may be called from several threads at once.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Source:
     mirror: bool
     missing: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
+    unread: Mapping[str, int] = field(default_factory=dict)
+    labels_from: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.keys)
@@ -71,8 +75,9 @@ def keys_sha256(keys: Sequence[str]) -> str:
 def open_source(data: str | Path, *, download: bool = False) -> Source:
     """Find labelled images. Nothing is decoded yet, so this takes a moment only.
 
-    `data` is, in this order: `"digits"`, scikit-learn's 1,797 handwritten digits; a CSV file with
-    the columns filename,label; a folder with one such CSV; a folder of class folders; or the name
+    `data` is, in this order: `"digits"`, scikit-learn's 1,797 handwritten digits; a table (CSV)
+    with the columns filename,label or others that say as much; a folder with one such table; a
+    folder of class folders; or the name
     of a torchvision data set, in any case. The labelled parts of a torchvision set (train and
     test, also val where there is one) come as one, since gradflow makes its own split. They are
     read from `$GRADFLOW_DATA`, by default `~/.cache/gradflow/data`, and fetched into it only with
@@ -90,12 +95,12 @@ def open_source(data: str | Path, *, download: bool = False) -> Source:
     if path.is_dir():
         return _photos(list_folder(path.resolve()))
     if path.is_file():
-        if path.suffix.lower() != ".csv":
+        if path.suffix.lower() not in TABLE_SUFFIXES:
             raise ValueError(
                 f"Expected a folder or a CSV file, but got the file {path}. Pass the folder "
                 "that holds the images of all classes."
             )
-        return _photos(list_csv(path.resolve()))
+        return _photos(list_table(path.resolve()))
     name = str(data).lower().replace("-", "").replace("_", "")
     if name in ZOO:
         return _torchvision(name, download)
@@ -124,10 +129,12 @@ def _digits() -> Source:
 
 def _photos(listing: Listing) -> Source:
     def keys(paths: Sequence[Path]) -> tuple[str, ...]:
-        return tuple(Path(os.path.relpath(path, listing.folder)).as_posix() for path in paths)
+        names = [Path(os.path.relpath(path, listing.folder)).as_posix() for path in paths]
+        texts = [printable(name) for name in names]
+        return tuple(texts if len(set(texts)) == len(texts) else names)
 
     return Source(
-        name=listing.folder.name,
+        name=printable(listing.folder.name),
         class_names=listing.class_names,
         keys=keys(listing.paths),
         labels=np.array(listing.labels, dtype=np.int64),
@@ -136,6 +143,8 @@ def _photos(listing: Listing) -> Source:
         mirror=True,
         missing=keys(listing.missing),
         unlabelled=keys(listing.unlabelled),
+        unread=listing.unread,
+        labels_from=listing.labels_from,
     )
 
 

@@ -13,6 +13,7 @@ from gradflow.analysis.rates import Label
 from gradflow.analysis.statistics import Interval
 from gradflow.controls.gate import Gate
 from gradflow.controls.truths import Control, ControlResult
+from gradflow.data.files import endings_text
 from gradflow.examine.initial import InitialCheck, Profile
 from gradflow.training.bench import Floor, Timing
 from gradflow.training.fit import Epoch
@@ -66,6 +67,10 @@ def audit_view(audit: Mapping[str, Any], n_shown: int = 10) -> Group:
     ]
     if audit["sizes"]:
         lines.append("sizes          " + _sizes(audit["sizes"]))
+    if audit.get("unread"):  # not in runs from before it was counted
+        lines.append("not read       " + endings_text(audit["unread"]))
+    if audit.get("labels_from"):
+        lines.append("labels from    " + audit["labels_from"])
     lists = [
         *_list("cannot be read", [f"{b['key']}: {b['reason']}" for b in audit["bad"]], n_shown),
         *_list("files without a label", audit["unlabelled"], n_shown),

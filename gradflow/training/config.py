@@ -138,6 +138,10 @@ class TrainConfig:
             _check(name, getattr(self, name), 0 < getattr(self, name) < 1, "between 0 and 1")
         _check("rotation", self.rotation, 0 <= self.rotation <= 180, "in [0, 180]")
         _check("flip", self.flip, self.flip is None or 0 <= self.flip <= 1, "in [0, 1]")
+        for name in ("data", "out"):
+            path = str(getattr(self, name))
+            is_utf8 = path.encode(errors="ignore").decode() == path  # else no file can hold it
+            _check(name, ascii(path), is_utf8, "a path in UTF-8 (rename the folder)")
         fits = 0 <= self.warmup < self.epochs
         _check("warmup", self.warmup, fits, "0 or more, and less than `epochs`")
         is_large = self.image_size is None or self.image_size >= 8

@@ -151,9 +151,11 @@ def test_pictures_are_found_in_deeper_folders_and_other_files_are_not(tmp_path):
     solid("RGB", "red").save(tmp_path / "deep" / "b.PNG")
     solid("RGB", "red").save(tmp_path / "a.jpg")
     (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "@eaDir" / "a.jpg").mkdir(parents=True)
+    solid("RGB", "red").save(tmp_path / "@eaDir" / "a.jpg" / "SYNOPHOTO_THUMB_M.jpg")
     found = pictures.find_pictures(tmp_path)
     assert [path.name for path in found] == ["a.jpg", "b.PNG"]
-    with pytest.raises(FileNotFoundError, match=r"pictures in .*, but no file there ends in"):
+    with pytest.raises(FileNotFoundError, match="pictures in .*, but got no files"):
         pictures.find_pictures((tmp_path / "none").mkdir() or tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="there is nothing at"):
         pictures.find_pictures(tmp_path / "missing")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradflow.data import BadImage
+from gradflow.data.photos import printable
 from gradflow.present import plots
 from gradflow.present.saliency.attribution import Attribution
 from gradflow.present.saliency.gallery import Gallery, make_gallery
@@ -52,7 +53,8 @@ class Explained:
             name: {**scores(one), "maps": str(self.maps[name])}
             for name, one in self.results.items()
         }
-        return {"image": str(self.picture.path), "picture": str(self.figure), "networks": networks}
+        image = printable(str(self.picture.path))
+        return {"image": image, "picture": str(self.figure), "networks": networks}
 
 
 @dataclass(frozen=True, eq=False)

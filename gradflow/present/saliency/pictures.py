@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gradflow.data import BadImage, normalise, read_image, to_uint8
-from gradflow.data.folders import IMAGE_SUFFIXES
+from gradflow.data.files import count_endings, endings_text, files_in, is_picture
+from gradflow.data.photos import printable
 from gradflow.present import plots
 from gradflow.present.saliency.attribution import Attribution, attribute_all
 from gradflow.present.saliency.methods import METHODS, per_batch
@@ -49,19 +50,18 @@ def find_pictures(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"Expected a picture or a folder, but there is nothing at {path}.")
-    written = {one.parent for one in path.rglob(SCORES)} - {path}
-    found = sorted(
+    files = files_in(path)
+    written = {one.parent for one in files if one.name == SCORES} - {path}
+    found = [
         one
-        for one in path.rglob("*")
-        if one.suffix.lower() in IMAGE_SUFFIXES
-        and one.is_file()
-        and written.isdisjoint(one.parents)
-        and not _is_written(one)
-    )
+        for one in files
+        if is_picture(one) and written.isdisjoint(one.parents) and not _is_written(one)
+    ]
     if not found:
+        others = endings_text(count_endings(one for one in files if not is_picture(one)))
         raise FileNotFoundError(
-            f"Expected pictures in {path}, but no file there ends in one of "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}, apart from what an earlier call wrote."
+            f"Expected pictures in {path}, apart from what an earlier call wrote, but got "
+            f"{others or 'no files'}. Give a picture, or the folder that holds them."
         )
     return found
 
@@ -78,9 +78,9 @@ def output_path(image: Path, asked: Path | None) -> Path:
     ('x-saliency.png', 'maps.png')
     """
     if image.is_dir():
-        return asked or Path(f"{image.resolve().name}{ENDING}")
+        return asked or Path(f"{printable(image.resolve().name)}{ENDING}")
     if asked is None:
-        return Path(f"{image.stem}{ENDING}.png")
+        return Path(f"{printable(image.stem)}{ENDING}.png")
     if asked.name and not asked.suffix:  # the name of . is empty
         return asked.with_name(f"{asked.name}.png")
     if asked.suffix.lower() not in plots.FORMATS:
@@ -97,7 +97,7 @@ def output_names(paths: Sequence[Path], folder: Path) -> list[str]:
     >>> output_names([Path("f/a/x.jpg"), Path("f/y.jpg"), Path("f/y.png")], Path("f"))
     ['a-x', 'y-jpg', 'y-png']
     """
-    whole = ["-".join(path.relative_to(folder).parts) for path in paths]
+    whole = [printable("-".join(path.relative_to(folder).parts)) for path in paths]
     short = [name.rpartition(".")[0] for name in whole]
     times = Counter(short)
     return [
