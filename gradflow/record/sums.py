@@ -149,7 +149,8 @@ def adam_sums(moments: Sequence[Moments]) -> Tensor:
     """
     alike = [_alike(one.first, one.second) for one in moments]
     libraries = [kernel.for_tensor(first) for first, _ in alike]
-    if not moments or not all(libraries):
+    library = libraries[0] if libraries and all(libraries) else None
+    if library is None:
         rows = [_adam_sums(*pair, one) for pair, one in zip(alike, moments, strict=True)]
         return torch.stack(rows) if rows else torch.empty(0, len(ADAM_SUMS), dtype=torch.float64)
     sums = torch.empty(len(moments), len(ADAM_SUMS), dtype=torch.float64)
@@ -162,7 +163,7 @@ def adam_sums(moments: Sequence[Moments]) -> Tensor:
         )
         for (m, v), one in zip(alike, moments, strict=True)
     ))  # fmt: skip
-    libraries[0].gradflow_adam(array, len(array), torch.get_num_threads(), sums.data_ptr())
+    library.gradflow_adam(array, len(array), torch.get_num_threads(), sums.data_ptr())
     return sums
 
 

@@ -132,6 +132,64 @@ def test_two_networks_run_one_after_the_other_and_side_by_side(tmp_path):
     assert losses == {"plain": [1.0, 3.0], "residual": [2.0]}
 
 
+WHICH_RUN = {
+    "WANDB_RUN_ID": "theirs",
+    "WANDB_NAME": "their-name",
+    "WANDB_RESUME": "must",
+    "WANDB_RESUME auto": "auto",
+    "WANDB_RUN_GROUP": "their-group",
+    "WANDB_JOB_TYPE": "their-type",
+    "WANDB_SWEEP_ID": "their-sweep",
+    "WANDB_LAUNCH": "true",
+    "WANDB_FORK_FROM": "theirs?_step=3",
+    "WANDB_RESUME_FROM": "theirs?_step=3",
+    "TRAINING_JOB_NAME": "their-job",  # of SageMaker
+}
+
+
+@pytest.mark.parametrize("variable", WHICH_RUN)
+def test_each_network_has_a_run_of_its_own_whatever_the_environment_says(
+    variable, tmp_path, monkeypatch
+):
+    """Two networks under one id would be one run, with the records of both mixed."""
+    theirs = {variable.split()[0]: WHICH_RUN[variable]}
+    session = wandb.setup()  # it has read the environment, and does so once
+    settings = session.settings.model_copy()
+    settings.update_from_env_vars(theirs)
+    monkeypatch.setattr(session, "_settings", settings)
+    for name, value in theirs.items():
+        monkeypatch.setenv(name, value)
+    before = settings.model_dump()
+    runs = {arch: start(tmp_path, job_type=arch, name=arch) for arch in ("a", "b")}
+    assert settings.model_dump() == before, "for the user's own runs"
+    for arch, sink in runs.items():
+        run = sink._run
+        assert (run.name, run.group, run.job_type) == (arch, "digits", arch)
+        assert not run.sweep_id
+        sink.finish({})
+    assert len({"theirs", runs["a"].id, runs["b"].id}) == 3
+
+
+def test_networks_of_a_sweep_are_runs_of_their_own_and_name_it(tmp_path, monkeypatch):
+    """As they stand in the files, with an environment that wandb reads itself."""
+    monkeypatch.setenv("WANDB_RUN_ID", "theirs")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "their-sweep")
+    wandb.teardown()  # it reads the environment once
+    try:
+        sinks = [start(tmp_path / arch) for arch in ("a", "b")]
+        for sink in sinks:
+            sink.finish({})
+    finally:
+        wandb.teardown()
+    assert len({"theirs", *(sink.id for sink in sinks)}) == 3
+    for arch, sink in zip("ab", sinks, strict=True):
+        (about,) = [record["run"] for record in read(tmp_path / arch) if record["type"] == "run"]
+        assert (about["run_id"], about["run_group"]) == (sink.id, "digits")
+        assert not about.get("sweep_id")
+        outer = about["config"]["update"]["wandb"]
+        assert outer == {"run_id": "theirs", "sweep_id": "their-sweep"}
+
+
 def test_an_error_in_training_keeps_what_was_logged(tmp_path):
     def train():
         with log_of(start(tmp_path)) as log:

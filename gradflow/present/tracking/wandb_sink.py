@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,10 @@ class WandbSink:
     where nobody is logged in or W&B cannot be reached. An API key is read by wandb alone. Of the
     machine only its name goes into the run: no source code, git state, command line or hardware.
 
+    The run has an id of its own, also where the environment or a sweep sets one for the process,
+    which several networks would share: group and job type connect them, and the configuration says
+    under `wandb` which run or sweep it was.
+
     `resume_id` is the `id` of an earlier run to go on with. Offline the continuation is a folder
     of its own with that id: upload it with `wandb sync --append`.
     """
@@ -42,7 +47,7 @@ class WandbSink:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)  # wandb would go to a temporary folder
         try:
-            with unattended():
+            with unattended(), _on_its_own() as outer:
                 self._run = wandb.init(
                     mode=mode,
                     dir=folder,
@@ -50,8 +55,8 @@ class WandbSink:
                     group=group,
                     job_type=job_type,
                     name=name,
-                    config=dict(config),
-                    id=resume_id,
+                    config=dict(config) | ({"wandb": outer} if outer else {}),
+                    id=resume_id or secrets.token_hex(6),
                     resume="allow" if resume_id and mode == "online" else None,
                     reinit="create_new",  # beside other runs, and beside the user's own
                     settings=_settings(),
@@ -95,7 +100,29 @@ def _settings() -> wandb.Settings:
         x_disable_stats=True,
         x_disable_machine_info=True,
         x_save_requirements=False,
+        sagemaker_disable=True,  # it would name the run after the job
     )
+
+
+# Of wandb's settings, what says which run this process is; read from the environment.
+_WHICH_RUN = (
+    "run_id", "run_name", "resume", "resume_from", "fork_from", "sweep_id", "sweep_param_path",
+    "launch",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def _on_its_own() -> Iterator[dict[str, str]]:
+    """Hide from `wandb.init` which run the process is; hands out the run's id and the sweep's."""
+    settings = wandb.setup().settings
+    before = {name: getattr(settings, name) for name in _WHICH_RUN}
+    try:
+        for name in _WHICH_RUN:
+            setattr(settings, name, False if name == "launch" else None)
+        yield {name: before[name] for name in ("run_id", "sweep_id") if before[name]}
+    finally:
+        for name, value in before.items():
+            setattr(settings, name, value)
 
 
 @contextlib.contextmanager
