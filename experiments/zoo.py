@@ -3,8 +3,8 @@
 The truth: every network of zoo_networks.py is trained on a task that any network of its kind can
 learn, telling 4 noisy prototypes apart, with fresh examples at every step. It has learned when the
 mean loss of ten steps is below half of chance. SGD with momentum and AdamW, each at two learning
-rates, up to three seeds, at most 300 steps. With an optimizer a network *trains* when two seeds of three
-learn at one of its rates. Of a recurrent loop the class shows at the first time step only.
+rates, up to three seeds, at most 300 steps. With an optimizer a network *trains* when two seeds of
+three learn at one of its rates. Of a recurrent loop the class shows at the first time step only.
 
     python experiments/zoo.py train              # the truth; goes on where it was stopped
     python experiments/zoo.py measure            # what gradflow.check finds at the start
@@ -19,14 +19,14 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cyclopts
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from zoo_networks import N_CLASSES, Network, networks
 
@@ -53,7 +53,7 @@ app = cyclopts.App(help=__doc__)
 
 
 def half(name: str) -> str:
-    """"set" for the limits or "test", by a hash that nobody chose."""
+    """ "set" for the limits or "test", by a hash that nobody chose."""
     return "test" if hashlib.sha256(name.encode()).digest()[0] % 2 else "set"
 
 

@@ -160,9 +160,7 @@ def residual_mlp(n_blocks: int, norm: str = "", *, zero: bool = False, dead: boo
         normed = [NORMS_1D[norm](WIDTH)] if norm else []
         blocks.append(Residual(nn.Sequential(*normed, first, nn.ReLU(), last)))
     normed = [NORMS_1D[norm](WIDTH)] if norm else []
-    return nn.Sequential(
-        nn.Linear(FEATURES, WIDTH), *blocks, *normed, nn.Linear(WIDTH, N_CLASSES)
-    )
+    return nn.Sequential(nn.Linear(FEATURES, WIDTH), *blocks, *normed, nn.Linear(WIDTH, N_CLASSES))
 
 
 def cnn(depth: int, activation: str = "relu", init: str = "default", norm: str = "") -> nn.Module:
@@ -347,7 +345,7 @@ def _make_head_narrow(model: nn.Module) -> None:
 # -- the list ----------------------------------------------------------------------------------
 
 
-def _vectors() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+def _stacks() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     scaled = {"relu": "he", "tanh": "xavier", "sigmoid": "xavier"}
     for depth in (4, 12, 30):
         for activation, init in scaled.items():
@@ -361,7 +359,8 @@ def _vectors() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
         (4, "relu", "normal-.01", ""), (8, "relu", "normal-.01", ""), (8, "relu", "normal-.05", ""),
         (20, "relu", "normal-.05", ""), (8, "relu", "normal-.01", "bn"),
         (4, "relu", "normal-.5", ""), (12, "relu", "normal-.5", ""), (30, "relu", "normal-.5", ""),
-        (12, "tanh", "normal-.5", ""), (30, "tanh", "normal-.5", ""), (12, "relu", "normal-.5", "ln"),
+        (12, "tanh", "normal-.5", ""), (30, "tanh", "normal-.5", ""),
+        (12, "relu", "normal-.5", "ln"),
         (20, "relu", "orthogonal-1.5", ""), (60, "relu", "orthogonal-1.5", ""),
         (20, "tanh", "orthogonal-1.5", ""), (8, "sigmoid", "default", ""),
         (8, "sigmoid", "xavier", ""), (20, "relu", "default", ""), (8, "relu", "default", ""),
@@ -369,6 +368,9 @@ def _vectors() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     ):  # fmt: skip
         name = f"mlp-{depth} {activation} {init} {norm}".strip()
         yield name, partial(mlp, depth, activation, init, norm)
+
+
+def _with_one_fault() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     for factor in (1e-1, 1e-2, 1e-3, 1e-5, 1e2, 1e4):
         yield f"mlp-12 layer 3 times {factor:g}", partial(with_scaled_layer, 12, factor)
     yield "mlp-12 bn layer 3 times 1e-3", partial(with_scaled_layer, 12, 1e-3, "bn")
@@ -384,7 +386,13 @@ def _vectors() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
         yield f"tanh, transitions of gain {gain:g}", partial(with_bad_transitions, gain, "tanh")
     for n_units in (1, 2, 8):
         for activation in ("relu", "tanh"):
-            yield f"bottleneck {n_units} {activation}", partial(with_bottleneck, n_units, activation)
+            yield (
+                f"bottleneck {n_units} {activation}",
+                partial(with_bottleneck, n_units, activation),
+            )
+
+
+def _other_vectors() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     for n_blocks in (6, 20, 50):
         for norm in ("", "bn", "ln"):
             yield f"residual-{n_blocks} {norm}".strip(), partial(residual_mlp, n_blocks, norm)
@@ -436,14 +444,15 @@ def _loops() -> Iterator[tuple[str, Callable[[], nn.Module], int]]:
 def networks() -> list[Network]:
     """All of them, the cheap ones first."""
     pixels = (3, 12, 12)
-    found = [Network(name, build, (FEATURES,)) for name, build in _vectors()]
-    found += [Network(name, build, pixels, "image") for name, build in _images()]
-    found += [
-        Network(name, build, (TOKENS, CHANNELS), "sequence") for name, build in _sequences()
+    found = [
+        Network(name, build, (FEATURES,))
+        for group in (_stacks(), _with_one_fault(), _other_vectors())
+        for name, build in group
     ]
+    found += [Network(name, build, pixels, "image") for name, build in _images()]
+    found += [Network(name, build, (TOKENS, CHANNELS), "sequence") for name, build in _sequences()]
     found += [
-        Network(name, build, (n_steps, CHANNELS), "first step")
-        for name, build, n_steps in _loops()
+        Network(name, build, (n_steps, CHANNELS), "first step") for name, build, n_steps in _loops()
     ]
     for name in TORCHVISION:
         size = PIXELS.get(name, 32)
