@@ -8,10 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from gradflow.record.measures import Measure
-from gradflow.record.sites import channel_dim, find_sites, first_floating_tensor
+from gradflow.record.paths import feeds
+from gradflow.record.sites import (
+    channel_dim,
+    find_sites,
+    first_floating_tensor,
+    floating_tensors,
+)
 from gradflow.record.steps import Pass, Site
 from gradflow.record.sums import OUTPUT_SUMS, as_real, gradient_sums, output_sums
 
@@ -31,6 +38,10 @@ class OutputHooks:
         on_discard: Callable[[], None],
     ) -> None:
         self.depth: dict[Site, int] = {}  # in order of first execution
+        # Site -> the sites and weights that feed it; None where the graph is not to be had.
+        self.feeds: dict[str, tuple[str, ...]] | None = {}
+        self._n_mapped = -1  # sites that were known then
+        self._sequence = 0  # of autograd, at the last output
         self._model = model
         self._on_discard = on_discard
         self._own = {
@@ -54,7 +65,9 @@ class OutputHooks:
         self._before_relu: set[str] = set()  # modules whose output goes straight into a ReLU
 
     def _begin_pass(self) -> None:
-        self._pass = Pass()  # joins the others with its first output
+        is_mapped = self.feeds is None or self._n_mapped == len(self.depth)
+        # It joins the others with its first output.
+        self._pass = Pass(edges=None if is_mapped else {}, began=self._sequence)
         self._calls: dict[str, int] = {}
         self._calls_in_backward: dict[str, int] = {}
         self._calls_without_grad: dict[str, int] = {}
@@ -128,6 +141,10 @@ class OutputHooks:
             return
         self._measure_output(site, module, args, tensor)
         if tensor.requires_grad:
+            if self._pass.edges is not None:
+                tensors = (one for one in floating_tensors(output) if one.requires_grad)
+                self._pass.edges[str(site)] = tuple(map(get_gradient_edge, tensors))
+                self._sequence = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
             # A full backward hook on the module would fail before an in-place ReLU or `+=`.
             hook = partial(self._on_gradient, self._pass, site)
             tensor.register_hook(hook)  # type: ignore[no-untyped-call]
@@ -148,6 +165,8 @@ class OutputHooks:
         if not self._pass.outputs:
             self._discard_what_was_zeroed()
             self._passes.append(self._pass)
+        if in_backward:
+            self.feeds = None  # reentrant checkpointing cuts the graph into pieces
         calls = self._calls_in_backward if in_backward else self._calls
         site = Site(name, calls.get(name, 0))
         calls[name] = site.call + 1
@@ -219,12 +238,20 @@ class OutputHooks:
     def _on_gradient(self, pass_: Pass, site: Site, grad: Tensor) -> None:
         if pass_.accumulates is None:
             pass_.accumulates = self._accumulates()
+            self._map(pass_)
         if not self._with_gradients:
             return
         # Several backward passes through one forward pass: their squares add.
         _add(pass_.gradients, site, gradient_sums(grad))
         for measure in self._own["output gradient"]:
             _add(pass_.own, (measure.name, site), measure.number(grad.detach()))
+
+    def _map(self, pass_: Pass) -> None:
+        """Note what feeds what, in a pass that trains; from then on the graph can go."""
+        if pass_.accumulates and pass_.edges and self.feeds is not None:
+            self.feeds |= feeds(pass_.edges, dict(self._model.named_parameters()), pass_.began)
+            self._n_mapped = len(self.depth)
+        pass_.edges = None
 
     def _accumulates(self) -> bool:
         """Whether the backward pass that is running adds to a parameter's gradient."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -143,7 +144,9 @@ class Recorder:
             return None
         kinds = {name: kind_of(module) for name, module in self.model.named_modules()}
         depth = self._outputs.depth if self._outputs is not None else {}
+        feeds = self._outputs.feeds if self._outputs is not None else None
         chunk = to_trace(self._pending, self.measures, depth, kinds, self._dead)
+        chunk = replace(chunk, feeds=dict(feeds) if feeds else None)
         n_steps = len(self._pending)
         self._pending = []
         if self.folder is None:

@@ -59,10 +59,17 @@ def channel_dim(module: nn.Module, output: Tensor, before: int | None) -> int:
 
 
 def first_floating_tensor(output: object) -> Tensor | None:
-    """The tensor to measure in what a module returned: LSTMs give tuples, other models dicts."""
+    """The tensor to measure in what a module returned."""
+    return next(floating_tensors(output), None)
+
+
+def floating_tensors(output: object) -> Iterator[Tensor]:
+    """Those in what a module returned: LSTMs give tuples, other models dicts."""
     if isinstance(output, Tensor):
         measurable = output.is_floating_point() or output.is_complex()
-        return output if measurable and output.numel() else None
+        if measurable and output.numel():
+            yield output
+        return
     parts: Any = ()
     if isinstance(output, Mapping):
         parts = output.values()
@@ -71,7 +78,4 @@ def first_floating_tensor(output: object) -> Tensor | None:
     elif is_dataclass(output):
         parts = vars(output).values()
     for part in parts:
-        tensor = first_floating_tensor(part)
-        if tensor is not None:
-            return tensor
-    return None
+        yield from floating_tensors(part)

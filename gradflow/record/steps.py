@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from gradflow.record.measures import READS, Measure
 from gradflow.record.sums import GRADIENT_SUMS, OUTPUT_SUMS
@@ -39,6 +40,9 @@ class Pass:
     # not; None before there was one.
     accumulates: bool | None = None
     is_late: bool = False  # an optimizer step has come before its backward pass
+    # What autograd holds of each output, until its first backward pass; None where all is known.
+    edges: dict[str, tuple[GradientEdge, ...]] | None = None
+    began: int = 0  # the sequence number of autograd at the last output before
 
     @property
     def had_backward(self) -> bool:

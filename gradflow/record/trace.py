@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ FOLDER = "records"
 PART = "part-{step:09d}.parquet"
 PARTS = "part-*.parquet"
 SKIPPED = "_skipped-steps.json"  # readers of a folder of Parquet files leave such names out
+FEEDS = "gradflow.feeds"  # beside the columns of a Parquet file
 KEYS = ("step", "site", "kind", "size")  # the columns that are not measures
 
 
@@ -42,6 +43,9 @@ class Trace:
     sizes: np.ndarray  # (sites,) int64: elements of the parameter, or of the output in one step
     values: dict[str, np.ndarray]  # measure -> (steps, sites) float64
     skipped_steps: tuple[int, ...] = ()  # that came to nothing, as under a GradScaler
+    # Site -> the sites and weights that its output was computed from, with no other site between:
+    # from the autograd graph of a forward pass. None where that was not to be had.
+    feeds: Mapping[str, tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         want = (len(self.steps), len(self.sites))
@@ -158,7 +162,10 @@ class Trace:
         path = folder / PART.format(step=int(self.steps[0]))
         # Readers of a folder of Parquet files leave out names that begin with a dot.
         unfinished = path.with_name(f".{path.name}")
-        pq.write_table(pa.table(arrays), unfinished, compression="zstd")
+        table = pa.table(arrays)
+        if self.feeds is not None:
+            table = table.replace_schema_metadata({FEEDS: json.dumps(self.feeds)})
+        pq.write_table(table, unfinished, compression="zstd")
         unfinished.replace(path)
         return path
 
@@ -232,6 +239,7 @@ class Trace:
             np.array([facts[site][1] for site in sites], dtype=np.int64),
             values,
             tuple(step for trace in traces for step in trace.skipped_steps),
+            _merged([trace.feeds for trace in traces]),
         )
 
     def with_skipped(self, steps: Iterable[int]) -> "Trace":
@@ -269,8 +277,29 @@ def load_parts(run: Path, *, from_step: int = 0, measures: Sequence[str] | None 
         return Trace.concat([]).with_skipped(skipped)
     # By name, part after part: the first appearance of a site gives its depth.
     tables = [_read(pq.ParquetFile(part), measures) for part in parts]
-    whole = pa.concat_tables(tables, promote_options="default")
-    return _from_table(whole).with_skipped(skipped)
+    feeds = _merged([_feeds(table.schema.metadata) for table in tables])
+    whole = pa.concat_tables(
+        [table.replace_schema_metadata() for table in tables], promote_options="default"
+    )
+    return replace(_from_table(whole), skipped_steps=tuple(skipped), feeds=feeds)
+
+
+def _feeds(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]] | None:
+    """What `save_part` wrote beside the columns; None in the records of older versions."""
+    text = (metadata or {}).get(FEEDS.encode())
+    if text is None:
+        return None
+    return {site: tuple(behind) for site, behind in json.loads(text).items()}
+
+
+def _merged(
+    feeds: Sequence[Mapping[str, tuple[str, ...]] | None],
+) -> dict[str, tuple[str, ...]] | None:
+    """Of all parts; None where one has none, so that its sites have no place."""
+    known = [one for one in feeds if one is not None]
+    if not known or len(known) < len(feeds):
+        return None
+    return {site: behind for one in known for site, behind in one.items()}
 
 
 def _read(part: Any, measures: Sequence[str] | None) -> Any:
