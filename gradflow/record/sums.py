@@ -3,9 +3,9 @@
 Every function returns float64 sums on the device of its tensors; nothing waits for a device. Sums
 over several forward passes, or over processes, add up (of `max_abs`, the largest counts).
 
-Each is one read: on a CPU in a compiled kernel (kernel.py), on a CUDA device in a Triton kernel
-(triton_kernel.py). Other devices, types and machines without a compiler take the same sums with
-PyTorch, in several reads.
+Each is one read on a CPU, in a compiled kernel (kernel.py). Other devices, types and machines
+without a compiler take the same sums with PyTorch, in several reads. On a CUDA device Triton
+kernels can do it in one (triton_kernel.py), which were never run on one: GRADFLOW_TRITON=1.
 """
 
 import ctypes
@@ -201,9 +201,8 @@ def _triton_for(xs: Sequence[Tensor]) -> ModuleType | None:
 
 @cache
 def _triton() -> ModuleType | None:
-    """The Triton kernels; None where they cannot be imported or GRADFLOW_KERNEL=0."""
-    if os.environ.get("GRADFLOW_KERNEL") == "0":
-        _log.info("gradflow takes its sums with PyTorch: GRADFLOW_KERNEL=0.")
+    """The Triton kernels where GRADFLOW_TRITON=1 asks for them and they can be imported."""
+    if os.environ.get("GRADFLOW_TRITON") != "1":
         return None
     try:
         from gradflow.record import triton_kernel

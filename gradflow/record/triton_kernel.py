@@ -9,7 +9,7 @@ Parameters come by the hundred: their addresses go to the device as one table, a
 all those of one type and of rows of similar length.
 
 Checked in Triton's interpreter on CPU tensors, and compiled for CUDA; not yet run, nor timed, on a
-GPU.
+GPU. Until then they are used only where GRADFLOW_TRITON=1 asks for them.
 """
 
 import functools

@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -277,12 +278,14 @@ def interpreted() -> dict[str, str]:
 
 
 @needs_triton
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*CASES, "shared", "fails"])
 def test_sums_in_the_interpreter_equal_numpy(interpreted: dict[str, str], case: str) -> None:
     assert interpreted[case] == ""
 
 
 @needs_triton
+@pytest.mark.slow
 def test_every_kernel_compiles_for_cuda_and_keeps_denormals(tmp_path: Path) -> None:
     """`ftz` would flush what is below 1e-38 to 0: a dead channel would be found where none is."""
     codes = in_own_process("compile", TRITON_CACHE_DIR=str(tmp_path))
@@ -295,18 +298,26 @@ def test_every_kernel_compiles_for_cuda_and_keeps_denormals(tmp_path: Path) -> N
 def test_without_triton_pytorch_takes_the_sums(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.delenv("GRADFLOW_KERNEL", raising=False)
+    monkeypatch.setenv("GRADFLOW_TRITON", "1")
     monkeypatch.delattr("gradflow.record.triton_kernel", raising=False)
     monkeypatch.setitem(sys.modules, "gradflow.record.triton_kernel", None)
     assert sums._triton.__wrapped__() is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_the_environment_switches_it_off(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@needs_triton
+@pytest.mark.parametrize("asked", [None, "0", "1"])
+def test_only_the_environment_asks_for_it(
+    asked: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("GRADFLOW_KERNEL", "0")
-    assert sums._triton.__wrapped__() is None
+    """What never ran on a GPU is not what runs there by default."""
+    monkeypatch.delenv("GRADFLOW_TRITON", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("GRADFLOW_TRITON", asked)
+    stands_in = types.ModuleType("gradflow.record.triton_kernel")
+    monkeypatch.setitem(sys.modules, stands_in.__name__, stands_in)
+    monkeypatch.setattr("gradflow.record.triton_kernel", stands_in, raising=False)
+    assert sums._triton.__wrapped__() is (stands_in if asked == "1" else None)
     assert not caplog.records
 
 
@@ -314,13 +325,24 @@ def test_the_environment_switches_it_off(
 
 
 @pytest.fixture
-def by_triton() -> Iterator[None]:
+def by_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Sums are taken by the kernels, and were to the end."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
+    monkeypatch.setenv("GRADFLOW_TRITON", "1")
+    sums._triton.cache_clear()
     assert sums._triton_for([torch.ones(1, device="cuda")]) is not None
     yield
     assert sums._triton_for([torch.ones(1, device="cuda")]) is not None, "a kernel failed"
+    sums._triton.cache_clear()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("case", [name for name in CASES if name != "views"])
+def test_sums_by_pytorch_on_a_gpu_equal_numpy(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default there."""
+    monkeypatch.setattr(sums, "_triton_for", lambda xs: None)
+    CASES[case]("cuda")
 
 
 @pytest.mark.cuda
