@@ -25,7 +25,7 @@ LABELS = torch.arange(16) % 3
 
 
 def build(arch: str, text: str = "", images: Tensor = IMAGES, **kwargs: Any) -> ResNet:
-    model = NETWORKS[arch](3, **{"stem": "small", "seed": 0} | kwargs)
+    model = NETWORKS[arch](3, **{"stem": "small", "seed": 0, "width": 0.25} | kwargs)
     for intervention in parse(text):
         intervention.change_network(model)
         intervention.change_start(model, images)
@@ -148,7 +148,7 @@ def test_norm_free_network_has_biases_and_the_variance_2_over_fan_in() -> None:
 @pytest.mark.parametrize("init", ["kaiming", "torch-default"])
 def test_norm_free_network_grows_as_mean_field_theory_says(init: str) -> None:
     """Within a stage fan-in is fan-out, so that Kaiming's closed form holds whatever was drawn."""
-    model = build("plain_34", "norm_free()", stem="photo", init=init)
+    model = build("plain_34", "norm_free()", stem="photo", init=init, width=1)
     growth = check(model, (3, 64, 64), draws=1, batch_size=4).profiles["output_gradient"].overall
     assert growth.growth == pytest.approx(growth_without_norm("kaiming", 64), rel=0.05)
 
@@ -162,7 +162,7 @@ def test_norm_free_network_with_unit_variances_transports_the_gradient() -> None
 
 
 def test_norm_free_that_keeps_the_weights_is_the_control_that_vanishes() -> None:
-    model = build("plain_34", "norm_free(init=keep)", stem="photo", init="torch-default")
+    model = build("plain_34", "norm_free(init=keep)", stem="photo", init="torch-default", width=1)
     known = plain_34_without_norm("torch-default", 0, 3)
     with torch.no_grad():
         images = torch.rand(2, 3, 32, 32)
@@ -180,10 +180,10 @@ def test_delta_orthogonal_taps_are_orthogonal(gain: float) -> None:
     model = build("plain_18", f"delta_orthogonal(gain={gain}, layers=1-8)")
     square = model.layer1[0].conv1.weight.detach().double()
     tap = square[:, :, 1, 1]
-    torch.testing.assert_close(tap @ tap.T, gain**2 * torch.eye(64).double(), rtol=0, atol=1e-6)
-    assert float(square.square().sum()) == pytest.approx(64 * gain**2), "all else is 0"
-    wide = model.layer2[0].conv1.weight.detach()[:, :, 1, 1].double()  # (128, 64)
-    torch.testing.assert_close(wide.T @ wide, gain**2 * torch.eye(64).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(tap @ tap.T, gain**2 * torch.eye(16).double(), rtol=0, atol=1e-6)
+    assert float(square.square().sum()) == pytest.approx(16 * gain**2), "all else is 0"
+    wide = model.layer2[0].conv1.weight.detach()[:, :, 1, 1].double()  # (32, 16)
+    torch.testing.assert_close(wide.T @ wide, gain**2 * torch.eye(16).double(), rtol=0, atol=1e-6)
     assert torch.equal(model.layer4[0].conv1.weight, build("plain_18").layer4[0].conv1.weight)
 
 

@@ -18,6 +18,7 @@ from gradflow.studies import Cell, Engine, Study, StudyDir, run_study
 from gradflow.studies.cell import MAX_STARTS, run_cell
 from gradflow.studies.engine import default_workers
 from gradflow.studies.folder import CellDir
+from gradflow.studies.results import Results
 
 pytestmark = pytest.mark.filterwarnings(
     # joblib and distributed say so of workers that are killed here on purpose.
@@ -28,21 +29,13 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.fixture(scope="module")
-def pictures(
-    draw_pictures: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    return draw_pictures(tmp_path_factory.mktemp("data"))
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def expected(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def expected(finished: tuple[Path, Results]) -> dict[str, Any]:
     """The results of a study that nothing disturbed, in this process."""
-    folder = StudyDir(tmp_path_factory.mktemp("undisturbed"))
-    study = Study.read(tiny(pictures), name="tiny", changes={})
-    for cell in study.cells(folder.cells):
-        assert run_cell(cell).state == "done"
-    return run_study(study, folder, Engine(workers=1)).to_json()
+    return finished[1].to_json()
 
 
 def read(pictures: Path, **changes: Any) -> Study:
@@ -72,19 +65,36 @@ class Killer(Thread):
             time.sleep(0.02)
 
 
+@pytest.mark.parametrize(
+    ("workers", "victim"), [(1, "reference-s0"), pytest.param(2, "accused-s0", marks=SLOW)]
+)
 def test_a_worker_that_is_killed_changes_nothing(
-    pictures: Path, tmp_path: Path, expected: dict[str, Any]
+    workers: int, victim: str, pictures: Path, tmp_path: Path, expected: dict[str, Any]
 ) -> None:
     folder, study = StudyDir(tmp_path), read(pictures)
-    killer = Killer(folder.cells / "bias" / "accused-s0", times=1)
+    killer = Killer(folder.cells / "bias" / victim, times=1)
     killer.start()
-    found = run_study(study, folder, Engine(workers=2))
+    found = run_study(study, folder, Engine(workers=workers))
     killer.join()
     assert len(killer.killed) == 1
-    assert started(folder, study)["bias/accused-s0"]["starts"] >= 2
+    assert started(folder, study)[f"bias/{victim}"]["starts"] >= 2
     assert found.to_json() == expected
 
 
+def test_a_training_whose_process_was_always_killed_is_not_begun_again(
+    all_but: Callable[[str], StudyDir], pictures: Path
+) -> None:
+    folder, study = all_but("bias/accused-s0"), read(pictures)
+    (cell,) = (one for one in study.cells(folder.cells) if one.name == "bias/accused-s0")
+    cell.folder.mkdir(parents=True)
+    CellDir(cell.folder).save_state({"state": "running", "starts": MAX_STARTS})
+    end = run_cell(cell)
+    assert (end.state, CellDir(cell.folder).state()["state"]) == ("failed", "failed")
+    assert "killed 3 times" in end.message
+    assert CellDir(cell.folder).network() is None
+
+
+@pytest.mark.slow
 def test_a_training_whose_process_is_always_killed_fails_alone(
     pictures: Path, tmp_path: Path
 ) -> None:
@@ -99,6 +109,7 @@ def test_a_training_whose_process_is_always_killed_fails_alone(
     assert any("killed 3 times" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_goes_on_to_the_same_table(
     pictures: Path, tmp_path: Path, expected: dict[str, Any]
 ) -> None:
@@ -123,10 +134,9 @@ def test_a_study_that_is_killed_goes_on_to_the_same_table(
 
 
 def test_a_second_call_trains_nothing(
-    pictures: Path, tmp_path: Path, expected: dict[str, Any]
+    all_but: Callable[[str], StudyDir], pictures: Path, expected: dict[str, Any]
 ) -> None:
-    folder, study = StudyDir(tmp_path), read(pictures)
-    assert run_study(study, folder, Engine(workers=2)).to_json() == expected
+    folder, study = all_but(""), read(pictures)
     before = {path: path.stat().st_mtime_ns for path in folder.cells.rglob("evaluation.json")}
     assert len(before) == 4
     assert run_study(study, folder, Engine(workers=2)).to_json() == expected
@@ -151,6 +161,7 @@ def test_a_dask_cluster_that_loses_one_of_two_workers_gives_the_same_table(
     assert found.to_json() == expected
 
 
+@pytest.mark.slow
 def test_jobs_of_submitit_give_the_same_table(
     pictures: Path, tmp_path: Path, expected: dict[str, Any]
 ) -> None:
@@ -160,10 +171,18 @@ def test_jobs_of_submitit_give_the_same_table(
     assert run_study(read(pictures), folder, engine).to_json() == expected
 
 
+def test_a_job_of_submitit_completes_a_study(
+    all_but: Callable[[str], StudyDir], pictures: Path, expected: dict[str, Any]
+) -> None:
+    pytest.importorskip("submitit")
+    engine = Engine(name="slurm", slurm={"cluster": "local"})
+    assert run_study(read(pictures), all_but("bias/reference-s0"), engine).to_json() == expected
+
+
 def test_dask_workers_of_several_threads_are_refused(pictures: Path, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, dashboard_address=None
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
     ) as cluster:
         engine = Engine(name="dask", address=cluster.scheduler_address)
         with pytest.raises(RuntimeError, match="one thread each, but one has 2"):
@@ -174,7 +193,7 @@ def dies(cell: Cell) -> None:
     os._exit(1)
 
 
-@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("alone", [False, pytest.param(True, marks=SLOW)])
 def test_processes_that_die_before_any_training_begins_come_to_an_end(
     alone: bool, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from tiny import tiny, write
+from tiny import run_here, tiny, write
 
 from gradflow.cli import main
+from gradflow.present.report.charts import charts
 from gradflow.studies import Cell, Study, StudyDir
 from gradflow.studies.cell import load_once, run_cell
 from gradflow.studies.engine import Engine
@@ -24,13 +25,6 @@ from gradflow.training.train import load_data
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
-@pytest.fixture(scope="module")
-def pictures(
-    draw_pictures: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    return draw_pictures(tmp_path_factory.mktemp("data"))
-
-
 def read(pictures: Path, **changes: Any) -> Study:
     return Study.read(tiny(pictures, **changes), name="tiny", changes={})
 
@@ -40,14 +34,17 @@ def states(folder: StudyDir, study: Study) -> dict[str, str]:
     return {cell.name: CellDir(cell.folder).state().get("state", "none") for cell in cells}
 
 
+Copy = Callable[[str], StudyDir]
+
+
 def test_a_loss_of_nan_is_a_result_and_the_others_go_on(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    all_but: Copy, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    folder = all_but("bias/reference-s0")
     arms = {"hot": {"tests": "lr", "networks": "accused", "set": {"lr": 1e30}},
             "bias": {"tests": "explosion", "intervene": "norm_bias(beta=1)"}}  # fmt: skip
     file = write(tmp_path / "tiny.yaml", tiny(pictures, arms=arms))
-    assert main(["study", str(file), "--out", str(tmp_path / "study")]) == 0
-    folder = StudyDir(tmp_path / "study")
+    assert main(["study", str(file), "--out", str(folder.path)]) == 0
     found = states(folder, folder.study())
     assert found.pop("hot/accused-s0") == "diverged"
     assert set(found.values()) == {"done"}
@@ -57,9 +54,9 @@ def test_a_loss_of_nan_is_a_result_and_the_others_go_on(
 
 
 def test_a_full_disk_fails_one_training_and_the_next_call_completes_it(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    all_but: Copy, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, study = StudyDir(tmp_path), read(pictures)
+    folder, study = all_but("bias"), read(pictures)
     from gradflow.training import train
 
     save, calls = train.save_tensors, []
@@ -98,9 +95,9 @@ def test_a_state_that_cannot_be_written_does_not_hide_the_failure(
 
 
 def test_a_failure_that_could_not_be_written_is_noted_all_the_same(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    all_but: Copy, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = CellDir.save_state
+    folder, save = all_but("bias/reference-s0"), CellDir.save_state
 
     def full(self: CellDir, state: Any) -> None:
         if self.path.as_posix().endswith("bias/reference-s0"):
@@ -108,7 +105,7 @@ def test_a_failure_that_could_not_be_written_is_noted_all_the_same(
         save(self, state)
 
     monkeypatch.setattr(CellDir, "save_state", full)
-    found = run_study(read(pictures), StudyDir(tmp_path), Engine())
+    found = run_study(read(pictures), folder, Engine())
     assert [note for note in found.notes if note.startswith("bias/reference-s0 failed: OSError")]
 
 
@@ -126,36 +123,35 @@ def test_cells_that_share_their_images_do_not_share_changed_labels(pictures: Pat
     assert again.store.pixels is data.store.pixels, "decoded once"
 
 
-def test_another_study_in_the_same_folder_is_refused(pictures: Path, tmp_path: Path) -> None:
-    folder = StudyDir(tmp_path)
-    run_study(read(pictures), folder, Engine())
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+def test_another_study_in_the_same_folder_is_refused(all_but: Copy, pictures: Path) -> None:
+    folder = all_but("")
+    before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*.json")}
     other = read(pictures, base={"weight_decay": 0.5})
     with pytest.raises(ValueError, match="baseline/accused differs in weight_decay.*--out"):
         run_study(other, folder, Engine())
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    assert before == {path: path.stat().st_mtime_ns for path in folder.path.rglob("*.json")}
+
+
+CONSTANT = {"tests": "schedule", "networks": "accused", "set": {"schedule": "constant"}}
 
 
 def test_seeds_and_arms_may_be_added_and_only_they_are_trained(
-    pictures: Path, tmp_path: Path
+    all_but: Copy, pictures: Path
 ) -> None:
-    folder = StudyDir(tmp_path)
-    run_study(read(pictures), folder, Engine())
+    folder = all_but("")
     before = {path: path.stat().st_mtime_ns for path in folder.cells.rglob("evaluation.json")}
-    arms = dict(tiny(pictures)["arms"])
-    arms["constant"] = {"tests": "schedule", "set": {"schedule": "constant"}}
+    arms = dict(tiny(pictures)["arms"]) | {"constant": CONSTANT}
     more = read(pictures, seeds=2, arms=arms)
     run_study(more, folder, Engine())
     assert set(states(folder, more).values()) == {"done"}
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert len(list(folder.cells.rglob("evaluation.json"))) == 12
+    assert len(list(folder.cells.rglob("evaluation.json"))) == 10
 
 
-def test_an_arm_that_comes_back_changed_is_refused(pictures: Path, tmp_path: Path) -> None:
+def test_an_arm_that_comes_back_changed_is_refused(all_but: Copy, pictures: Path) -> None:
     """Its trainings are still there, and would pass for those of the changed arm."""
-    folder, arms = StudyDir(tmp_path), dict(tiny(pictures)["arms"])
-    constant = {"constant": {"tests": "schedule", "set": {"schedule": "constant"}}}
-    run_study(read(pictures, arms=arms | constant), folder, Engine())
+    folder, arms = all_but(""), dict(tiny(pictures)["arms"])
+    constant = {"constant": CONSTANT}
     run_study(read(pictures, arms=constant, restores=""), folder, Engine())
     changed = {"bias": arms["bias"] | {"intervene": "norm_bias(beta=2)"}}
     with pytest.raises(ValueError, match="bias/accused differs in intervene"):
@@ -194,9 +190,9 @@ def test_a_full_disk_leaves_the_file_of_the_study_as_it_was(
 
 
 def test_a_disk_that_is_full_when_a_training_begins_costs_nothing(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    all_but: Copy, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, study = StudyDir(tmp_path), read(pictures)
+    folder, study = all_but("bias/reference-s0"), read(pictures)
     write_whole = Path.write_text
 
     def full(self: Path, text: str, *args: Any, **kwargs: Any) -> int:
@@ -297,9 +293,7 @@ def combined(pictures: Path, **changes: Any) -> Study:
 def undisturbed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     """A study that combines its two strongest arms: its folder and what it found."""
     path = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "run", lambda self, cells, jobs: [run_cell(cell) for cell in cells])
-        return path, run_study(combined(pictures), StudyDir(path), Engine())
+    return path, run_here(combined(pictures), StudyDir(path))
 
 
 def test_the_two_strongest_arms_are_trained_together(
@@ -322,7 +316,7 @@ def test_a_training_that_failed_does_not_decide_which_arms_are_strongest(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _, expected = undisturbed
+    done, expected = undisturbed
     strongest = next(one.arm.name for one in expected.strongest if " + " not in one.arm.name)
     from gradflow.training import train
 
@@ -333,7 +327,12 @@ def test_a_training_that_failed_does_not_decide_which_arms_are_strongest(
             raise OSError(28, "No space left on device")
         save(content, path)
 
-    study, folder = combined(pictures), StudyDir(tmp_path)
+    shutil.copytree(done, tmp_path / "study")
+    study, folder = combined(pictures), StudyDir(tmp_path / "study")
+    (folder.path / "combination.json").unlink()
+    for path in folder.cells.iterdir():
+        if path.name == strongest or " + " in path.name:
+            shutil.rmtree(path)
     with monkeypatch.context() as patch:
         patch.setattr(train, "save_tensors", full)
         found = run_study(study, folder, Engine())
@@ -402,9 +401,16 @@ def test_the_plan_counts_the_arms_that_are_combined(pictures: Path, combine: Any
 
 
 def test_a_study_ends_in_a_table_a_verdict_and_a_report(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    content = tiny(pictures, seeds=3, base={"log_grads": True})
+    monkeypatch.setattr(
+        "gradflow.present.report.charts.charts",
+        lambda report: [one for one in charts(report) if one.section == "study"],
+    )
+    content = tiny(pictures, seeds=3, base={"log_grads": True, "epochs": 1})
     file, out = write(tmp_path / "tiny.yaml", content), tmp_path / "study"
     assert main(["study", str(file), "--out", str(out)]) == 0
     table = capsys.readouterr().out

@@ -1,17 +1,19 @@
 """A tuned field: each network of an arm gets the value that its trials found best."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tiny import tiny, write
+from tiny import run_here, tiny, write
 
 from gradflow.cli import main
 from gradflow.studies import Study, StudyDir
 from gradflow.studies.engine import Engine
 from gradflow.studies.folder import CellDir
+from gradflow.studies.results import Results
 from gradflow.studies.run import run_study
 from gradflow.studies.study import Tuned
 
@@ -43,12 +45,18 @@ def lr_of(folder: StudyDir, cell: str) -> float:
     return float(yaml.safe_load((folder.cells / cell / "config.yaml").read_text())["lr"])
 
 
-def test_each_network_is_trained_with_its_best_value(pictures: Path, tmp_path: Path) -> None:
-    folder = StudyDir(tmp_path)
-    found = run_study(read(pictures), folder, Engine())
-    tuned = {(one.arm, one.place): one for one in folder.tuning()}
-    assert set(tuned) == {("sgd", "accused"), ("sgd", "reference"), ("down", "accused")}
-    for (arm, place), one in tuned.items():
+@pytest.fixture(scope="module")
+def tuned(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+    """The study, run once: its folder, to be copied, and what it found."""
+    path = tmp_path_factory.mktemp("tuned")
+    return path, run_here(read(pictures), StudyDir(path))
+
+
+def test_each_network_is_trained_with_its_best_value(tuned: tuple[Path, Results]) -> None:
+    folder, found = StudyDir(tuned[0]), tuned[1]
+    chosen = {(one.arm, one.place): one for one in folder.tuning()}
+    assert set(chosen) == {("sgd", "accused"), ("sgd", "reference"), ("down", "accused")}
+    for (arm, place), one in chosen.items():
         losses = {
             value: trial_loss(folder, f"{arm}/{place}-lr-{value}")
             for value in ARMS[arm]["tune"]["lr"]
@@ -65,9 +73,16 @@ def test_each_network_is_trained_with_its_best_value(pictures: Path, tmp_path: P
 
 
 def test_a_trial_that_failed_leaves_its_arm_open_until_the_next_call(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tuned: tuple[Path, Results],
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder, study = StudyDir(tmp_path), read(pictures)
+    shutil.copytree(tuned[0], tmp_path / "study")
+    folder, study = StudyDir(tmp_path / "study"), read(pictures)
+    (folder.path / "tuning.json").unlink()
+    for cell in ("sgd/accused-lr-0.001", "sgd/accused-s0", "bias/accused-s0"):
+        shutil.rmtree(folder.cells / cell)
     with monkeypatch.context() as patch:
         patch.setattr(
             "gradflow.studies.cell.train_network",
@@ -103,7 +118,10 @@ def test_a_network_that_diverges_with_every_value_is_named(pictures: Path, tmp_p
 
 
 def test_the_trials_are_planned_and_their_outcome_is_told(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tuned: tuple[Path, Results],
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = write(tmp_path / "tiny.yaml", tiny(pictures, arms=ARMS))
     out = ["--out", str(tmp_path / "study")]
@@ -111,6 +129,7 @@ def test_the_trials_are_planned_and_their_outcome_is_told(
     said = capsys.readouterr().out
     assert "15 trainings to do" in said, "8 trials; 2 + 2 + 2 + 1 trainings"
     assert "lr tuned" in said
+    shutil.copytree(tuned[0], tmp_path / "study")
     assert main(["study", str(file), *out]) == 0
     said = capsys.readouterr().out
     assert "sgd: lr 0.05 suits resnet_18 best, of 0.001, 0.05, 1e+30\n" in said

@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+
+from gradflow.studies import Study, StudyDir, run_study
+from gradflow.studies.cell import run_cell
+from gradflow.studies.engine import Engine
+from gradflow.studies.results import Results
 
 BASE: dict[str, Any] = {
     "image_size": 8, "width": 0.0625, "epochs": 2, "batch_size": 16, "step_size": 1, "patience": 0,
@@ -27,3 +33,10 @@ def tiny(pictures: Path, *, base: dict[str, Any] | None = None, **changes: Any) 
 def write(path: Path, content: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
+
+
+def run_here(study: Study, folder: StudyDir) -> Results:
+    """Run a study in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "run", lambda self, cells, jobs: [run_cell(cell) for cell in cells])
+        return run_study(study, folder, Engine())
