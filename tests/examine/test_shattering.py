@@ -133,7 +133,11 @@ def linear(n_in: int, n_out: int, std: float, generator: torch.Generator) -> nn.
     return layer
 
 
-@pytest.mark.parametrize(("depth", "cosine"), [(1, 0.500), (2, 0.3016), (4, 0.1416), (8, 0.0500)])
+@pytest.mark.parametrize(
+    ("depth", "cosine"),
+    [(1, 0.500), (2, 0.3016), pytest.param(4, 0.1416, marks=pytest.mark.slow),
+     pytest.param(8, 0.0500, marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_a_wide_he_network_shatters_by_the_arc_cosine_kernel(depth: int, cosine: float) -> None:
     """From inputs at 90°; not 1/2^depth, which takes the activity of layers as independent.
 

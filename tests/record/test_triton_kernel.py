@@ -157,7 +157,7 @@ for one_layout in LAYOUTS[1:]:
 # -- in a process of its own -------------------------------------------------------------------
 
 
-def interpret() -> dict[str, str]:
+def interpret(names: list[str]) -> dict[str, str]:
     """What went wrong, case by case."""
     assert "triton" not in sys.modules, "import gradflow should not import Triton"
     from gradflow.record import triton_kernel
@@ -166,10 +166,9 @@ def interpret() -> dict[str, str]:
     sums._triton_for = lambda xs: triton_kernel if xs and not triton_kernel._State.is_off else None
     as_real = sums.as_real
     sums.as_real = lambda x: x if x.dtype == torch.float16 else as_real(x)  # as on a CUDA device
-    result = {name: failure(case) for name, case in CASES.items()}
-    result["shared"] = failure(lambda: check_shared(triton_kernel))
-    result["fails"] = failure(lambda: check_failure(triton_kernel))
-    return result
+    last = {"shared": lambda: check_shared(triton_kernel),
+            "fails": lambda: check_failure(triton_kernel)}  # fmt: skip
+    return {name: failure(case) for name, case in (CASES | last).items() if name in names}
 
 
 def failure(case: Callable[[], None]) -> str:
@@ -221,7 +220,7 @@ def check_failure(triton_kernel: Any) -> None:
     assert "gradflow takes its sums with PyTorch" in records[0].getMessage()
 
 
-def compile_for_cuda() -> dict[str, str]:
+def compile_for_cuda(_: list[str]) -> dict[str, str]:
     """The machine code of each kernel, as text, for a GPU that need not be there."""
     import triton
     import triton.language as tl
@@ -252,19 +251,22 @@ def compile_for_cuda() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"interpret": interpret, "compile": compile_for_cuda}[sys.argv[1]]()))
+    print(
+        json.dumps({"interpret": interpret, "compile": compile_for_cuda}[sys.argv[1]](sys.argv[2:]))
+    )
     sys.exit()
 
 
 # -- without a CUDA device ---------------------------------------------------------------------
 
 
-def in_own_process(task: str, **environment: str) -> dict[str, str]:
+def in_own_process(task: str, *names: str, **environment: str) -> dict[str, str]:
     here = Path(__file__)
     root = here.parents[2]
     path = os.pathsep.join([str(root), str(here.parent)])
     done = subprocess.run(
-        [sys.executable, str(here), task], env={**os.environ, **environment, "PYTHONPATH": path},
+        [sys.executable, str(here), task, *names],
+        env={**os.environ, **environment, "PYTHONPATH": path},
         capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -272,14 +274,27 @@ def in_own_process(task: str, **environment: str) -> dict[str, str]:
     return result
 
 
+# Every kind of value in a small shape; the interpreter is slow at large ones.
+FAST = ["without relu", "empty", "views", "fails", *(one for one in CASES if one[:5] == "3x40 ")]
+
+
 @pytest.fixture(scope="module")
-def interpreted() -> dict[str, str]:
-    return in_own_process("interpret", TRITON_INTERPRET="1", GRADFLOW_KERNEL="0")
+def interpreted(request: pytest.FixtureRequest) -> dict[str, str]:
+    """All cases that are asked for, in one process."""
+    names = [
+        item.callspec.params["case"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and "interpreted" in item.fixturenames
+    ]
+    return in_own_process("interpret", *names, TRITON_INTERPRET="1", GRADFLOW_KERNEL="0")
 
 
 @needs_triton
-@pytest.mark.slow
-@pytest.mark.parametrize("case", [*CASES, "shared", "fails"])
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(one, marks=() if one in FAST else pytest.mark.slow)
+     for one in (*CASES, "shared", "fails")],
+)  # fmt: skip
 def test_sums_in_the_interpreter_equal_numpy(interpreted: dict[str, str], case: str) -> None:
     assert interpreted[case] == ""
 

@@ -65,19 +65,22 @@ class Killer(Thread):
             time.sleep(0.02)
 
 
-@pytest.mark.parametrize(
-    ("workers", "victim"), [(1, "reference-s0"), pytest.param(2, "accused-s0", marks=SLOW)]
-)
+@pytest.mark.parametrize("missing", ["bias", pytest.param("", marks=SLOW)])
 def test_a_worker_that_is_killed_changes_nothing(
-    workers: int, victim: str, pictures: Path, tmp_path: Path, expected: dict[str, Any]
+    missing: str,
+    all_but: Callable[[str], StudyDir],
+    pictures: Path,
+    tmp_path: Path,
+    expected: dict[str, Any],
 ) -> None:
-    folder, study = StudyDir(tmp_path), read(pictures)
-    killer = Killer(folder.cells / "bias" / victim, times=1)
+    """With two trainings to do of four, and slowly with all."""
+    folder, study = all_but(missing) if missing else StudyDir(tmp_path), read(pictures)
+    killer = Killer(folder.cells / "bias" / "accused-s0", times=1)
     killer.start()
-    found = run_study(study, folder, Engine(workers=workers))
+    found = run_study(study, folder, Engine(workers=2))
     killer.join()
     assert len(killer.killed) == 1
-    assert started(folder, study)[f"bias/{victim}"]["starts"] >= 2
+    assert started(folder, study)["bias/accused-s0"]["starts"] >= 2
     assert found.to_json() == expected
 
 
