@@ -43,15 +43,6 @@ class RecorderCallback(Callback):  # type: ignore[misc]
             )
         )
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        # Where a GradScaler skips a step, gradients that are gone before the next forward pass tell
-        # the Recorder. Lightning zeroes them after it.
-        is_first = batch_idx % trainer.accumulate_grad_batches == 0
-        if self.recorder.scaler is not None and pl_module.automatic_optimization and is_first:
-            pl_module.optimizer_zero_grad(trainer.current_epoch, batch_idx, trainer.optimizers[0])
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._open.close()
 

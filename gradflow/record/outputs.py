@@ -2,58 +2,67 @@
 
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
+from gradflow.record.backward import BackwardPasses, ForwardPass
 from gradflow.record.measures import Measure
 from gradflow.record.paths import feeds
+from gradflow.record.readable import NotTaken, unreadable
 from gradflow.record.sites import (
-    channel_dim,
+    Channels,
     find_sites,
     first_floating_tensor,
     floating_tensors,
+    unknown_type,
 )
-from gradflow.record.steps import Pass, Site
-from gradflow.record.sums import OUTPUT_SUMS, as_real, gradient_sums, output_sums
+from gradflow.record.steps import PassSums, Site
+from gradflow.record.sums import OUTPUT_SUMS, as_real, output_sums
+
+_NOT_TAKEN = torch.full((len(OUTPUT_SUMS),), torch.nan, dtype=torch.float64)
 
 
 class OutputHooks:
     """Measures outputs and their gradients while attached; keeps sums, never a tensor.
 
     A forward pass begins when the model is called, or with the first layer that runs after a
-    backward pass, where a loop calls the parts of a model one by one. `take` hands out the passes
-    since it was called last.
+    backward pass, where a loop calls the parts of a model one by one. Nothing is measured inside a
+    step of the optimizer, but for the closure that counts.
     """
 
     def __init__(
         self,
         model: nn.Module,
         measures: Sequence[Measure],
-        on_discard: Callable[[], None],
+        not_taken: NotTaken,
+        on_discard: Callable[[bool], None],
+        is_stepping: Callable[[], bool],
     ) -> None:
         self.depth: dict[Site, int] = {}  # in order of first execution
         # Site -> the sites and weights that feed it; None where the graph is not to be had.
         self.feeds: dict[str, tuple[str, ...]] | None = {}
         self._n_mapped = -1  # sites that were known then
         self._sequence = 0  # of autograd, at the last output
+        self.saw_output = False
+        self.has_hooked = False  # an output, to see its gradient
+        self.backward = BackwardPasses(measures, not_taken, self._map, on_discard)
         self._model = model
-        self._on_discard = on_discard
-        self._own = {
-            of: [m for m in measures if m.of == of and m.function is not None]
-            for of in ("output", "output gradient")
-        }
-        self._with_outputs = any(m.of == "output" for m in measures)
-        self._with_gradients = any(m.of == "output gradient" for m in measures)
-        self._hooks: dict[nn.Module, tuple[str, RemovableHandle]] = {}
+        self._not_taken = not_taken
+        self._is_stepping = is_stepping
+        self._own = [m for m in measures if m.of == "output" and m.function is not None]
+        self._reads = any(m.of == "output" for m in measures)
+        self._hooks: dict[nn.Module, tuple[_OutputHook, RemovableHandle]] = {}
         self._model_hook: RemovableHandle | None = None
-        self._modules: list[nn.Module] = []  # that the hooks were made for
-        self._passes: list[Pass] = []
+        # A leaf lives on, and with it its hooks, of which it has one per site.
+        self._leaf_hooks: MutableMapping[Tensor, dict[Site, _LeafHook]] = WeakIdKeyDictionary()
         self._begin_pass()
         # torch.compile runs this one as it is, between its compiled regions. The compiler is
         # there as soon as there is an optimizer; nobody else should pay for its import.
@@ -62,16 +71,17 @@ class OutputHooks:
             if "torch._dynamo" in sys.modules
             else self.on_output
         )
-        self._before_relu: set[str] = set()  # modules whose output goes straight into a ReLU
 
     def _begin_pass(self) -> None:
+        self._pass = ForwardPass()
+        # What autograd holds of each output of this pass, until it counts; None where all is known.
         is_mapped = self.feeds is None or self._n_mapped == len(self.depth)
-        # It joins the others with its first output.
-        self._pass = Pass(edges=None if is_mapped else {}, began=self._sequence)
+        self._edges: dict[str, tuple[GradientEdge, ...]] | None = None if is_mapped else {}
+        self._began = self._sequence
         self._calls: dict[str, int] = {}
         self._calls_in_backward: dict[str, int] = {}
         self._calls_without_grad: dict[str, int] = {}
-        self._channel_dim: int | None = None  # of the layer that ran before
+        self._channels = Channels()
         self._last: _Measured | None = None
 
     # -- attaching ---------------------------------------------------------------------------
@@ -79,75 +89,103 @@ class OutputHooks:
     def attach(self) -> None:
         """Hook the layers that the model has now: those that came are added, those gone dropped."""
         modules = list(self._model.modules())
-        if modules == self._modules:
+        if modules == self.backward.modules:
             return
-        self._modules = modules
+        self.backward.modules = modules
         sites = {module: name for name, module in find_sites(self._model)}
-        for module, (name, hook) in list(self._hooks.items()):
-            if sites.get(module) != name:  # gone, or under another name
-                hook.remove()
+        for module, (hook, handle) in list(self._hooks.items()):
+            if sites.get(module) != hook.name:  # gone, or under another name
+                _remove(handle, module._forward_hooks)
                 del self._hooks[module]
         for module, name in sites.items():
             if module not in self._hooks:
-                hook = module.register_forward_hook(_OutputHook(self, name))
-                self._hooks[module] = name, hook
-        if self._model_hook is None:
+                hook = _OutputHook(self, name)
+                self._hooks[module] = hook, module.register_forward_hook(hook)
+                _leave_out_of_copies(module._forward_hooks)
+        for name, module in self._model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                why = "scripted modules take no hook; their parameters are recorded"
+                self._not_taken.say(f"outputs inside {name.partition('.')[0]!r}", why)
+        if self._model_hook is None and not isinstance(self._model, torch.jit.ScriptModule):
             self._model_hook = self._model.register_forward_pre_hook(_ForwardHook(self))
+            _leave_out_of_copies(self._model._forward_pre_hooks)
 
     def detach(self) -> None:
         """Take every hook off the model."""
-        for _, hook in self._hooks.values():
-            hook.remove()
+        for module, (_, handle) in self._hooks.items():
+            _remove(handle, module._forward_hooks)
         if self._model_hook is not None:
-            self._model_hook.remove()
-        self._hooks, self._model_hook, self._modules = {}, None, []
-
-    def take(self) -> list[Pass]:
-        """The passes since the last call, and start anew.
-
-        A pass without a gradient, where others have one, is left out: it was no training, or its
-        backward pass is still to come, and then it belongs to the next step.
-        """
-        passes, self._passes = self._passes, []
+            _remove(self._model_hook, self._model._forward_pre_hooks)
+        self._unhook_leaves(had_backward=False)
+        self._hooks, self._model_hook = {}, None
+        self.backward.modules = []
+        self.backward.reset()
         self._begin_pass()
-        if not any(one.had_backward for one in passes):
-            return passes
-        self._passes = [one for one in passes if not (one.had_backward or one.is_late)]
-        for one in self._passes:
-            one.is_late = True
-        return [one for one in passes if one.had_backward]
+
+    def take(self) -> list[PassSums]:
+        """The forward passes of the step that has ended."""
+        self._unhook_leaves(had_backward=True)
+        return self.backward.take()
+
+    def _unhook_leaves(self, *, had_backward: bool) -> None:
+        """All leaves, or those whose last forward pass had its backward pass."""
+        for leaf, hooks in list(self._leaf_hooks.items()):
+            if not had_backward or all(hook.of.had_backward for hook in hooks.values()):
+                for hook in hooks.values():
+                    hook.handle.remove()
+                del self._leaf_hooks[leaf]
 
     # -- forward -----------------------------------------------------------------------------
 
     def on_forward(self) -> None:
         """The model is called."""
-        if torch._C._current_graph_task_id() == -1:  # else activation checkpointing repeats it
-            self._begin_pass()
-            if self._model_hook is not None:  # a compiled graph may outlive the hooks
-                self.attach()
+        if torch._C._current_graph_task_id() != -1:
+            return  # activation checkpointing repeats it
+        self.backward.forget_unfinished()
+        self._begin_pass()
+        if self._model_hook is not None:  # a compiled graph may outlive the hooks
+            self.attach()
 
     def on_output(
-        self, name: str, module: nn.Module, args: tuple[object, ...], output: object
+        self, hook: "_OutputHook", module: nn.Module, args: tuple[object, ...], output: object
     ) -> None:
         """A layer has run."""
-        tensor = first_floating_tensor(output)
-        if tensor is None or not self._model.training:
+        if not self._is_listening() or not self._model.training:
             return
-        if not torch.is_grad_enabled():
-            self._note_depth(name)
+        self.saw_output = True
+        try:
+            tensor = first_floating_tensor(output)
+            if tensor is None:
+                self._say_what_is_unknown(hook.name, output)
+                return
+            if not torch.is_grad_enabled():
+                self._note_depth(hook.name)
+                return
+            site = self._next_site(hook.name)
+            if site is None:
+                return
+            is_measured = self._measure_output(hook, site, module, args, tensor)
+            if is_measured and tensor.requires_grad:
+                self._note_edges(output, site)
+                self._hook_gradient(tensor, site)
+        except Exception as error:
+            self._not_taken.failed(f"the output of {hook.name!r}", error)
             return
-        site = self._next_site(name)
-        if site is None:
-            return
-        self._measure_output(site, module, args, tensor)
-        if tensor.requires_grad:
-            if self._pass.edges is not None:
-                tensors = (one for one in floating_tensors(output) if one.requires_grad)
-                self._pass.edges[str(site)] = tuple(map(get_gradient_edge, tensors))
-                self._sequence = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-            # A full backward hook on the module would fail before an in-place ReLU or `+=`.
-            hook = partial(self._on_gradient, self._pass, site)
-            tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+        if is_measured:
+            for measure in self._own:
+                self._pass.own[measure.name, site] = measure.number(tensor.detach())
+
+    def _is_listening(self) -> bool:
+        if self._model_hook is None and not self._hooks:
+            return False
+        if not self.backward.is_listening and not self._is_stepping():
+            self.backward.is_listening = True  # the optimizer's step has raised
+        return self.backward.is_listening
+
+    def _say_what_is_unknown(self, name: str, output: object) -> None:
+        unknown = unknown_type(output)
+        if unknown is not None:
+            self._not_taken.say(f"the output of {name!r}", f"it is a {unknown}")
 
     def _note_depth(self, name: str) -> None:
         """Reentrant checkpointing runs without grad first, and last to first when with grad."""
@@ -162,9 +200,6 @@ class OutputHooks:
             return None  # the first time was recorded, and its output carries the gradient hook
         if not in_backward and self._pass.had_backward:
             self._begin_pass()
-        if not self._pass.outputs:
-            self._discard_what_was_zeroed()
-            self._passes.append(self._pass)
         if in_backward:
             self.feeds = None  # reentrant checkpointing cuts the graph into pieces
         calls = self._calls_in_backward if in_backward else self._calls
@@ -173,53 +208,43 @@ class OutputHooks:
         self.depth.setdefault(site, len(self.depth))
         return site
 
-    def _discard_what_was_zeroed(self) -> None:
-        """Passes whose gradients are gone without an optimizer step are no part of this step.
-
-        A GradScaler met an inf and skipped the step, or the loop threw the gradients away.
-        """
-        if any(one.accumulates for one in self._passes) and self._are_zeroed():
-            self._passes = []
-            self._on_discard()
-
-    def _are_zeroed(self) -> bool:
-        """Whether the parameters' gradients are None, or 0 after a backward pass that was not.
-
-        A look at values waits for the device. It is only taken between the forward passes of one
-        step, and ends at the first gradient that is not 0.
-        """
-        grads = [p.grad for p in self._model.parameters() if p.grad is not None]
-        if any(grad._nnz() if grad.is_sparse else grad.any() for grad in grads):
-            return False
-        sums = [sums for one in self._passes for sums in one.gradients.values()]
-        return not grads or any(one.any() for one in sums)
-
     def _measure_output(
-        self, site: Site, module: nn.Module, args: tuple[object, ...], tensor: Tensor
-    ) -> None:
-        x = as_real(tensor)
-        x = x.reshape(1, -1) if x.dim() < 2 else x
-        dim = self._channel_dim = channel_dim(module, x, self._channel_dim)
-        if not self._with_outputs:
+        self,
+        hook: "_OutputHook",
+        site: Site,
+        module: nn.Module,
+        args: tuple[object, ...],
+        tensor: Tensor,
+    ) -> bool:
+        """Whether it could be."""
+        why = unreadable(tensor)
+        if why is not None:
+            self._not_taken.say(f"the output of {hook.name!r}", why)
+            self._pass.outputs[site] = _NOT_TAKEN
+            return False
+        if not self._reads:
             nan = [torch.nan] * (len(OUTPUT_SUMS) - 1)
-            sums = torch.tensor([x.numel(), *nan], dtype=torch.float64, device=x.device)
+            sums = torch.tensor([_size(tensor), *nan], dtype=torch.float64, device=tensor.device)
             self._pass.outputs[site] = sums
-            return
-        read = self._half_of_relu(module, args)
-        if read is None:
-            is_before_relu = site.module in self._before_relu
-            read = OutputRead(*output_sums(x, dim, relu=is_before_relu))
-            self._last = _Measured(tensor, site.module, read, is_before_relu)
-            read = read.half(0) if is_before_relu else read
-        else:
-            self._last = None
+            return True
+        read = self._half_of_relu(module, args) or self._read(hook, module, tensor)
         self._pass.outputs[site] = read.sums
         self._pass.active[site] = read.active
-        for measure in self._own["output"]:
-            value = measure.number(tensor.detach())
-            self._pass.own[measure.name, site] = value
+        return True
 
-    def _half_of_relu(self, module: nn.Module, args: tuple[object, ...]) -> "OutputRead | None":
+    def _read(self, hook: "_OutputHook", module: nn.Module, tensor: Tensor) -> "_OutputRead":
+        last = self._last
+        if last is not None and last.is_still(tensor):
+            return last.own  # a container hands on what its last layer gave
+        x = as_real(tensor)
+        x = x.reshape(1, -1) if x.dim() < 2 else x
+        dim = self._channels.dim_of(module, x)
+        has_relu = hook.is_before_relu
+        read = _OutputRead(*output_sums(x, dim, relu=has_relu))
+        self._last = last = _Measured(tensor, hook, read, has_relu)
+        return last.own
+
+    def _half_of_relu(self, module: nn.Module, args: tuple[object, ...]) -> "_OutputRead | None":
         """The sums of a ReLU that were taken with those of its input, in one read."""
         if type(module) is not nn.ReLU or self._last is None or not args:
             return None
@@ -229,63 +254,66 @@ class OutputHooks:
         if not last.is_input_of(module, args[0]):
             return None
         if not last.has_relu:
-            self._before_relu.add(last.module)
+            last.hook.is_before_relu = True
             return None
+        self._last = None
         return last.read.half(1)
 
-    # -- backward ----------------------------------------------------------------------------
-
-    def _on_gradient(self, pass_: Pass, site: Site, grad: Tensor) -> None:
-        if pass_.accumulates is None:
-            pass_.accumulates = self._accumulates()
-            self._map(pass_)
-        if not self._with_gradients:
+    def _hook_gradient(self, tensor: Tensor, site: Site) -> None:
+        self.has_hooked = True
+        # A full backward hook on the module would fail before an in-place ReLU or `+=`.
+        if not tensor.is_leaf:
+            hook = partial(self.backward.on_gradient, self._pass, site)
+            tensor.register_hook(hook)  # type: ignore[no-untyped-call]
             return
-        # Several backward passes through one forward pass: their squares add.
-        _add(pass_.gradients, site, gradient_sums(grad))
-        for measure in self._own["output gradient"]:
-            _add(pass_.own, (measure.name, site), measure.number(grad.detach()))
+        by_site = self._leaf_hooks.setdefault(tensor, {})
+        if site in by_site:
+            by_site[site].of = self._pass
+        else:
+            by_site[site] = _LeafHook(self.backward, self._pass, site, tensor)
 
-    def _map(self, pass_: Pass) -> None:
+    # -- what feeds what ---------------------------------------------------------------------
+
+    def _note_edges(self, output: object, site: Site) -> None:
+        # Not kept by the pass, which the nodes hold through its hooks: they would never be freed.
+        if self._edges is not None:
+            tensors = (one for one in floating_tensors(output) if one.requires_grad)
+            self._edges[str(site)] = tuple(map(get_gradient_edge, tensors))
+            self._sequence = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+
+    def _map(self, passes: set[ForwardPass]) -> None:
         """Note what feeds what, in a pass that trains; from then on the graph can go."""
-        if pass_.accumulates and pass_.edges and self.feeds is not None:
-            self.feeds |= feeds(pass_.edges, dict(self._model.named_parameters()), pass_.began)
+        if self._edges and self.feeds is not None and self._pass in passes:
+            self.feeds |= feeds(self._edges, dict(self._model.named_parameters()), self._began)
             self._n_mapped = len(self.depth)
-        pass_.edges = None
-
-    def _accumulates(self) -> bool:
-        """Whether the backward pass that is running adds to a parameter's gradient."""
-        leaves = (leaf for leaf in self._model.parameters() if leaf.requires_grad)
-        edges = map(torch.autograd.graph.get_gradient_edge, leaves)
-        try:
-            return any(torch._C._will_engine_execute_node(edge.node) for edge in edges)
-        except RuntimeError:  # parameters are the inputs of `autograd.grad`
-            return False
+            self._edges = None
 
 
-def _add(to: dict[Any, Tensor], key: Any, value: Tensor) -> None:
-    to[key] = to[key] + value if key in to else value
-
-
-class OutputRead(NamedTuple):
+class _OutputRead(NamedTuple):
     """What is read of an output. With `relu` both have a second half, that of max(z, 0)."""
 
     sums: Tensor  # (6,) of OUTPUT_SUMS
     active: Tensor  # (channels,) uint8
 
-    def half(self, index: int) -> "OutputRead":
-        return OutputRead(self.sums.chunk(2)[index], self.active.chunk(2)[index])
+    def half(self, index: int) -> "_OutputRead":
+        return _OutputRead(self.sums.chunk(2)[index], self.active.chunk(2)[index])
 
 
 class _Measured:
     """The output that was measured last: which tensor, in which state, and its sums."""
 
-    __slots__ = ("_tensor", "_version", "has_relu", "module", "read")
+    __slots__ = ("_tensor", "_version", "has_relu", "hook", "own", "read")
 
-    def __init__(self, tensor: Tensor, module: str, read: OutputRead, has_relu: bool) -> None:
-        self.module, self.read, self.has_relu = module, read, has_relu
+    def __init__(
+        self, tensor: Tensor, hook: "_OutputHook", read: _OutputRead, has_relu: bool
+    ) -> None:
+        self.hook, self.read, self.has_relu = hook, read, has_relu
+        self.own = read.half(0) if has_relu else read
         self._tensor = weakref.ref(tensor)
         self._version = tensor._version
+
+    def is_still(self, tensor: Tensor) -> bool:
+        return self._tensor() is tensor and tensor._version == self._version
 
     def is_input_of(self, relu: nn.ReLU, tensor: object) -> bool:
         """Whether `relu`, which has just run, was given this output as it was measured."""
@@ -295,25 +323,28 @@ class _Measured:
         return tensor._version == self._version + relu.inplace
 
 
+def _size(tensor: Tensor) -> int:
+    """Real numbers: a complex one counts as two."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
+
+
+# -- hooks -------------------------------------------------------------------------------------
+
+
 class _Hook:
-    """A hook that does nothing in a copy of its module: a copied or loaded model is not watched."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return _ignore
-
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        return _ignored, ()
+    """A hook of gradflow's: it stays out of copies and files of its module."""
 
 
 class _OutputHook(_Hook):
     def __init__(self, hooks: OutputHooks, name: str) -> None:
-        self._hooks, self._name = hooks, name
+        self._hooks, self.name = hooks, name
+        self.is_before_relu = False  # the output goes straight into a ReLU
 
     def __call__(self, module: nn.Module, args: tuple[object, ...], output: object) -> None:
         if torch.compiler.is_compiling():
-            self._hooks.on_output_untraced(self._name, module, args, output)
+            self._hooks.on_output_untraced(self, module, args, output)
         else:
-            self._hooks.on_output(self._name, module, args, output)
+            self._hooks.on_output(self, module, args, output)
 
 
 class _ForwardHook(_Hook):
@@ -324,9 +355,32 @@ class _ForwardHook(_Hook):
         self._hooks.on_forward()
 
 
-def _ignore(*args: object) -> None:
-    """The hook of a copy."""
+class _LeafHook:
+    """On a leaf: called once per backward pass, with the gradient of all its uses."""
+
+    def __init__(self, backward: BackwardPasses, of: ForwardPass, site: Site, leaf: Tensor) -> None:
+        self.of, self._backward, self._site = of, backward, site
+        self.handle: RemovableHandle = leaf.register_hook(self)  # type: ignore[no-untyped-call]
+
+    def __call__(self, grad: Tensor) -> None:
+        self._backward.on_gradient(self.of, self._site, grad)
 
 
-def _ignored() -> Callable[..., None]:
-    return _ignore
+def _leave_out_of_copies(hooks: dict[int, Any]) -> None:
+    """Pickle and `copy.deepcopy` ask this dict of hooks itself how it is rebuilt: without ours.
+
+    So a saved model loads as it would without gradflow, and a copy is not watched.
+    """
+    hooks.__reduce_ex__ = partial(_reduce_without_ours, weakref.ref(hooks))  # type: ignore
+
+
+def _reduce_without_ours(hooks: "weakref.ref[dict[int, Any]]", protocol: int) -> tuple[Any, ...]:
+    items = (hooks() or {}).items()
+    others = [(key, hook) for key, hook in items if not isinstance(hook, _Hook)]
+    return OrderedDict, (), None, None, iter(others)
+
+
+def _remove(handle: RemovableHandle, hooks: dict[int, Any]) -> None:
+    handle.remove()
+    if not any(isinstance(hook, _Hook) for hook in hooks.values()):
+        vars(hooks).pop("__reduce_ex__", None)

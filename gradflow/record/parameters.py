@@ -1,210 +1,271 @@
 """Parameters, their gradients and updates: read when the optimizer steps, without hooks."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
+from gradflow.record import sparse
+from gradflow.record.copies import Copies, Read, compare, table
 from gradflow.record.measures import Measure
+from gradflow.record.micro_batches import MicroBatches
 from gradflow.record.processes import Processes
+from gradflow.record.readable import NotTaken, unreadable
 from gradflow.record.steps import ParameterSums
-from gradflow.record.sums import (
-    Moments,
-    adam_sums,
-    difference_sums,
-    dot,
-    gradient_sums,
-    product_sums,
-)
-
-# Which parameters, and (parameters, sums).
-_Read = tuple[tuple[str, ...], Tensor]
-_NONE = torch.empty(0, dtype=torch.float64)
+from gradflow.record.sums import Moments, adam_sums, dot, gradient_sums, product_sums
 
 
 class ParameterReads:
-    """Takes the sums of READS that the measures need, before and after an optimizer's step."""
+    """Takes the sums of READS that the measures need, around the step of each optimizer.
+
+    `begin` when the user's step begins, `read` when the gradients are there, `end` when it ends;
+    each reads the parameters of that optimizer, by its place among the optimizers. Those that none
+    owns are read with the first, and have no update.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer | None,
+        optimizers: Sequence[Optimizer | None],
         measures: Sequence[Measure],
         processes: Processes,
+        not_taken: NotTaken,
     ) -> None:
         chosen = [measure for measure in measures if measure.of == "parameter"]
         self._model = model
-        self._optimizer = optimizer
+        self._optimizers = optimizers
         self._processes = processes
+        self._not_taken = not_taken
         self._own = [measure for measure in chosen if measure.function is not None]
         self._reads = {measure.read for measure in chosen if measure.function is None}
-        self._before = _Copies()  # weights before the step
-        self._start = _Copies()
-        self._last_grad = _Copies()
-        self._sums = ParameterSums()  # of the step that is coming to its end
-        self._grad_versions: dict[str, int] = {}
-        self._micro = _MicroBatches() if "micro-batches" in self._reads else None
+        self._before = Copies()  # weights before the step
+        self._start = Copies()
+        self._last_grad = Copies()
+        self._steps: dict[int, _Step] = {}  # of the step that is coming to its end
+        self._micro = MicroBatches(not_taken) if "micro-batches" in self._reads else None
         if "adam" in self._reads:
-            _check_is_adam(optimizer)
+            _check_is_adam(optimizers)
         if "start" in self._reads:
             self._take_starts(self._parameters())
 
     def attach(self) -> None:
         """Before a step that is to be recorded."""
+        self._steps = {}
         if self._micro is not None:
             self._micro.attach(self._parameters())
 
     def detach(self) -> None:
         """Before a step that is not."""
+        self._steps = {}
         if self._micro is not None:
             self._micro.detach()
-        self._before = _Copies()
+        self._before = Copies()
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """By name, those that have values: a lazy layer's come with its first forward pass."""
         named = self._model.named_parameters()
-        return {name: parameter for name, parameter in named if not is_lazy(parameter)}
+        return {name: parameter for name, parameter in named if self._can_read(name, parameter)}
 
-    def _take_starts(self, parameters: dict[str, nn.Parameter]) -> None:
+    def _can_read(self, name: str, parameter: nn.Parameter) -> bool:
+        if is_lazy(parameter):
+            return False
+        why = None if sparse.is_sparse(parameter) else unreadable(parameter)
+        if why is None and not (parameter.is_floating_point() or parameter.is_complex()):
+            why = f"its type is {parameter.dtype}"
+        if why is not None:
+            self._not_taken.say(f"the parameter {name!r}", why)
+        return why is None
+
+    def _take_starts(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Where the parameters start: now, for those that are new."""
         for name, parameter in parameters.items():
             if self._start.get(name, parameter) is None:
                 self._start.take(name, parameter)
 
-    # -- the two reads -----------------------------------------------------------------------
+    # -- before the step ---------------------------------------------------------------------
 
-    def before_step(self, grad_scale: Tensor | None, loss_scale: Tensor | None = None) -> None:
+    def begin(self, index: int, *, has_closure: bool) -> None:
+        """The step of an optimizer begins. With a closure, the weights may move before the
+        gradients are there, so that they are copied now.
+        """
+        if not (self._reads or self._own):
+            return
+        step = self._steps[index] = _Step(*self._of_optimizer(index))
+        if has_closure:
+            for name, parameter in step.parameters.items():
+                if parameter.requires_grad:
+                    step.weights[name] = self._before.take(name, parameter)
+
+    def _of_optimizer(self, index: int) -> tuple[dict[str, nn.Parameter], set[str]]:
+        """The parameters to read with this optimizer, and the names of those that it owns."""
+        parameters = self._parameters()
+        if self._optimizers[index] is None:
+            return parameters, set(parameters)
+        owner: dict[int, int] = {}
+        for i in reversed(range(len(self._optimizers))):
+            owner |= dict.fromkeys(_groups(self._optimizers[i]), i)
+        mine = {name: p for name, p in parameters.items() if owner.get(id(p), 0) == index}
+        return mine, {name for name, p in mine.items() if id(p) in owner}
+
+    def read(
+        self, index: int, grad_scale: Tensor | None = None, loss_scale: Tensor | None = None
+    ) -> None:
         """Read weights and gradients as the optimizer receives them; copy what changes.
 
         `grad_scale` is what a fused optimizer will divide the gradients by, `loss_scale` what
         they were multiplied by in the backward passes: the same, where it is not given.
         """
-        loss_scale = grad_scale if loss_scale is None else loss_scale
-        self._sums = ParameterSums()
-        if not (self._reads or self._own):
+        step = self._steps.get(index)
+        if step is None:
             return
-        parameters = self._parameters()
-        self._sums.sizes = {name: _size(parameter) for name, parameter in parameters.items()}
+        loss_scale = grad_scale if loss_scale is None else loss_scale
+        step.is_read = True
+        step.grads = self._grads(step.parameters)
         if "start" in self._reads:  # with the norm of the weights, so before the step as that is
-            self._take_starts(parameters)
-            self._sums.reads["start"] = self._travel(parameters)
-        self._read_step(parameters, grad_scale)
-        for measure in self._own:
-            for name, parameter in parameters.items():
-                grad = parameter.grad
-                if grad is not None:
-                    grad = grad if grad_scale is None else grad / grad_scale.to(grad.device)
-                    self._sums.own[measure.name, name] = measure.number(parameter.detach(), grad)
+            self._take_starts(step.parameters)
+            step.reads["start"] = self._travel(step)
+        self._read_step(step, grad_scale)
         if "last gradient" in self._reads:
-            self._compare_with_last(parameters, grad_scale)
+            self._compare_with_last(step, grad_scale)
         if self._micro is not None:
-            names, sums = self._micro.sums(self._processes)
+            names, sums = self._micro.sums(self._processes, step.parameters)
             if loss_scale is not None and names:
                 one = sums.new_ones(())
                 square = loss_scale.to(sums.device, sums.dtype).reshape(()).square()
                 sums = sums / torch.stack([one, square, square])
-            self._sums.reads["micro-batches"] = (names, sums)
+            step.reads["micro-batches"] = (names, sums)
 
-    def _read_step(self, parameters: dict[str, nn.Parameter], grad_scale: Tensor | None) -> None:
-        grads = {name: parameter.grad for name, parameter in parameters.items()}
-        dense = {name: g for name, g in grads.items() if g is not None and not g.is_sparse}
-        weights = [parameters[name] for name in dense]
+    def _grads(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        grads = {}
+        for name, parameter in parameters.items():
+            grad = parameter.grad
+            if grad is None:
+                continue
+            why = None if sparse.is_sparse(grad) else unreadable(grad)
+            if why is None:
+                grads[name] = grad
+            else:
+                self._not_taken.say(f"the gradient of {name!r}", why)
+        return grads
+
+    def read_own(self, index: int, grad_scale: Tensor | None) -> None:
+        """The user's own measures, whose errors are the user's."""
+        step = self._steps.get(index)
+        for measure in self._own if step is not None else ():
+            assert step is not None
+            for name, grad in step.grads.items():
+                grad = grad if grad_scale is None else grad / grad_scale.to(grad.device)
+                step.own[measure.name, name] = measure.number(step.weight(name).detach(), grad)
+
+    def _read_step(self, step: "_Step", grad_scale: Tensor | None) -> None:
+        dense = [name for name in step.grads if not step.is_sparse(name)]
         copies: list[Tensor] = []
-        if self._reads_update:
-            copies = [self._before.room(name, parameters[name]) for name in dense]
-        self._grad_versions = {name: grad._version for name, grad in dense.items()}
-        sums = product_sums(weights, list(dense.values()), copies)
+        if not step.weights and self._reads_update:
+            copies = [self._before.room(name, step.parameters[name]) for name in dense]
+        step.marks = {name: (weakref.ref(g), g._version) for name, g in step.grads.items()}
+        sums = product_sums(
+            [step.weight(name) for name in dense], [step.grads[name] for name in dense], copies
+        )
+        others = [name for name in step.parameters if name not in dense]
+        rows = [self._without_dense_gradient(step, name) for name in others]
+        if rows:
+            sums = torch.cat([sums, torch.stack(rows)])
         if grad_scale is not None:
             sums = _unscaled(sums, grad_scale)
-        others = [name for name in parameters if name not in dense]
-        if others:
-            rows = [self._without_dense_gradient(name, parameters[name]) for name in others]
-            sums = torch.cat([sums, torch.stack(rows)])
-        self._sums.reads["step"] = ((*dense, *others), sums)
+        step.reads["step"] = ((*dense, *others), sums)
 
-    def _without_dense_gradient(self, name: str, parameter: nn.Parameter) -> Tensor:
-        """The sums of READS["step"] where there is no gradient, or a sparse one."""
-        square = gradient_sums(parameter)[0]
-        if parameter.grad is None:
+    def _without_dense_gradient(self, step: "_Step", name: str) -> Tensor:
+        """The sums of READS["step"] where there is no gradient, or something is sparse."""
+        weight, grad = step.weight(name), step.grads.get(name)
+        if grad is None:
+            square = gradient_sums(sparse.stored(weight))[0]
             return torch.stack([square, *[square.new_tensor(torch.nan)] * 4])
-        if self._reads_update:
-            self._before.take(name, parameter)
-        # Rows of an embedding that were looked up; the others have a gradient of 0.
-        grad = parameter.grad.coalesce()
-        rows = parameter.detach()[grad.indices()[0]]
-        return torch.cat([square.reshape(1), product_sums([rows], [grad.values()])[0, 1:]])
+        if not step.weights and self._reads_update:
+            self._before.take(name, weight)
+        return sparse.product_sums(weight, grad)
 
     @property
     def _reads_update(self) -> bool:
         return not self._reads.isdisjoint({"update", "first order"})
 
-    def after_step(self) -> ParameterSums:
-        """Read what the step has changed; what was read before it and after it."""
-        read, self._sums = self._sums, ParameterSums()
-        parameters = self._parameters()
-        if "update" in self._reads:
-            read.reads["update"] = self._compare(parameters, self._before)
-        if "first order" in self._reads:
-            read.reads["first order"] = self._first_order(parameters)
-        if "adam" in self._reads:
-            read.reads["adam"] = self._adam(parameters)
-        self._before.forget()
-        return read
+    def _travel(self, step: "_Step") -> Read:
+        names, differences = compare(step.parameters | step.weights, self._start)
+        starts = [gradient_sums(sparse.stored(self._start.tensors[name]))[0] for name in names]
+        return names, torch.stack([torch.stack(starts), differences[:, 0]], dim=1)
 
-    def _compare(self, parameters: dict[str, nn.Parameter], copies: "_Copies") -> _Read:
-        """DIFFERENCE_SUMS of each parameter and its copy."""
-        pairs = {name: (p, copies.get(name, p)) for name, p in parameters.items()}
-        known = {name: (p, copy) for name, (p, copy) in pairs.items() if copy is not None}
-        return tuple(known), difference_sums(*zip(*known.values(), strict=True)) if known else _NONE
-
-    def _first_order(self, parameters: dict[str, nn.Parameter]) -> _Read:
-        """⟨g, Δw⟩, where the optimizer has not written into the gradient."""
-        groups = _groups(self._optimizer)
-        dots = {}
-        for name, parameter in parameters.items():
-            before, grad = self._before.get(name, parameter), parameter.grad
-            if before is None or grad is None or grad.is_sparse:
-                continue
-            # A fused step is marked as if it wrote: it only divides by the scale of mixed
-            # precision, as it should.
-            is_fused = groups.get(id(parameter), {}).get("fused")
-            if is_fused or grad._version == self._grad_versions.get(name):
-                dots[name] = dot(grad, parameter.detach() - before)
-        return _read(dots)
-
-    def _travel(self, parameters: dict[str, nn.Parameter]) -> _Read:
-        names, differences = self._compare(parameters, self._start)
-        starts = torch.stack([gradient_sums(self._start.tensors[name])[0] for name in names])
-        return names, torch.stack([starts, differences[:, 0]], dim=1)
-
-    def _adam(self, parameters: dict[str, nn.Parameter]) -> _Read:
-        assert self._optimizer is not None
-        groups, moments = _groups(self._optimizer), {}
-        for name, parameter in parameters.items():
-            state = self._optimizer.state.get(parameter, {})
-            if "exp_avg_sq" in state:
-                moments[name] = _moments(state, groups[id(parameter)])
-        return tuple(moments), adam_sums(list(moments.values()))
-
-    def _compare_with_last(
-        self, parameters: dict[str, nn.Parameter], grad_scale: Tensor | None
-    ) -> None:
+    def _compare_with_last(self, step: "_Step", grad_scale: Tensor | None) -> None:
         sums = {}
-        for name, parameter in parameters.items():
-            grad = parameter.grad
-            if grad is None:
-                continue
-            grad = grad.to_dense() if grad.is_sparse else grad
+        for name, grad in step.grads.items():
+            grad = grad.to_dense() if sparse.is_sparse(grad) else grad
             grad = grad if grad_scale is None else grad / grad_scale.to(grad.device)
             last = self._last_grad.get(name, grad)
             if last is not None:
                 sums[name] = product_sums([last], [grad])[0, [0, 3]]
             self._last_grad.take(name, grad)
-        self._sums.reads["last gradient"] = _read(sums)
+        step.reads["last gradient"] = table(sums)
+
+    # -- after the step ----------------------------------------------------------------------
+
+    def end(self, index: int) -> None:
+        """Read what the step of an optimizer has changed."""
+        step = self._steps.get(index)
+        if step is None:
+            return
+        moved = {name: step.parameters[name] for name in step.grads if name in step.owned}
+        if "update" in self._reads:
+            step.reads["update"] = compare(moved, self._before)
+        if "first order" in self._reads:
+            step.reads["first order"] = self._first_order(step, moved, index)
+        if "adam" in self._reads:
+            step.reads["adam"] = self._adam(step, index)
+        self._before.forget(step.parameters)
+        step.weights = {}
+
+    def _first_order(self, step: "_Step", moved: Mapping[str, nn.Parameter], index: int) -> Read:
+        """⟨g, Δw⟩, where the optimizer has not written into the gradient."""
+        groups = _groups(self._optimizers[index])
+        dots = {}
+        for name, parameter in moved.items():
+            before, grad = self._before.get(name, parameter), parameter.grad
+            if before is None or grad is None or sparse.is_sparse(grad):
+                continue
+            tensor, version = step.marks[name]
+            # A fused step is marked as if it wrote: it only divides by the scale of mixed
+            # precision, as it should.
+            is_fused = groups.get(id(parameter), {}).get("fused")
+            if tensor() is grad and (is_fused or grad._version == version):
+                dots[name] = dot(grad, parameter.detach() - before)
+        return table(dots)
+
+    def _adam(self, step: "_Step", index: int) -> Read:
+        optimizer = self._optimizers[index]
+        assert optimizer is not None
+        groups, moments = _groups(optimizer), {}
+        for name, parameter in step.parameters.items():
+            state = optimizer.state.get(parameter, {})
+            if "exp_avg_sq" in state and _is_adam(optimizer):
+                moments[name] = _moments(state, groups[id(parameter)])
+        return tuple(moments), adam_sums(list(moments.values()))
+
+    def take(self) -> ParameterSums:
+        """What was read around the steps of all optimizers."""
+        steps, self._steps = self._steps, {}
+        result = ParameterSums()
+        read = {name: p for step in steps.values() for name, p in step.parameters.items()}
+        names = [name for name, _ in self._model.named_parameters()] if len(steps) > 1 else read
+        result.sizes = {name: _size(read[name]) for name in names if name in read}
+        for step in steps.values():
+            result.own |= step.own
+            for key, (some, sums) in step.reads.items():
+                if key in result.reads:
+                    before, others = result.reads[key]
+                    some, sums = (*before, *some), _joined(others, sums)
+                result.reads[key] = some, sums
+        return result
 
     # -- checkpoints -------------------------------------------------------------------------
 
@@ -221,107 +282,30 @@ class ParameterReads:
                     copies.take(name, tensor.to(parameters[name].device))
 
 
-class _Copies:
-    """Copies of tensors by name, in memory that is used again at the next recorded step."""
+class _Step:
+    """What is read around one step of one optimizer."""
 
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self._taken: set[str] = set()
+    def __init__(self, parameters: dict[str, nn.Parameter], owned: set[str]) -> None:
+        self.parameters, self.owned = parameters, owned
+        self.weights: dict[str, Tensor] = {}  # copies from its begin, where it has a closure
+        self.grads: dict[str, Tensor] = {}
+        self.marks: dict[str, tuple[weakref.ref[Tensor], int]] = {}
+        self.reads: dict[str, Read] = {}
+        self.own: dict[tuple[str, str], Tensor] = {}
+        self.is_read = False
 
-    def room(self, name: str, like: Tensor) -> Tensor:
-        """Memory that the caller fills with a copy of `like`."""
-        room = self.tensors.get(name)
-        if room is None or not _match(room, like):
-            # In the layout of the parameter, so that both are read as one run of memory.
-            room = self.tensors[name] = torch.empty_like(like, requires_grad=False)
-        self._taken.add(name)
-        return room
+    def weight(self, name: str) -> Tensor:
+        """Before the step."""
+        return self.weights.get(name, self.parameters[name])
 
-    def take(self, name: str, tensor: Tensor) -> Tensor:
-        return self.room(name, tensor).copy_(tensor.detach())
-
-    def get(self, name: str, like: Tensor) -> Tensor | None:
-        """The copy, if it was taken and still fits."""
-        if name not in self._taken or not _match(self.tensors[name], like):
-            return None
-        return self.tensors[name]
-
-    def forget(self) -> None:
-        """The copies are out of date; their memory stays."""
-        self._taken.clear()
+    def is_sparse(self, name: str) -> bool:
+        return sparse.is_sparse(self.grads[name]) or sparse.is_sparse(self.parameters[name])
 
 
-def _match(one: Tensor, other: Tensor) -> bool:
-    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
-
-
-class _MicroBatches:
-    """‖gᵢ‖² of what each backward pass adds to the gradient of a parameter.
-
-    A hook fires when a gradient has been added to `.grad`. What it was before is kept as a copy:
-    under DistributedDataParallel that is the sum of this process alone.
-    """
-
-    def __init__(self) -> None:
-        self._so_far = _Copies()
-        self._squares: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._versions: dict[str, int] = {}
-        self._hooks: dict[nn.Parameter, RemovableHandle] = {}
-
-    def attach(self, parameters: dict[str, nn.Parameter]) -> None:
-        present = set(parameters.values())
-        for parameter in [parameter for parameter in self._hooks if parameter not in present]:
-            self._hooks.pop(parameter).remove()
-        for name, parameter in parameters.items():
-            if parameter.requires_grad and parameter not in self._hooks:
-                self._hooks[parameter] = parameter.register_post_accumulate_grad_hook(
-                    self._hook(name)
-                )  # type: ignore[no-untyped-call]
-
-    def detach(self) -> None:
-        for hook in self._hooks.values():
-            hook.remove()
-        self._hooks = {}
-        self._so_far = _Copies()
-
-    def _hook(self, name: str):  # type: ignore[no-untyped-def]
-        @torch.no_grad()
-        def on_accumulated(parameter: Tensor) -> None:
-            grad = parameter.grad
-            if grad is None or grad.is_sparse:
-                return
-            before = self._so_far.get(name, grad)
-            if (
-                before is not None
-                and grad.grad_fn is None
-                and grad._version <= self._versions[name]
-            ):
-                # A new tensor: what was there is gone without a step, as where a GradScaler skips.
-                before = None
-                del self._squares[name], self._counts[name]
-            self._versions[name] = grad._version
-            if before is None:
-                square = gradient_sums(grad)[0]
-            else:
-                square = difference_sums([grad], [before])[0, 0]
-            self._squares[name] = self._squares.get(name, 0) + square
-            self._counts[name] = self._counts.get(name, 0) + 1
-            self._so_far.take(name, grad)
-
-        return on_accumulated
-
-    def sums(self, processes: Processes) -> _Read:
-        """Number of micro-batches over all processes, Σᵢ‖gᵢ‖², ‖Σᵢgᵢ‖²; and start anew."""
-        result = {}
-        for name, square in self._squares.items():
-            total = gradient_sums(processes.mean(self._so_far.tensors[name]))[0]
-            square = processes.mean(square) / processes.count
-            n = square.new_tensor(self._counts[name] * processes.count)
-            result[name] = torch.stack([n, square, total])
-        self._squares, self._counts = {}, {}
-        self._so_far.forget()
-        return _read(result)
+def _joined(one: Tensor, other: Tensor) -> Tensor:
+    if not (one.numel() and other.numel()):
+        return one if one.numel() else other
+    return torch.cat([one, other.to(one.device)])
 
 
 def _size(parameter: Tensor) -> int:
@@ -336,11 +320,6 @@ def _unscaled(sums: Tensor, scale: Tensor) -> Tensor:
     return sums / torch.stack([one, s * s, one, s, s * s])
 
 
-def _read(sums: dict[str, Tensor]) -> _Read:
-    rows = [x.reshape(-1) for x in sums.values()]
-    return tuple(sums), torch.stack(rows) if rows else _NONE
-
-
 def _moments(state: dict[str, Any], group: dict[str, Any]) -> Moments:
     second = state.get("max_exp_avg_sq", state["exp_avg_sq"])
     return Moments(state["exp_avg"], second, state["step"], group["betas"], group["eps"])
@@ -352,10 +331,14 @@ def _groups(optimizer: Optimizer | None) -> dict[int, dict[str, Any]]:
     return {id(parameter): group for group in groups for parameter in group["params"]}
 
 
-def _check_is_adam(optimizer: Optimizer | None) -> None:
-    groups: list[dict[str, Any]] = optimizer.param_groups if optimizer is not None else [{}]
-    if not all({"betas", "eps"} <= group.keys() for group in groups):
+def _check_is_adam(optimizers: Sequence[Optimizer | None]) -> None:
+    if not any(map(_is_adam, optimizers)):
         raise ValueError(
             "Expected Adam or AdamW for the measures `adam_attenuation` and `adam_update_rms`, "
-            f"but got {type(optimizer).__name__}. Leave them out."
+            f"but got {type(optimizers[0]).__name__}. Leave them out."
         )
+
+
+def _is_adam(optimizer: Optimizer | None) -> bool:
+    groups = optimizer.param_groups if optimizer is not None else []
+    return bool(groups) and all({"betas", "eps"} <= group.keys() for group in groups)

@@ -1,7 +1,7 @@
 """What feeds what: the outputs and weights that each output of a forward pass was computed from."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -30,22 +30,33 @@ def feeds(
     run: what acts in place later moves them. What was computed before the sequence number `since`
     of autograd is input, as the output of another pass is. A weight is a parameter of two
     dimensions or more that multiplies; it stands with the first site that follows on its use. Those
-    that a module holds itself count in any case: where they are frozen, the graph lacks them.
+    that a layer without layers inside holds itself count in any case: where they are frozen, the
+    graph lacks them.
     """
     weights = weights_of(parameters)
     leaves = {id(parameters[name]): name for names in weights.values() for name in names}
     position = {site: i for i, site in enumerate(outputs)}
+    parents = _parents(outputs)
     owner: dict[tuple[object, int], str] = {}
     used: set[tuple[object, str]] = set()
     found = {}
     for site, edges in outputs.items():
         sites, uses = _behind(edges, owner, leaves, since)
-        named = {name for _, name in uses - used}.union(weights.get(site.partition("#")[0], ()))
+        module = site.partition("#")[0]
+        held = () if module in parents else weights.get(module, ())
+        named = {name for _, name in uses - used}.union(held)
         used |= uses
         ordered = (name for name in leaves.values() if name in named)
         found[site] = (*sorted(sites, key=position.__getitem__), *ordered)
         owner |= {(edge.node, edge.output_nr): site for edge in edges}
     return found
+
+
+def _parents(sites: Iterable[str]) -> set[str]:
+    """The modules that have one of these sites inside."""
+    names = {site.partition("#")[0] for site in sites} - {""}
+    parts = [name.split(".") for name in names]
+    return {".".join(part[:n]) for part in parts for n in range(len(part))}
 
 
 def weights_of(parameters: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:

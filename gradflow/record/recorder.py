@@ -1,25 +1,31 @@
 """Recorder: takes the measures while a model trains."""
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradflow.record.measures import DEFAULT_MEASURES, Measure, choose
+from gradflow.record.models import unwrapped_model
+from gradflow.record.optimizers import StepHooks, check_optimizers_fit, fused_scale, unwrapped
 from gradflow.record.outputs import OutputHooks
 from gradflow.record.parameters import ParameterReads
 from gradflow.record.processes import Processes
-from gradflow.record.schedule import MaxOverhead, Schedule
+from gradflow.record.readable import NotTaken
+from gradflow.record.schedule import MaxOverhead, Schedule, Stopwatch
 from gradflow.record.schedule import every as every_n
 from gradflow.record.sites import kind_of
-from gradflow.record.steps import DeadChannels, Pass, RecordedStep, compact, to_trace
+from gradflow.record.steps import DeadChannels, RecordedStep, compact, to_trace
 from gradflow.record.trace import FOLDER, Trace, load_parts, load_skipped_steps, save_skipped_steps
 
 # Recorded steps that are kept on the device before they are written: few enough to lose little
@@ -40,21 +46,29 @@ class Recorder:
         recorder.trace.select("grad_norm")
 
     Outputs are measured in forward hooks and their gradients in hooks on the output tensors, both
-    reduced on the spot: no tensor is kept. Parameters and their gradients are read when the
-    optimizer steps, so after accumulation, clipping and all-reduce: as the optimizer receives
-    them. On steps that are not recorded the modules carry no hook. The numbers stay on the device
-    until 64 steps are full, or until `flush`, `trace` or `close`.
+    reduced on the spot: no tensor is kept, but where a graph is kept for more backward passes. What
+    counts are the backward passes that added to a parameter's gradient, if it is still there at the
+    step. Parameters and their gradients are read when the optimizer steps, so after accumulation,
+    clipping and all-reduce: as the optimizer receives them. On steps that are not recorded the
+    modules carry no hook. The numbers stay on the device until 64 steps are full, or until `flush`,
+    `trace` or `close`. What cannot be read is not taken (NaN), and the logger "gradflow" says so.
+
+    `optimizer` is the one whose `step` you call. Of several, as in `[muon, adamw]`, a step is over
+    when each has stepped; the parameters of each are read around its own, and where one steps again
+    before the others have, its first counts. Parameters that none of them owns have no update.
+    Where no torch optimizer makes the update, give None and put the update into
+    `with recorder.around_step():`.
 
     `every` is a number of optimizer steps, a schedule `step -> bool`, or `MaxOverhead(0.02)`,
     which finds the interval by itself. `measures` are names of `MEASURES`, or a `Measure` of your
     own; what none of them needs is not read. With a `folder` the trace goes there as Parquet
     files, otherwise it is held in memory. Under float16 with a GradScaler, pass it as `scaler`, so
     that the gradients of the outputs can be given in true size. `skipped_steps` lists the steps
-    that came to nothing. `first_step` is the number of steps done before.
+    whose update came to nothing, as where a GradScaler met an inf. `first_step` is the number of
+    steps done before.
 
     Under DistributedDataParallel give it the wrapped model, on every process: what it records is
-    then that of the whole batch, and the first process writes. Where no torch optimizer makes the
-    update, give None and put the update into `with recorder.around_step():`.
+    then that of the whole batch, and the first process writes.
 
     A model in eval mode, or under `no_grad`, is not recorded.
     """
@@ -62,7 +76,7 @@ class Recorder:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer | None,
+        optimizer: Optimizer | Sequence[Optimizer] | None,
         *,
         every: int | Schedule = 1,
         measures: Sequence[str | Measure] = DEFAULT_MEASURES,
@@ -73,10 +87,10 @@ class Recorder:
         self.measures = choose(measures)
         with_outputs = any(measure.of != "parameter" for measure in self.measures)
         processes = Processes(getattr(model, "_orig_mod", model))  # of torch.compile
-        self.model = model = _unwrap(model, with_outputs)
-        # accelerate hands out wrappers; the hooks belong on the optimizer inside.
-        self.optimizer: Optimizer | None = getattr(optimizer, "optimizer", optimizer)
-        _check_optimizer_fits(self.optimizer, model)
+        self.model = model = unwrapped_model(model, with_outputs)
+        given = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
+        self.optimizers = tuple(map(unwrapped, given))
+        check_optimizers_fit(self.optimizers, model)
         self.schedule: Schedule = every if callable(every) else every_n(every)
         self.folder = None if folder is None else Path(folder)
         _check_folder_is_free(self.folder, first_step)
@@ -84,24 +98,47 @@ class Recorder:
         self.step = first_step
         self.skipped_steps = load_skipped_steps(self.folder) if self.folder is not None else []
         self._processes = processes
-        self._outputs = OutputHooks(model, self.measures, self._skip) if with_outputs else None
-        self._parameters = ParameterReads(model, self.optimizer, self.measures, processes)
+        self._not_taken = not_taken = NotTaken()
+        self._outputs = OutputHooks(
+            model, self.measures, not_taken, self._on_discard, self._is_stepping
+        ) if with_outputs else None  # fmt: skip
+        self._parameters = ParameterReads(
+            model, self.optimizers, self.measures, processes, not_taken
+        )
         self._dead = DeadChannels()
-        self._passes: list[Pass] = []  # of the step that is coming to its end
         self._grad_scale = torch.ones(())
+        self._last_scale: float | None = None
         self._found_inf: Tensor | None = None
         self._last: RecordedStep | None = None
-        self._is_scheduled = False
-        self._was_seen = False  # whether an output was ever measured
+        self._is_scheduled = self._is_closed = False
+        self._stepped: set[int] = set()  # optimizers, in the step that is under way
+        self._begun: set[int] = set()  # optimizers that were ever seen to step
+        self._versions = self._weight_versions()
         self._pending: list[RecordedStep] = []
+        self._flush_at = BUFFER_STEPS
         self._flushed: list[Trace] = []
-        self._stopwatch = _Stopwatch(self.schedule)
+        self._stopwatch = Stopwatch(self.schedule)
+        self._steps: list[StepHooks] = []
         processes.meet()
-        self._optimizer_hooks = [] if self.optimizer is None else [
-            self.optimizer.register_step_pre_hook(self._on_step),
-            self.optimizer.register_step_post_hook(self._after_hook),
-        ]  # fmt: skip
-        self._arm()
+        try:
+            self._arm()
+            self._hook_optimizers()
+        except BaseException:
+            self._take_hooks_off()
+            raise
+
+    def _hook_optimizers(self) -> None:
+        for i, optimizer in enumerate(self.optimizers):
+            if optimizer is not None:
+                self._steps.append(
+                    StepHooks(
+                        optimizer,
+                        partial(self._begin_step, i),
+                        partial(self._read_gradients, i),
+                        partial(self._end_step, i),
+                        self._listen,
+                    )
+                )
 
     # -- the user's side ---------------------------------------------------------------------
 
@@ -114,7 +151,7 @@ class Recorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self._close(warn=error is None)
 
     @contextmanager
     def around_step(self) -> Iterator[None]:
@@ -122,9 +159,13 @@ class Recorder:
 
         Gradients must be there on entry. Nothing is counted where the update raises.
         """
-        self._before_step()
-        yield
-        self._after_step()
+        self._begin_step(0, False)
+        self._read_gradients(0)
+        try:
+            yield
+        finally:
+            self._listen(True)
+        self._end_step(0)
 
     @property
     def trace(self) -> Trace:
@@ -157,11 +198,44 @@ class Recorder:
         return chunk
 
     def close(self) -> None:
-        """Take every hook off the model and the optimizer, and flush. More calls do nothing."""
-        self._disarm()
-        for hook in self._optimizer_hooks:
-            hook.remove()
+        """Take every hook off the model and the optimizer, and flush. More calls do nothing.
+
+        Warns where the model was trained and no step was seen.
+        """
+        self._close(warn=True)
+
+    def _close(self, *, warn: bool) -> None:
+        is_silent = len(self._begun) < len(self.optimizers) and self._was_trained()
+        is_silent = is_silent and not self._is_closed
+        self._is_closed = True
+        self._take_hooks_off()
         self.flush()
+        if warn and is_silent:
+            names = " and ".join(type(optimizer).__name__ for optimizer in self.optimizers)
+            warnings.warn(
+                f"gradflow recorded nothing: the model was trained, but no step was seen (of "
+                f"{names}). Give the Recorder the optimizer whose `step` is called, such as the "
+                "one inside a wrapper, and of several all that step; or None, and put the update "
+                "into `with recorder.around_step():`.",
+                stacklevel=3,
+            )
+
+    def _was_trained(self) -> bool:
+        """Whether backward passes came, or the weights moved."""
+        if self._outputs is not None:
+            return self._outputs.backward.n_counted > 0
+        has_gradients = any(parameter.grad is not None for parameter in self.model.parameters())
+        return has_gradients or self._versions != self._weight_versions()
+
+    def _weight_versions(self) -> list[int]:
+        known = (p for p in self.model.parameters() if not (is_lazy(p) or p.is_inference()))
+        return [parameter._version for parameter in known]
+
+    def _take_hooks_off(self) -> None:
+        self._disarm()
+        for hooks in self._steps:
+            hooks.remove()
+        self._steps = []
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs so that records go on as if training had not stopped.
@@ -195,82 +269,124 @@ class Recorder:
         if self._outputs is not None:
             self._outputs.detach()
 
-    def _skip(self) -> None:
-        self.skipped_steps.append(self.step)
+    def _on_discard(self, has_nonfinite: bool) -> None:
+        """Gradients were zeroed without a step: did a GradScaler skip it, or a loop that looks?"""
+        scale = self._scale()
+        fell = scale is not None and self._last_scale is not None and scale < self._last_scale
+        self._last_scale = scale
+        if has_nonfinite or fell:
+            self.skipped_steps.append(self.step)
 
     # -- the optimizer's step ----------------------------------------------------------------
 
-    def _on_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Read the gradients now, or, where a closure makes them inside the step, after it."""
-        in_args = len(args) > 1 and callable(args[1])
-        closure = args[1] if in_args else kwargs.get("closure")
-        if closure is None:
-            self._before_step()
-            return None
-        is_first = True
+    def _is_stepping(self) -> bool:
+        return any(hooks.is_running() for hooks in self._steps)
 
-        def recorded_closure() -> Any:
-            nonlocal is_first
-            loss = closure()
-            if is_first:  # LBFGS calls it several times; the first is at the weights before
-                is_first = False
-                self._before_step()
-            elif self._outputs is not None:
-                self._outputs.take()
-            return loss
+    def _listen(self, is_listening: bool) -> None:
+        if self._outputs is not None:
+            self._outputs.backward.is_listening = is_listening
 
-        if in_args:
-            return (args[0], recorded_closure, *args[2:]), kwargs
-        return args, {**kwargs, "closure": recorded_closure}
-
-    def _after_hook(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        self._after_step()
+    def _is_recorded(self, index: int) -> bool:
+        return self._is_scheduled and index not in self._stepped
 
     @torch.no_grad()
-    def _before_step(self) -> None:
-        if not self._is_scheduled:
+    def _begin_step(self, index: int, has_closure: bool) -> None:
+        """The user's step of an optimizer begins: what its weights are now."""
+        self._begun.add(index)
+        self._listen(False)
+        if self._is_recorded(index):
+            try:
+                self._parameters.begin(index, has_closure=has_closure)
+            except Exception as error:
+                self._not_taken.failed("the parameters", error)
+
+    @torch.no_grad()
+    def _read_gradients(self, index: int) -> None:
+        """The gradients are there; with a closure, after its first call."""
+        if not self._is_recorded(index):
+            if self._outputs is not None:
+                self._outputs.backward.drop()
             return
-        if self._outputs is not None:
-            self._passes = self._outputs.take()
-        scale = _fused_scale(self.optimizer)
-        self._grad_scale = self._scale_of_outputs(scale)
-        # The optimizer lets go of it after its step.
-        self._found_inf = getattr(self.optimizer, "found_inf", None) if scale is not None else None
-        self._parameters.before_step(scale, self._grad_scale)
+        optimizer = self.optimizers[index]
+        scale = fused_scale(optimizer)
+        try:
+            if self._outputs is not None:
+                self._outputs.backward.settle(index)
+            self._grad_scale = self._scale_of_outputs(scale)
+            # The optimizer lets go of it after its step.
+            self._found_inf = getattr(optimizer, "found_inf", None) if scale is not None else None
+            self._parameters.read(index, scale, self._grad_scale)
+        except Exception as error:
+            self._not_taken.failed("the gradients", error)
+        self._parameters.read_own(index, scale)
 
     def _scale_of_outputs(self, fused_scale: Tensor | None) -> Tensor:
         """What the loss, and so the gradients of the outputs, are multiplied by."""
+        self._last_scale = self._scale()
         if fused_scale is not None:
             return fused_scale.reshape(())
+        return torch.tensor(1.0 if self._last_scale is None else self._last_scale)
+
+    def _scale(self) -> float | None:
         is_scaled = self.scaler is not None and self.scaler.is_enabled()
-        return torch.tensor(self.scaler.get_scale() if is_scaled else 1.0)
+        return float(self.scaler.get_scale()) if is_scaled else None
+
+    def _end_step(self, index: int) -> None:
+        """The user's step of an optimizer has ended; that of the Recorder with the last of them."""
+        try:
+            if self._is_recorded(index):
+                with torch.no_grad():
+                    self._parameters.end(index)
+        except Exception as error:
+            self._not_taken.failed("the updates", error)
+        self._listen(True)
+        self._stepped.add(index)
+        if len(self._stepped) == len(self.optimizers):
+            self._stepped.clear()
+            self._finish_step()
 
     @torch.no_grad()
-    def _after_step(self) -> None:
+    def _finish_step(self) -> None:
         if self._is_scheduled:
-            parameters = self._parameters.after_step()
             self._check_was_seen()
-            step = compact(
-                self.step, self._passes, parameters, self._grad_scale, self._found_inf, self._last
-            )
-            self._passes = []
-            step = self._last = self._processes.gather(step)
-            if self._processes.is_first:
-                self._pending.append(step)
+            try:
+                self._keep_step()
+            except Exception as error:
+                self._not_taken.failed("a step", error)
         self._stopwatch.step(self._is_scheduled)
         self.step += 1
         self._arm()
-        if len(self._pending) >= BUFFER_STEPS:
-            self.flush()
+        if len(self._pending) >= self._flush_at:
+            try:
+                self.flush()
+                self._flush_at = BUFFER_STEPS
+            except OSError as error:  # a full disk is no reason to stop training
+                self._not_taken.failed("records to the files yet", error)
+                self._flush_at += BUFFER_STEPS
+
+    def _keep_step(self) -> None:
+        passes = self._outputs.take() if self._outputs is not None else []
+        step = compact(
+            self.step,
+            passes,
+            self._parameters.take(),
+            self._grad_scale,
+            self._found_inf,
+            self._last,
+        )
+        if not passes and self._outputs is not None and self._outputs.has_hooked:
+            why = "no backward pass had brought the parameters a gradient that was still there"
+            self._not_taken.say("outputs in a step", why)
+        step = self._last = self._processes.gather(step)
+        if self._processes.is_first:
+            self._pending.append(step)
+
+    def _has_gradients(self) -> bool:
+        return any(parameter.grad is not None for parameter in self.model.parameters())
 
     def _check_was_seen(self) -> None:
         """A Recorder that sees nothing says so, at the first step."""
-        self._was_seen = self._was_seen or bool(self._passes)
-        if self._outputs is None or self._was_seen:
-            return
-        if all(parameter.grad is None for parameter in self.model.parameters()):
+        if self._outputs is None or self._outputs.saw_output or not self._has_gradients():
             return
         self.close()
         raise RuntimeError(
@@ -282,58 +398,6 @@ class Recorder:
         )
 
 
-class _Stopwatch:
-    """Tells a schedule that asks for it how long steps take, with and without recording."""
-
-    def __init__(self, schedule: Schedule) -> None:
-        self._schedule = schedule if isinstance(schedule, MaxOverhead) else None
-        self._last: float | None = None
-
-    def step(self, is_recorded: bool) -> None:
-        if self._schedule is not None:
-            now = time.perf_counter()
-            if self._last is not None:
-                self._schedule.saw_step(is_recorded, now - self._last)
-            self._last = now
-
-    def flushed(self, n_steps: int, seconds: float) -> None:
-        if self._schedule is not None:
-            self._schedule.saw_flush(n_steps, seconds)
-            self._last = None  # the flush must not count as a long step
-
-
-# -- refusals ----------------------------------------------------------------------------------
-
-
-def _unwrap(model: nn.Module, with_outputs: bool) -> nn.Module:
-    """The module whose layers carry the user's names, or a clear refusal."""
-    if isinstance(model, nn.DataParallel):
-        raise TypeError(
-            "Expected a module, but got nn.DataParallel, whose replicas live for one forward pass "
-            "only. Use DistributedDataParallel, or pass `model.module` and one device."
-        )
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        return _unwrap(model.module, with_outputs)
-    compiled_from = getattr(model, "_orig_mod", None)
-    if isinstance(compiled_from, nn.Module):
-        if with_outputs:
-            raise TypeError(
-                "Expected an uncompiled module, but got one from torch.compile, which would "
-                "silently skip hooks added now. Give the Recorder the module before it is "
-                "compiled, and then compile; or record the parameters only: "
-                "`measures=PARAMETER_MEASURES`."
-            )
-        return _unwrap(compiled_from, with_outputs)
-    wrappers = {type(module).__name__ for module in model.modules()}
-    types = {type(parameter).__name__ for parameter in model.parameters()}
-    if "FullyShardedDataParallel" in wrappers or "DTensor" in types:
-        raise TypeError(
-            "Expected whole parameters, but got sharded ones (FSDP, tensor parallel). gradflow "
-            "cannot record those yet: train with DistributedDataParallel to record."
-        )
-    return model
-
-
 def _check_folder_is_free(folder: Path | None, first_step: int) -> None:
     """Records of two trainings in one folder would read as one."""
     later = len(load_parts(folder, from_step=first_step)) if folder is not None else 0
@@ -343,26 +407,3 @@ def _check_folder_is_free(folder: Path | None, first_step: int) -> None:
             "recorded steps. Give another folder, remove them, or give the `first_step` at which "
             "training goes on."
         )
-
-
-def _check_optimizer_fits(optimizer: Optimizer | None, model: nn.Module) -> None:
-    if optimizer is None:
-        return
-    if not hasattr(optimizer, "register_step_pre_hook"):
-        raise TypeError(
-            f"Expected a torch.optim.Optimizer, but got {type(optimizer).__name__}. Pass None, and "
-            "put its update into `with recorder.around_step():`."
-        )
-    ours = {id(parameter) for parameter in model.parameters()}
-    theirs = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not ours & theirs:
-        raise ValueError(
-            "Expected `optimizer` to hold parameters of `model`, but it holds none of them. "
-            "Make it with `model.parameters()` of the same model."
-        )
-
-
-def _fused_scale(optimizer: Optimizer | None) -> Tensor | None:
-    """The loss scale that a fused optimizer will divide its gradients by, inside its step."""
-    scale = getattr(optimizer, "grad_scale", None)
-    return scale if isinstance(scale, Tensor) else None

@@ -1,6 +1,7 @@
 """Schedules: at which optimizer steps to record."""
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable
 from numbers import Integral
@@ -108,3 +109,23 @@ class MaxOverhead:
             return math.nan
         spent = self._n_recorded * self.price * median(self._bare)
         return spent / (self._total_seconds - spent)
+
+
+class Stopwatch:
+    """Tells a schedule that asks for it how long steps take, with and without recording."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule if isinstance(schedule, MaxOverhead) else None
+        self._last: float | None = None
+
+    def step(self, is_recorded: bool) -> None:
+        if self._schedule is not None:
+            now = time.perf_counter()
+            if self._last is not None:
+                self._schedule.saw_step(is_recorded, now - self._last)
+            self._last = now
+
+    def flushed(self, n_steps: int, seconds: float) -> None:
+        if self._schedule is not None:
+            self._schedule.saw_flush(n_steps, seconds)
+            self._last = None  # the flush must not count as a long step

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from gradflow.record.measures import READS, Measure
 from gradflow.record.sums import GRADIENT_SUMS, OUTPUT_SUMS
@@ -29,24 +28,13 @@ class Site(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Pass:
-    """What a forward pass and its backward passes brought so far: sums on their device."""
+class PassSums:
+    """What a forward pass and the backward passes that count brought: sums on their device."""
 
     outputs: dict[Site, Tensor] = field(default_factory=dict)  # of OUTPUT_SUMS
     active: dict[Site, Tensor] = field(default_factory=dict)  # (channels,) uint8
     gradients: dict[Site, Tensor] = field(default_factory=dict)  # of GRADIENT_SUMS
     own: dict[tuple[str, Site], Tensor] = field(default_factory=dict)  # the user's own measures
-    # Whether its backward pass adds to the gradients of the parameters, as `autograd.grad` does
-    # not; None before there was one.
-    accumulates: bool | None = None
-    is_late: bool = False  # an optimizer step has come before its backward pass
-    # What autograd holds of each output, until its first backward pass; None where all is known.
-    edges: dict[str, tuple[GradientEdge, ...]] | None = None
-    began: int = 0  # the sequence number of autograd at the last output before
-
-    @property
-    def had_backward(self) -> bool:
-        return self.accumulates is not None
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +83,7 @@ class RecordedStep:
 
 def compact(
     step: int,
-    passes: Sequence[Pass],
+    passes: Sequence[PassSums],
     parameters: ParameterSums,
     grad_scale: Tensor,
     found_inf: Tensor | None,

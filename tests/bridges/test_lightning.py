@@ -104,7 +104,7 @@ def test_records_what_a_bare_loop_would(
     )
     # Were a validation pass recorded, it would count here.
     assert trace.sizes[0] == by_hand.get("accumulate", 1) * 4 * 6
-    assert n_hooks(model, callback.recorder.optimizer) == 0
+    assert n_hooks(model, callback.recorder.optimizers[0]) == 0
 
 
 def test_a_failed_training_leaves_no_hook_and_keeps_its_records(
@@ -113,7 +113,7 @@ def test_a_failed_training_leaves_no_hook_and_keeps_its_records(
     model, callback = Fails(net), RecorderCallback(folder=tmp_path / "records")
     with pytest.raises(ZeroDivisionError):
         trainer(tmp_path, callback).fit(model, loader(batches))
-    assert n_hooks(model, callback.recorder.optimizer) == 0
+    assert n_hooks(model, callback.recorder.optimizers[0]) == 0
     assert Trace.load(tmp_path / "records").steps.tolist() == [0, 1, 2]
 
 

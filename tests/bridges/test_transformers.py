@@ -106,7 +106,7 @@ def test_records_what_a_bare_loop_would(
     expected.assert_recorded_in(trace, "net.{}".format)
     # Were an evaluation recorded, it would count here.
     assert trace.sizes[0] == by_hand.get("accumulate", 1) * 4 * 6
-    assert n_hooks(model, callback.recorder.optimizer) == 0
+    assert n_hooks(model, callback.recorder.optimizers[0]) == 0
 
 
 def test_a_failed_training_leaves_no_hook_and_keeps_its_records(
@@ -117,7 +117,7 @@ def test_a_failed_training_leaves_no_hook_and_keeps_its_records(
     callback = recorded(hugging_face, folder=tmp_path / "records")
     with pytest.raises(ZeroDivisionError), closing(callback):
         hugging_face.train()
-    assert n_hooks(model, callback.recorder.optimizer) == 0
+    assert n_hooks(model, callback.recorder.optimizers[0]) == 0
     assert Trace.load(tmp_path / "records").steps.tolist() == [0, 1, 2]
 
 
@@ -134,7 +134,7 @@ def test_a_training_after_a_failed_one_is_recorded_once(
     hugging_face.train()
     assert len(failed.trace) == 3
     assert len(callback.recorder.trace) == 6
-    assert n_hooks(model, callback.recorder.optimizer) == 0
+    assert n_hooks(model, callback.recorder.optimizers[0]) == 0
 
 
 def test_a_resumed_training_goes_on_counting(

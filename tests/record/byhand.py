@@ -36,13 +36,19 @@ def as_double(x: Tensor) -> Tensor:
 
 
 class Output:
-    """One output: its values, and the gradients that came back to it."""
+    """One output: its values, and the gradient that came back to it, over all backward passes."""
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, counts: Callable[[], bool] = lambda: True) -> None:
         self.z = as_double(tensor)
-        self.grads: list[Tensor] = []
+        self.grad: Tensor | None = None
+        self._counts = counts
         if tensor.requires_grad:
-            tensor.register_hook(lambda grad: self.grads.append(as_double(grad)))
+            tensor.register_hook(self._add)
+
+    def _add(self, grad: Tensor) -> None:
+        if self._counts():
+            grad = as_double(grad)
+            self.grad = grad if self.grad is None else self.grad + grad
 
     def channels_alive(self) -> Tensor:
         dim = 1 if self.z.dim() == 4 else self.z.dim() - 1
@@ -56,6 +62,7 @@ class ByHand:
         self.model = model
         self.step_index = 0
         self._unpack = unpack
+        self._is_aside = False
         self._outputs: dict[int, dict[str, list[Output]]] = {}  # by step and site
         self._parameters: dict[int, dict[str, dict[str, float]]] = {}
         self._scales: dict[int, float] = {}
@@ -89,10 +96,19 @@ class ByHand:
             output = forward(*args, **kwargs)
             call = calls[name] = calls.get(name, -1) + 1
             site = f"{name}#{call}" if call else name
-            seen.setdefault(site, []).append(Output(self._unpack(output)))
+            seen.setdefault(site, []).append(
+                Output(self._unpack(output), lambda: not self._is_aside)
+            )
             return output
 
         return watched
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Backward passes that do not count, as those of `autograd.grad`."""
+        self._is_aside = True
+        yield
+        self._is_aside = False
 
     def forget(self) -> None:
         """What was seen for the coming step does not count."""
@@ -218,7 +234,7 @@ def output_row(outputs: list[Output], scale: float = 1.0) -> dict[str, float]:
         "output_max_abs": z.abs().max().item(),
         "output_nonfinite": float((~z.isfinite()).sum()),
     }
-    grads = [grad.flatten() / scale for output in outputs for grad in output.grads]
+    grads = [output.grad.flatten() / scale for output in outputs if output.grad is not None]
     if grads:
         g = torch.cat(grads)
         row |= {

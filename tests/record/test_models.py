@@ -192,7 +192,7 @@ def outputs_with_hook(
 
 class _Seen:
     def __init__(self, z: Tensor) -> None:
-        self.z, self.grads = z.double(), []
+        self.z, self.grad = z.double(), None
 
     def channels_alive(self) -> Tensor:
         return (self.z != 0).any(0)

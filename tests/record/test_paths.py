@@ -89,7 +89,7 @@ def test_every_call_of_a_cell_follows_on_the_one_before() -> None:
 
 def test_parameters_without_a_module_stand_where_they_are_used() -> None:
     class Own(nn.Module):
-        """A weight, a bias and a position of one's own, and a child that makes it no leaf."""
+        """A weight and a position of its own, and a child, which uses neither."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -102,7 +102,9 @@ def test_parameters_without_a_module_stand_where_they_are_used() -> None:
             return output
 
     feeds = recorded(nn.Sequential(Own(), Own()), torch.randn(2, 4)).feeds
-    assert feeds == {"0.act": ("0.kernel",), "1.act": ("0.act", "1.kernel")}
+    assert feeds == {
+        "0.act": ("0.kernel",), "0": ("0.act",), "1.act": ("0", "1.kernel"), "1": ("1.act",)
+    }  # fmt: skip
 
 
 def test_parametrized_attention_and_recurrent_weights() -> None:

@@ -1,0 +1,296 @@
+"""Which backward passes belong to a step, and what they brought to the outputs of the layers.
+
+A hook on an output sees every backward pass: `torch.autograd.grad`, the loss of another network, an
+attack, an inner loop. One counts if it added a gradient to a parameter of the model, and if that
+gradient is still there at the optimizer's step. The engine gives each backward pass a number and
+calls back at its end, where the gradients of the parameters are compared with those at its start.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gradflow.record.measures import Measure
+from gradflow.record.readable import NotTaken, unreadable
+from gradflow.record.steps import PassSums, Site
+from gradflow.record.sums import gradient_sums
+
+_NUMBERS = count()
+# Of the gradient of a parameter, to see later whether it is the same tensor in the same state.
+_Mark = tuple["weakref.ref[Tensor]", int] | None
+
+
+class ForwardPass:
+    """What the outputs of one forward pass summed to. It lives as long as its graph does: the hooks
+    on the outputs hold it, and nothing else, until a backward pass through it counts.
+    """
+
+    __slots__ = ("active", "had_backward", "kept", "number", "outputs", "own")
+
+    def __init__(self) -> None:
+        self.number = next(_NUMBERS)
+        self.outputs: dict[Site, Tensor] = {}  # of OUTPUT_SUMS
+        self.active: dict[Site, Tensor] = {}  # (channels,) uint8
+        self.own: dict[tuple[str, Site], Tensor] = {}  # the user's own measures
+        self.had_backward = False  # of any kind
+        self.kept: set[Site] = set()  # where gradients are kept, since others may meet them
+
+
+class _Gradient(NamedTuple):
+    """What one backward pass brought to one output."""
+
+    of: ForwardPass
+    site: Site
+    sums: Tensor | None  # of GRADIENT_SUMS, where a measure needs them
+    own: dict[str, Tensor]  # the user's own measures, by name
+    vector: Tensor | None  # kept where another backward pass may meet this one
+
+
+class _BackwardPass:
+    __slots__ = ("before", "gradients", "keeps_graph", "touched")
+
+    def __init__(self, before: list[_Mark], keeps_graph: bool) -> None:
+        self.before = before
+        self.keeps_graph = keeps_graph
+        self.gradients: list[_Gradient] = []
+        self.touched: list[int] = []  # parameters whose gradient it added to
+
+
+class BackwardPasses:
+    """Collects what backward passes bring to outputs; `settle` keeps those of a step.
+
+    `on_count` is told of each backward pass that counts, through which forward passes it went, and
+    `on_discard` when gradients were zeroed without a step, and whether one was not finite.
+    """
+
+    def __init__(
+        self,
+        measures: Sequence[Measure],
+        not_taken: NotTaken,
+        on_count: Callable[[set[ForwardPass]], None],
+        on_discard: Callable[[bool], None],
+    ) -> None:
+        self.modules: list[nn.Module] = []  # of the watched model
+        self.is_listening = True
+        self.n_counted = 0
+        self._own = [m for m in measures if m.of == "output gradient" and m.function is not None]
+        self._reads = any(m.of == "output gradient" for m in measures)
+        self._not_taken = not_taken
+        self._on_count = on_count
+        self._on_discard = on_discard
+        self._running: dict[int, _BackwardPass | None] = {}  # by the engine's number
+        self._counted: list[_BackwardPass] = []  # since the last step
+        self._settled: dict[int, list[_BackwardPass]] = {}  # by optimizer
+        self._parameters: list[nn.Parameter] = []  # of this step
+        self._marks: list[_Mark] = []  # when the last counted backward pass ended
+
+    # -- in the hooks ------------------------------------------------------------------------
+
+    def on_gradient(self, of: ForwardPass, site: Site, grad: Tensor) -> None:
+        """The hook on an output."""
+        if not self.is_listening:
+            return
+        of.had_backward = True
+        try:
+            one = self._current()
+            if one is None:
+                return
+            why = unreadable(grad) if self._reads and not grad.is_sparse else None
+            sums = vector = None
+            if why is not None:
+                self._not_taken.say(f"the gradient of the output of {site.module!r}", why)
+                sums = torch.full((2,), torch.nan, dtype=torch.float64)
+            elif self._reads:
+                sums = _sums(grad)
+                if one.keeps_graph or site in of.kept:
+                    of.kept.add(site)
+                    vector = grad.detach().clone()
+        except Exception as error:
+            self._not_taken.failed(f"the gradient of the output of {site.module!r}", error)
+            return
+        own = {m.name: m.number(grad.detach()) for m in self._own} if why is None else {}
+        one.gradients.append(_Gradient(of, site, sums, own, vector))
+
+    def _current(self) -> _BackwardPass | None:
+        """The backward pass that is running; None if it cannot count."""
+        number = torch._C._current_graph_task_id()
+        if number in self._running:
+            return self._running[number]
+        if not self._running:  # else one inside another, as in reentrant checkpointing
+            self._discard_what_was_zeroed()
+        if not self._parameters:
+            found = (p for module in self.modules for p in module._parameters.values())
+            self._parameters = [p for p in dict.fromkeys(found) if p is not None]
+        one = None
+        if not self._are_inputs():
+            # Only where the graph is kept can a later backward pass come to the same outputs.
+            keeps = torch._C._autograd._get_current_graph_task_keep_graph()
+            one = _BackwardPass(self._mark(), keeps and self._are_reached())
+        self._running[number] = one
+        torch.autograd.Variable._execution_engine.queue_callback(partial(self._end, number))
+        return one
+
+    def _are_inputs(self) -> bool:
+        """Whether `autograd.grad` is running for the parameters: it adds nothing to `.grad`."""
+        try:
+            next(self._will_be_reached(), False)
+        except RuntimeError:
+            return True
+        return False
+
+    def _are_reached(self) -> bool:
+        """Whether the running backward pass comes to a parameter by itself."""
+        try:
+            return any(self._will_be_reached())
+        except RuntimeError:
+            return False
+
+    def _will_be_reached(self) -> Iterator[bool]:
+        for parameter in self._parameters:
+            if parameter.requires_grad and unreadable(parameter) is None:
+                edge = torch.autograd.graph.get_gradient_edge(parameter)
+                yield torch._C._will_engine_execute_node(edge.node)
+
+    def _end(self, number: int) -> None:
+        """The engine has finished a backward pass."""
+        try:
+            one = self._running.pop(number, None)
+            if one is not None and self.is_listening:
+                self._count(one)
+        except Exception as error:
+            self._not_taken.failed("the outputs of a backward pass", error)
+
+    def _count(self, one: _BackwardPass) -> None:
+        """Keep it if it added to the gradient of a parameter."""
+        now = self._mark()
+        one.touched = [
+            i for i, (mark, before) in enumerate(zip(now, one.before, strict=True))
+            if not _is_same(mark, before)
+        ]  # fmt: skip
+        if one.touched:
+            self._marks = now
+            self._counted.append(one)
+            self.n_counted += 1
+            self._on_count({gradient.of for gradient in one.gradients})
+
+    # -- whether gradients are still there -----------------------------------------------------
+
+    def _mark(self) -> list[_Mark]:
+        grads = (parameter.grad for parameter in self._parameters)
+        return [None if g is None else (weakref.ref(g), g._version) for g in grads]
+
+    def _discard_what_was_zeroed(self, *, by_value: bool = True) -> None:
+        """A gradient that is gone without a step takes its backward passes with it."""
+        there = [one for one in self._counted if self._is_there(one, by_value)]
+        if len(there) < len(self._counted):
+            gone = [one for one in self._counted if one not in there]
+            self._counted = there
+            sums = [g.sums[1] for one in gone for g in one.gradients if g.sums is not None]
+            self._on_discard(any(bool(n_nonfinite != 0) for n_nonfinite in sums))
+
+    def _is_there(self, one: _BackwardPass, by_value: bool) -> bool:
+        """Whether a gradient that it added to is there, as it was or otherwise than zero.
+
+        A look at values waits for the device: right before a step, where clipping has just changed
+        the gradients, they are looked at on a CPU only.
+        """
+        changed = []
+        for i in one.touched:
+            grad, mark = self._parameters[i].grad, self._marks[i]
+            if grad is None:
+                continue
+            if mark is not None and mark[0]() is grad and mark[1] == grad._version:
+                return True
+            changed.append(grad)
+        return any(not (by_value or grad.is_cpu) or _is_nonzero(grad) for grad in changed)
+
+    # -- at the step -------------------------------------------------------------------------
+
+    def forget_unfinished(self) -> None:
+        """Those that raised: called where none can be running."""
+        self._running.clear()
+
+    def settle(self, optimizer: int) -> None:
+        """The step of this optimizer uses what was counted so far."""
+        if torch._C._current_graph_task_id() == -1:
+            self.forget_unfinished()
+        for number, one in self._running.items():  # a hook steps while gradients arrive
+            if one is not None:
+                self._count(one)
+                self._running[number] = _BackwardPass(self._mark(), one.keeps_graph)
+        self._discard_what_was_zeroed(by_value=False)
+        counted, self._counted = self._counted, []
+        if counted or optimizer not in self._settled:  # else a step that is tried again
+            self._settled[optimizer] = counted
+
+    def drop(self) -> None:
+        """What was counted so far belongs to no recorded step."""
+        self._counted = []
+
+    def reset(self) -> None:
+        """Start anew."""
+        self._running.clear()
+        self._counted, self._settled, self._parameters, self._marks = [], {}, [], []
+
+    def take(self) -> list[PassSums]:
+        """The forward passes of the step that has ended, with the gradients that came to them."""
+        by_pass: dict[ForwardPass, dict[Site, list[_Gradient]]] = {}
+        for settled in self._settled.values():
+            for one in settled:
+                for gradient in one.gradients:
+                    by_site = by_pass.setdefault(gradient.of, {})
+                    by_site.setdefault(gradient.site, []).append(gradient)
+        self._settled = {}
+        if not (self._counted or self._running):
+            self._parameters = []
+        passes = sorted(by_pass, key=lambda one: one.number)
+        return [self._sums_of(one, by_pass[one]) for one in passes]
+
+    def _sums_of(self, of: ForwardPass, gradients: dict[Site, list[_Gradient]]) -> PassSums:
+        of.kept.clear()
+        result = PassSums(of.outputs, of.active, {}, dict(of.own))
+        for site, several in gradients.items():
+            sums, own = several[0].sums, several[0].own
+            if len(several) > 1:
+                sums, own = self._together(several)
+            if sums is not None:
+                result.gradients[site] = sums
+            for name, value in own.items():
+                result.own[name, site] = value
+        return result
+
+    def _together(self, several: list[_Gradient]) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Of backward passes through one output: those that were kept add as vectors."""
+        vectors = [one.vector for one in several if one.vector is not None]
+        parts = [(one.sums, one.own) for one in several if one.vector is None]
+        if vectors:
+            total = torch.stack(vectors).sum(0) if len(vectors) > 1 else vectors[0]
+            parts.append((_sums(total), {m.name: m.number(total) for m in self._own}))
+        known = [sums for sums, _ in parts if sums is not None]
+        names = dict.fromkeys(name for _, own in parts for name in own)
+        all_own = {
+            name: torch.stack([own[name] for _, own in parts if name in own]).sum(0)
+            for name in names
+        }
+        return torch.stack(known).sum(0) if known else None, all_own
+
+
+def _sums(grad: Tensor) -> Tensor:
+    return gradient_sums(grad.coalesce().values() if grad.is_sparse else grad)
+
+
+def _is_same(one: _Mark, other: _Mark) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one[0] is other[0] and one[1] == other[1]  # a tensor has one weak reference
+
+
+def _is_nonzero(grad: Tensor) -> bool:
+    if grad.is_sparse:
+        return bool(grad._nnz())
+    return unreadable(grad) is not None or bool(grad.any())

@@ -1,0 +1,469 @@
+"""The user's own step: wrappers, closures, several optimizers, and what is left when one fails."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from byhand import ByHand, sgd
+from torch import Tensor, nn
+
+from gradflow import Recorder, Trace
+from gradflow.record import PARAMETER_MEASURES
+from gradflow.record import outputs as record_outputs
+
+
+def value(trace: Trace, measure: str, site: str, step: int = 0) -> float:
+    return float(trace.values[measure][step, trace.sites.index(site)])
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def inputs(seed: int = 3) -> Tensor:
+    return torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().double().clone() for name, p in model.named_parameters()}
+
+
+def assert_updates(trace: Trace, step: int, before: Any, after: Any, names: Any = None) -> None:
+    for name in names or before:
+        want = (after[name] - before[name]).norm().item()
+        assert value(trace, "update_norm", name, step) == pytest.approx(want, rel=1e-5), name
+        want = before[name].norm().item()
+        assert value(trace, "weight_norm", name, step) == pytest.approx(want, rel=1e-5), name
+
+
+# -- wrappers and closures ---------------------------------------------------------------------
+
+
+class Sam(torch.optim.Optimizer):
+    """Climbs, asks for the gradient there, goes back, and steps with it; in one call or in two."""
+
+    def __init__(self, params: Any, rho: float = 0.5) -> None:
+        super().__init__(params, {})
+        self.rho, self.base = rho, torch.optim.SGD(self.param_groups, lr=0.1)
+
+    @torch.no_grad()
+    def first_step(self) -> None:
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["climb"] = self.rho * p.grad
+            p.add_(self.state[p]["climb"])
+        self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self) -> None:
+        for p in self.param_groups[0]["params"]:
+            p.sub_(self.state[p]["climb"])
+        self.base.step()
+        self.zero_grad()
+
+    def step(self, closure: Callable[[], Tensor]) -> None:  # type: ignore[override]
+        self.first_step()
+        with torch.enable_grad():
+            closure()
+        self.second_step()
+
+
+def test_an_optimizer_that_moves_the_weights_before_its_closure() -> None:
+    model, x = mlp(), inputs()
+    optimizer, befores, grads = Sam(model.parameters()), [], []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (model(x) - 1).square().mean()
+        loss.backward()
+        grads.append([p.grad.double().norm().item() for p in model.parameters()])
+        return loss
+
+    with Recorder(model, optimizer) as recorder:
+        for _ in range(2):
+            befores.append(weights(model))
+            closure()
+            optimizer.step(closure)
+    befores.append(weights(model))
+    trace = recorder.trace
+    for step in range(2):
+        assert_updates(trace, step, befores[step], befores[step + 1])
+        for (name, _), want in zip(model.named_parameters(), grads[2 * step + 1], strict=True):
+            assert value(trace, "grad_norm", name, step) == pytest.approx(want, rel=1e-5)
+    assert trace.sizes[trace.sites.index("2")] == 6, "the pass at the climbed weights alone"
+
+
+@pytest.mark.parametrize("measures", [None, PARAMETER_MEASURES])
+def test_backward_passes_and_no_step_are_told_at_the_end(measures: Any) -> None:
+    model, x = mlp(), inputs()
+    optimizer = Sam(model.parameters())
+    settings = {} if measures is None else {"measures": measures}
+    recorder = Recorder(model, optimizer, **settings)
+    for _ in range(2):
+        model(x).square().mean().backward()
+        optimizer.first_step()
+        model(x).square().mean().backward()
+        optimizer.second_step()
+    with pytest.warns(UserWarning, match="no step was seen .of Sam.*whose `step` is called.*None"):
+        recorder.close()
+    recorder.close()  # says it once
+    with Recorder(model, optimizer, **settings):
+        pass  # nothing happened: nothing to say
+
+
+def test_no_warning_hides_an_exception() -> None:
+    model = mlp()
+    with suppress(ZeroDivisionError), Recorder(model, sgd(model)):
+        model(inputs()).sum().backward()
+        raise ZeroDivisionError
+
+
+def test_the_inner_optimizer_of_a_wrapper_can_be_watched() -> None:
+    model, x = mlp(), inputs()
+    optimizer, befores = Sam(model.parameters()), []
+    with Recorder(model, optimizer.base) as recorder:
+        for _ in range(3):
+            model(x).square().mean().backward()
+            befores.append(weights(model))
+            optimizer.first_step()
+            model(x).square().mean().backward()
+            optimizer.second_step()
+    befores.append(weights(model))
+    assert recorder.skipped_steps == []
+    for step in range(3):
+        want = (befores[step + 1]["2.weight"] - befores[step]["2.weight"]).norm().item()
+        assert value(recorder.trace, "update_norm", "2.weight", step) == pytest.approx(want, 1e-5)
+        assert recorder.trace.sizes[recorder.trace.sites.index("2")] == 6
+
+
+def test_a_wrapper_is_watched_itself_although_it_has_an_optimizer_inside() -> None:
+    """Lookahead: every second step goes half way back to the slow weights."""
+
+    class Lookahead(torch.optim.Optimizer):
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            super().__init__(optimizer.param_groups, {})
+            self.optimizer, self.n = optimizer, 0
+            self.slow = [p.detach().clone() for p in self.param_groups[0]["params"]]
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            self.optimizer.step()
+            self.n += 1
+            if self.n % 2 == 0:
+                for p, slow in zip(self.param_groups[0]["params"], self.slow, strict=True):
+                    slow.add_(p - slow, alpha=0.5)
+                    p.copy_(slow)
+
+    model = mlp()
+    optimizer, befores = Lookahead(sgd(model)), []
+    with Recorder(model, optimizer) as recorder:
+        for seed in range(4):
+            befores.append(weights(model))
+            optimizer.zero_grad()
+            model(inputs(seed)).square().mean().backward()
+            optimizer.step()
+    befores.append(weights(model))
+    assert len(recorder.trace) == 4
+    for step in range(4):
+        assert_updates(recorder.trace, step, befores[step], befores[step + 1])
+
+
+def test_a_step_that_calls_that_of_its_parent_is_one_step() -> None:
+    class Logged(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    model = mlp()
+    sgd(model)  # from now on torch tells of steps of SGD and of Logged
+    optimizer, hand = Logged(model.parameters(), lr=0.1), ByHand(model)
+    with Recorder(model, optimizer) as recorder:
+        for seed in range(3):
+            optimizer.zero_grad()
+            with hand.forward():
+                loss = model(inputs(seed)).square().mean()
+            loss.backward()
+            if seed == 1:
+                optimizer.param_groups[0]["lr"] = "wrong"
+                with pytest.raises((TypeError, RuntimeError)):
+                    optimizer.step()
+                optimizer.param_groups[0]["lr"] = 0.1
+                hand.forget()
+                continue
+            with hand.step():
+                optimizer.step()
+    hand.compare(recorder.trace)
+
+
+def test_a_closure_that_is_not_called() -> None:
+    class Ignores(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            return super().step()
+
+    model = mlp()
+    optimizer, hand = Ignores(model.parameters(), lr=0.1), ByHand(model)
+    with Recorder(model, optimizer) as recorder:
+        for seed in range(2):
+            optimizer.zero_grad()
+            with hand.forward():
+                loss = model(inputs(seed)).square().mean()
+            loss.backward()
+            with hand.step():
+                optimizer.step(lambda: None)
+    hand.compare(recorder.trace)
+
+
+def test_a_closure_that_calls_backward_twice() -> None:
+    model = mlp()
+    optimizer, hand = sgd(model), ByHand(model)
+    with Recorder(model, optimizer) as recorder:
+        for _ in range(2):
+
+            def closure() -> Tensor:
+                optimizer.zero_grad()
+                for seed in range(2):
+                    with hand.forward():
+                        loss = model(inputs(seed)).square().mean()
+                    loss.backward()
+                hand.before_step()
+                return loss
+
+            optimizer.step(closure)
+            hand.after_step()
+    hand.compare(recorder.trace)
+
+
+def test_lbfgs_measures_the_closure_that_it_keeps_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads = []
+    real = record_outputs.output_sums
+    monkeypatch.setattr(
+        record_outputs, "output_sums", lambda *a, **k: reads.append(1) or real(*a, **k)
+    )
+    model, calls = mlp(), []
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=6)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (model(inputs()) - 1).square().mean()
+        loss.backward()
+        calls.append(1)
+        return loss
+
+    with Recorder(model, optimizer) as recorder:
+        before = weights(model)
+        optimizer.step(closure)
+        assert len(calls) > 3
+        assert len(reads) == 3, "one of each layer"
+    assert_updates(recorder.trace, 0, before, weights(model))
+
+
+def test_optimizers_that_step_while_gradients_arrive() -> None:
+    """One per parameter, in hooks of the backward pass, which frees the gradient at once."""
+    model = mlp()
+    optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+
+    def on_gradient(parameter: Tensor) -> None:
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    wants, befores = [], []
+    with Recorder(model, list(optimizers.values())) as recorder:
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(on_gradient)
+        for seed in range(2):
+            befores.append(weights(model))
+            z = model(inputs(seed))
+            wants.append((2 * z / 6).detach().double().norm().item())
+            z.square().mean().backward()
+    befores.append(weights(model))
+    assert len(recorder.trace) == 2
+    for step in range(2):
+        got = value(recorder.trace, "output_grad_norm", "2", step)
+        assert got == pytest.approx(wants[step], rel=1e-5)
+        assert_updates(recorder.trace, step, befores[step], befores[step + 1])
+
+
+# -- several optimizers ------------------------------------------------------------------------
+
+
+def halves(model: nn.Sequential) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """As Muon for the matrices inside and AdamW for the rest."""
+    rest = [model[0].weight, model[0].bias, model[2].bias]
+    return torch.optim.SGD([model[2].weight], lr=0.1), torch.optim.AdamW(rest, lr=0.01)
+
+
+def test_weights_that_another_optimizer_moves_have_no_update() -> None:
+    model = mlp()
+    watched, other = halves(model)
+    with Recorder(model, watched) as recorder:
+        for seed in range(2):
+            model.zero_grad()
+            model(inputs(seed)).square().mean().backward()
+            watched.step()
+            other.step()
+    trace = recorder.trace
+    for measure in ("update_norm", "update_changed_fraction"):
+        for name in ("0.weight", "0.bias", "2.bias"):
+            assert np.isnan(trace.values[measure][:, trace.sites.index(name)]).all()
+        assert (trace.values[measure][:, trace.sites.index("2.weight")] > 0).all()
+    assert (trace.values["grad_norm"][:, trace.sites.index("0.weight")] > 0).all()
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_a_step_of_two_optimizers(interval: int) -> None:
+    model = mlp()
+    both, hand = halves(model), ByHand(model)
+    with Recorder(model, both, every=interval) as recorder:
+        for seed in range(4):
+            model.zero_grad()
+            with hand.forward():
+                loss = model(inputs(seed)).square().mean()
+            loss.backward()
+            with hand.step():
+                for optimizer in both:
+                    optimizer.step()
+    hand.compare(recorder.trace, steps=range(0, 4, interval))
+
+
+class Gan(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.G, self.D = nn.Linear(4, 4), mlp()
+
+
+@pytest.mark.parametrize("n_critic", [1, 3])
+def test_a_gan_of_two_optimizers(n_critic: int) -> None:
+    """The discriminator's first step of a round counts, with the generator's."""
+    model = Gan()
+    d, g = sgd(model.D), sgd(model.G)
+    z, real, hand = inputs(5), inputs(6), ByHand(model)
+    befores: list[dict[str, dict[str, Tensor]]] = []
+    with Recorder(model, [d, g]) as recorder:
+        for _ in range(3):
+            befores.append({"start": weights(model)})
+            for i in range(n_critic):
+                d.zero_grad()
+                with counted(hand, i == 0):
+                    loss = model.D(model.G(z).detach()).square().mean()
+                    loss = loss + (model.D(real) - 1).square().mean()
+                loss.backward()
+                d.step()
+                befores[-1].setdefault("after d", weights(model))
+            g.zero_grad()
+            with hand.forward():
+                loss = (model.D(model.G(z)) - 1).square().mean()
+            loss.backward()
+            g.step()
+            befores[-1]["end"] = weights(model)
+            hand.step_index += 1
+    trace = recorder.trace
+    assert trace.steps.tolist() == [0, 1, 2]
+    for step, before in enumerate(befores):
+        names = list(before["start"])
+        of_d = [name for name in names if name.startswith("D")]
+        of_g = [name for name in names if name.startswith("G")]
+        assert_updates(trace, step, before["start"], before["after d"], of_d)
+        assert_updates(trace, step, before["start"], before["end"], of_g)
+        want = hand._outputs[step]["D.2"][-1].grad.norm().item()
+        got = value(trace, "output_grad_norm", "G", step)
+        assert got == pytest.approx(hand._outputs[step]["G"][-1].grad.norm().item(), rel=1e-5)
+        assert value(trace, "output_grad_norm", "D.2", step) >= want
+
+
+@contextmanager
+def counted(hand: ByHand, does: bool) -> Iterator[None]:
+    if does:
+        with hand.forward():
+            yield
+    else:
+        yield
+
+
+def test_wrong_lists_of_optimizers_are_refused() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    for wrong, message in (
+        ([], "at least one optimizer"),
+        ([optimizer, optimizer], "each once"),
+        ([optimizer, None], "None among them"),
+        ([optimizer, sgd(mlp())], "holds none of them"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Recorder(model, wrong)  # type: ignore[arg-type]
+        assert_nothing_left(model, optimizer)
+
+
+# -- nothing is left behind --------------------------------------------------------------------
+
+
+def assert_nothing_left(model: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            assert not hooks
+            assert not vars(hooks)
+    for parameter in model.parameters():
+        assert not parameter._backward_hooks
+        assert not parameter._post_accumulate_grad_hooks
+    for optimizer in optimizers:
+        assert not optimizer._optimizer_step_pre_hooks
+        assert not optimizer._optimizer_step_post_hooks
+
+
+def test_a_wrapper_that_cannot_tell_of_its_steps_is_refused_with_a_way_out() -> None:
+    """As in older code: it forwards what it does not know to the optimizer inside."""
+
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, inner: torch.optim.Optimizer) -> None:
+            self.inner, self.param_groups = inner, inner.param_groups
+
+        def step(self, closure: Any = None) -> None:
+            self.inner.step()
+
+    model = mlp()
+    with pytest.raises(TypeError, match=r"Wrapper does not call `super\(\).__init__\(\)`.*inside"):
+        Recorder(model, Wrapper(sgd(model)))
+    assert_nothing_left(model)
+
+
+@pytest.mark.parametrize("at", ["schedule", "hooks", "optimizer"])
+def test_a_constructor_that_fails_undoes_itself(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mlp()
+    optimizers = [sgd(model[0]), sgd(model[2])]
+
+    def fails(*args: object) -> bool:
+        raise ZeroDivisionError
+
+    if at == "hooks":
+        monkeypatch.setattr(model, "register_forward_pre_hook", fails)
+    if at == "optimizer":
+        monkeypatch.setattr(optimizers[1], "register_step_post_hook", fails)
+    measures = ["output_rms", "grad_noise"]
+    every = fails if at == "schedule" else 1
+    with pytest.raises(ZeroDivisionError):
+        Recorder(model, optimizers, every=every, measures=measures)
+    assert_nothing_left(model, *optimizers)
+
+
+def test_a_user_measure_that_raises_is_the_users_and_all_can_be_closed() -> None:
+    from gradflow.record import Measure
+
+    def fails(*tensors: Tensor) -> Tensor:
+        raise ZeroDivisionError
+
+    for of in ("output", "output gradient", "parameter"):
+        model = mlp()
+        optimizer = sgd(model)
+        recorder = Recorder(
+            model, optimizer, measures=[Measure("mine", of, "", "", function=fails)]
+        )  # type: ignore[arg-type]
+        with pytest.raises(ZeroDivisionError):  # noqa: PT012
+            model(inputs()).sum().backward()
+            optimizer.step()
+        with suppress(UserWarning):
+            recorder.close()
+        assert_nothing_left(model, optimizer)
