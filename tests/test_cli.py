@@ -66,7 +66,7 @@ def test_config_file_and_flags(
     ("arguments", "message"),
     [
         (["nonsense"], "nonsense"),
-        (["train", "--lr", "-1"], "Expected `lr` to be above 0, but got -1"),
+        (["train", "--lr", "-1"], "Expected `lr` to be from 1e-30 to 1e+30, but got -1"),
         (["train", "--precision", "fp8"], "fp8"),
         (["train", "--config", "missing.yaml"], "missing.yaml"),
         (["train", "--data", "no-such-data"], "no-such-data"),
@@ -74,7 +74,7 @@ def test_config_file_and_flags(
         (["train", "--resume", "nowhere", "--epochs", "3"], "no other options beside --resume"),
         (["data", "no-such-data"], "no-such-data"),
         (["saliency", "missing.jpg", "--runs", "nowhere"], "missing.jpg"),
-        (["bench", "--rounds", "0"], "at least one round"),
+        (["bench", "--rounds", "0"], "`rounds` and `steps` from 1"),
         (["check"], "Expected a model, or --controls"),
         (["check", "plain_18"], "Expected --input to be the shape"),
         (["check", "plain_18", "--input", "int:128"], "gradflow.check(model, ids)"),

@@ -1,10 +1,9 @@
 """`gradflow bench`: what recording costs on this machine."""
 
 import dataclasses
-import json as json_
 from typing import Literal
 
-from gradflow.cli.console import progress, show, stderr
+from gradflow.cli.console import progress, show, show_json, stderr
 from gradflow.cli.options import OK, Flag
 from gradflow.training.config import TrainConfig
 
@@ -65,7 +64,7 @@ def bench(
     floor = recording_floor(config, accelerator)
     if json:
         timed = [timing.to_json() for timing in timings]
-        print(json_.dumps({"timings": timed, "floor": dataclasses.asdict(floor)}))
+        show_json({"timings": timed, "floor": dataclasses.asdict(floor)})
     else:
         title = (
             f"{arch}, {image_size} px, batch {batch_size}, {precision}, {accelerator.device}, "

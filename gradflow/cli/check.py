@@ -1,11 +1,10 @@
 """`gradflow check`: a network before training, and gradflow itself on known truths."""
 
-import json as json_
 import sys
 from pathlib import Path
 from typing import Literal
 
-from gradflow.cli.console import progress, show, stderr
+from gradflow.cli.console import progress, show, show_json, stderr
 from gradflow.cli.options import FAILED, JUDGED, OK, Flag
 
 
@@ -70,7 +69,7 @@ def check(
             progress=lambda n_done: bar.update(task, completed=n_done),
         )
     if json:
-        print(json_.dumps({"model": model, **found.to_json()}, ensure_ascii=False))
+        show_json({"model": model, **found.to_json()})
     else:
         show(terminal.check_view(found, model))
     is_judged = fail_on is not None and (found.label == fail_on or bool(found.nonfinite))
@@ -100,7 +99,7 @@ def _check_controls(*, as_json: bool) -> int:
         )
     if as_json:
         content = {"controls": [one.to_json() for one in results], "gate": gate.to_json()}
-        print(json_.dumps(content, ensure_ascii=False))
+        show_json(content)
     else:
         show(terminal.controls_view(results, gate))
     return OK if gate.passed and all(one.passed for one in results) else FAILED

@@ -1,11 +1,13 @@
 """Printing: results go to stdout, everything else to stderr."""
 
 import io
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +17,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
+
+from gradflow.present.visible import visible
 
 WIDTH = 160  # where there is no terminal to fit: a file, a pipe
 
@@ -28,6 +33,11 @@ def show(*views: RenderableType) -> None:
         console.print(view, highlight=False)
 
 
+def show_json(content: Any) -> None:
+    """One JSON object on stdout, in ASCII: any terminal and any program can read it."""
+    print(json.dumps(content))
+
+
 def stderr(*, quiet: bool = False) -> Console:
     return _console(is_terminal=sys.stderr.isatty(), stderr=True, quiet=quiet)
 
@@ -35,7 +45,20 @@ def stderr(*, quiet: bool = False) -> Console:
 def _console(*, is_terminal: bool, stderr: bool = False, quiet: bool = False) -> Console:
     """Text is printed as it is: a folder may be called `holiday [raw]`, a class `:cat:`."""
     width = None if is_terminal else WIDTH
-    return Console(stderr=stderr, quiet=quiet, width=width, markup=False, emoji=False)
+    return _Plain(stderr=stderr, quiet=quiet, width=width, markup=False, emoji=False)
+
+
+class _Plain(Console):
+    """A console through which no text of others reaches the terminal as a command to it."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield segment._replace(text=visible(segment.text))
 
 
 @contextmanager

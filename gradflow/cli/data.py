@@ -1,11 +1,10 @@
 """`gradflow data`: an audit of images before anything is trained."""
 
-import json as json_
 import sys
 
 from rich.console import RenderableType
 
-from gradflow.cli.console import progress, show, stderr
+from gradflow.cli.console import progress, show, show_json, stderr
 from gradflow.cli.options import FAILED, OK, Flag
 
 
@@ -13,6 +12,7 @@ def data(
     path: str,
     *,
     download: Flag = False,
+    allow_outside: Flag = False,
     all: Flag = False,
     json: Flag = False,
 ) -> int:
@@ -26,6 +26,8 @@ def data(
         As `--data` of train: digits, a folder, a CSV file, or a torchvision name.
     download
         Let torchvision download the data set.
+    allow_outside
+        Let a table of labels name files outside its own folder.
     all
         List every file concerned, not the first ten of each kind.
     json
@@ -34,14 +36,14 @@ def data(
     from gradflow.data import audit, open_source, split
     from gradflow.present import terminal
 
-    source = open_source(path, download=download)
+    source = open_source(path, download=download, allow_outside=allow_outside)
     with progress(stderr(), "images") as (bar, task):
         found = audit(
             source, progress=lambda n_done, n: bar.update(task, completed=n_done, total=n)
         )
     content = found.to_json()
     if json:
-        print(json_.dumps(content, ensure_ascii=False))
+        show_json(content)
     else:
         views: list[RenderableType] = [terminal.audit_view(content, sys.maxsize if all else 10)]
         for kind in ("grouped", "random"):

@@ -1,13 +1,13 @@
 """`gradflow diagnose` and `gradflow compare`: what the records of runs say."""
 
-import json as json_
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gradflow.cli.console import progress, show, stderr
+from gradflow.cli.console import progress, show, show_json, stderr
 from gradflow.cli.options import JUDGED, OK, Flag, Output
+from gradflow.files import held
 
 if TYPE_CHECKING:
     from gradflow.studies import StudyDir
@@ -43,9 +43,11 @@ def diagnose(
     json
         Print the verdict as one JSON object on stdout.
     """
+    from gradflow.present.plots import picture_path
     from gradflow.training.diagnosis import diagnose as run_diagnosis
 
     runs = runs or (newest_run(),)
+    output = runs[0] / "figures" / "verdict.png" if output is None else picture_path(output)
     study = _study_among(runs)
     if study is not None:
         if accused is not None or reference is not None:
@@ -65,13 +67,13 @@ def diagnose(
             _measure_rivals(runs)
         verdict = run_diagnosis(runs, accused=accused, reference=reference)
     if json:
-        print(json_.dumps(verdict.to_json(), ensure_ascii=False))
+        show_json(verdict.to_json())
     else:
         from gradflow.present.figures import save_verdict_figure
         from gradflow.present.letter import verdict_view
         from gradflow.present.terminal_plot import can_show_braille
 
-        picture = save_verdict_figure(verdict, output or runs[0] / "figures" / "verdict.png")
+        picture = save_verdict_figure(verdict, output)
         braille = can_show_braille(sys.stdout.encoding)
         show(verdict_view(verdict, braille=braille))
         if study is not None:
@@ -115,7 +117,7 @@ def _measure_rivals(runs: Sequence[Path]) -> None:
         run = RunDir.open(todo[0].path.parent)
         config, data = load_data(run.config())
         check_same_data(run, data.to_json())
-        with progress(stderr(), "networks", total=len(todo)) as (bar, task):
+        with held(run.path), progress(stderr(), "networks", total=len(todo)) as (bar, task):
             for network in todo:
                 network.save_examination(examine_network(network, config, data))
                 bar.advance(task)
@@ -171,7 +173,7 @@ def compare(
             "another --size, or record with all measures."
         )
     if json:
-        print(json_.dumps([one.to_json() for one in comparisons], ensure_ascii=False))
+        show_json([one.to_json() for one in comparisons])
     else:
         show(comparison_view(comparisons, size))
     differs = any(one.differs for one in chosen if one.at == "equal step")

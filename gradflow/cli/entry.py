@@ -1,17 +1,20 @@
 """The program: finds the command, calls it, and turns errors into sentences and exit codes."""
 
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cyclopts
-from cyclopts import App
+from cyclopts import App, Token
 from rich.console import Console
 
 from gradflow import __version__
 from gradflow.cli.bench import bench
 from gradflow.cli.check import check
+from gradflow.cli.console import stderr
 from gradflow.cli.data import data
 from gradflow.cli.diagnose import compare, diagnose
 from gradflow.cli.options import FAILED, INTERRUPTED, OK, USAGE
@@ -20,6 +23,8 @@ from gradflow.cli.report import report
 from gradflow.cli.saliency import saliency
 from gradflow.cli.study import study
 from gradflow.cli.train import train
+from gradflow.present.visible import visible
+from gradflow.training.config import TrainConfig
 
 COMMANDS = (
     train, data, saliency, check, diagnose, compare, report, study, wandb_panels, bench,
@@ -36,13 +41,14 @@ for command in COMMANDS:
 
 def _read_config_file(_app: App, commands: tuple[str, ...], arguments: Any) -> None:
     """Let the file that `--config` names set what the command line does not."""
-    for argument in arguments:
-        if argument.name == "--config" and argument.tokens:
-            path = argument.tokens[0].value
-            if not Path(path).is_file():
-                raise ValueError(f"Expected a config file, but there is no file {path}.")
-            file = cyclopts.config.Yaml(path, must_exist=True, use_commands_as_keys=False)
-            file(_app, commands, arguments)
+    file = next((one for one in arguments if one.name == "--config" and one.tokens), None)
+    if file is None:
+        return
+    path = file.tokens[0].value
+    for name, value in TrainConfig.read_some(Path(path)).items():
+        argument = next(one for one in arguments if one.name == f"--{name.replace('_', '-')}")
+        if not argument.tokens:
+            argument.append(Token(keyword=argument.name, implicit_value=value, source=path))
 
 
 app.config = (_read_config_file,)
@@ -51,7 +57,12 @@ app.config = (_read_config_file,)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 0, 1 (it failed), 2 (usage), 3 (judged so) or 130 (Ctrl-C)."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    errors = Console(stderr=True)
+    errors = stderr()
+    warnings.formatwarning = lambda message, *_, **__: f"gradflow: {visible(str(message))}\n"
+    return _run(arguments, errors)
+
+
+def _run(arguments: Sequence[str], errors: Console) -> int:
     try:
         command, bound, _ = app.parse_args(arguments, exit_on_error=False, error_console=errors)
     except cyclopts.CycloptsError:
@@ -59,11 +70,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # a number out of its range, no such config file
         return _say(errors, error, USAGE)
     try:
-        return int(command(*bound.args, **bound.kwargs) or OK)
+        code = int(command(*bound.args, **bound.kwargs) or OK)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return _say(errors, "Stopped.", INTERRUPTED)
+    except BrokenPipeError:  # who read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except SystemExit as error:  # from code of the user's that was imported, with a code of its own
+        return _say(errors, f"Expected code that returns, but it exited: {error.code}", FAILED)
     except OSError as error:
-        return _say(errors, error, USAGE if isinstance(error, FileNotFoundError) else FAILED)
+        is_ours = isinstance(error, FileNotFoundError) and error.errno is None
+        return _say(errors, error, USAGE if is_ours else FAILED)
     except (ValueError, RuntimeError) as error:
         if not _is_ours(error):
             raise  # a defect, or a device out of memory: the traceback is what helps
@@ -88,6 +107,5 @@ def _exit_code(error: Exception) -> int:
 
 
 def _say(console: Console, message: object, code: int) -> int:
-    line = f"gradflow: {message}"
-    console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    console.print(f"gradflow: {message}", highlight=False, soft_wrap=True)
     return code

@@ -1,8 +1,6 @@
 """`gradflow wandb-panels`: a saved workspace in W&B."""
 
-import json as json_
-
-from gradflow.cli.console import show
+from gradflow.cli.console import show, show_json
 from gradflow.cli.options import OK, Flag
 
 
@@ -31,7 +29,7 @@ def wandb_panels(
 
     page = wandb_workspace.workspace(entity, project, name)
     if json:
-        print(json_.dumps(wandb_workspace.to_json(page), ensure_ascii=False))
+        show_json(wandb_workspace.to_json(page))
     else:
         show(f"workspace  {wandb_workspace.save(page)}")
     return OK

@@ -1,10 +1,9 @@
 """`gradflow report`: one page with all of it."""
 
-import json as json_
 import sys
 from pathlib import Path
 
-from gradflow.cli.console import show
+from gradflow.cli.console import show, show_json
 from gradflow.cli.diagnose import newest_run
 from gradflow.cli.options import OK, Flag, Output
 
@@ -13,6 +12,7 @@ def report(
     *runs: Path,
     accused: str | None = None,
     reference: str | None = None,
+    images: str | None = None,
     static: Flag = False,
     output: Output = None,
     json: Flag = False,
@@ -30,6 +30,9 @@ def report(
         The network that is said to suffer; by default the first.
     reference
         The network to compare it with; by default the other one.
+    images
+        Where the training's images are, for the worst mistakes. Of a run that you did not train
+        on this machine, no pictures are read without it.
     static
         Without plotly.js (5 MB): the figures are pictures, with nothing to hover over.
     output
@@ -46,11 +49,11 @@ def report(
     from gradflow.present.terminal_plot import can_show_braille
 
     runs = runs or (newest_run(),)
-    path = page.page_path(output or runs[0] / "report.html")
-    content = collect(runs, accused=accused, reference=reference)
+    path = runs[0] / "report.html" if output is None else page.page_path(output)
+    content = collect(runs, accused=accused, reference=reference, images=images)
     written = page.write(content, charts(content), path, static=static)
     if json:
-        print(json_.dumps(page.to_json(content), ensure_ascii=False))
+        show_json(page.to_json(content))
     else:
         braille = can_show_braille(sys.stdout.encoding)
         if content.verdict is not None:

@@ -1,12 +1,11 @@
 """`gradflow saliency`: what networks look at, in pictures or in the test set."""
 
-import json as json_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from gradflow.cli.console import progress, show, stderr
+from gradflow.cli.console import progress, show, show_json, stderr
 from gradflow.cli.options import OK, Flag, Output
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def saliency(
     """
     from gradflow.present.saliency import METHODS
     from gradflow.present.saliency.asked import Networks
-    from gradflow.present.saliency.pictures import output_path
+    from gradflow.present.saliency.pictures import output_path, refuse_to_replace
     from gradflow.training.rundir import RunDir
 
     if (image is None) == (split is None):
@@ -87,6 +86,7 @@ def saliency(
         raise FileNotFoundError(f"Expected a picture or a folder, but there is nothing at {image}.")
     if image is not None:
         output = output_path(image, output)
+        refuse_to_replace(image, output)
     chosen = RunDir.newest(runs) if run is None else RunDir.open(run)
     networks = Networks.load(chosen, weights, _seeds_of(seeds, chosen))
     if METHODS[method].warning is not None:
@@ -115,11 +115,11 @@ def _saliency_of_files(
 ) -> int:
     """Explain a picture, or all of a folder, of which a bad one does not stop the others."""
     from gradflow.data import BadImage
+    from gradflow.files import write_json
     from gradflow.present import terminal
     from gradflow.present.saliency import views
     from gradflow.present.saliency.asked import explain_files, first_readable
     from gradflow.present.saliency.pictures import SCORES, find_pictures
-    from gradflow.training.rundir import write_json
 
     log = stderr()
     is_folder, method, output = image.is_dir(), asked["method"], asked["output"]
@@ -152,7 +152,7 @@ def _saliency_of_files(
     scores = output / SCORES if is_folder else output.with_suffix(".json")
     write_json(scores, content)
     if as_json:
-        print(json_.dumps(content, ensure_ascii=False))
+        show_json(content)
         return OK
     if is_folder:
         show(views.folder_view(entries, first.picture.photo, first.results))
@@ -206,7 +206,7 @@ def _saliency_of_test_set(
             bar.advance(task)
     content, figures = save_galleries(run, method, found, trust)
     if as_json:
-        print(json_.dumps(content, ensure_ascii=False))
+        show_json(content)
         return OK
     show(views.gallery_view(found), *([views.trust_view(trust)] if trust else []))
     show(f"run      {run.path}", *(f"picture  {path}" for path in figures))

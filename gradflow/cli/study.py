@@ -1,6 +1,5 @@
 """`gradflow study`: trainings with one thing changed, planned, run and analysed."""
 
-import json as json_
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from gradflow.cli.console import show, stderr
+from gradflow.cli.console import show, show_json, stderr
 from gradflow.cli.options import FAILED, OK, Flag, SlurmOptions
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def study(
         count = workers or default_workers(asked.cells(folder.cells))
         planned = plan_study(asked, folder, count)
         if json:
-            print(json_.dumps(planned.to_json(), ensure_ascii=False))
+            show_json(planned.to_json())
         else:
             show(study_view.plan_view(planned))
         return OK
@@ -84,7 +83,7 @@ def study(
         found = run_study(asked, folder, where, on_begin=watch)
     pictures = save_study_figures(found, folder.figures)
     if json:
-        print(json_.dumps(found.to_json(), ensure_ascii=False))
+        show_json(found.to_json())
     else:
         show(study_view.results_view(found), f"\nstudy    {folder.path}")
         show(*(f"picture  {path}" for path in pictures))

@@ -1,16 +1,16 @@
 """`gradflow train`: networks side by side, recorded, evaluated, tracked."""
 
-import json as json_
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from gradflow.cli.console import progress, show, stderr
+from gradflow.cli.console import progress, show, show_json, stderr
 from gradflow.cli.options import INTERRUPTED, OK, Config, ConfigFile, Flag
+from gradflow.files import held
 from gradflow.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def train(
     from gradflow.training.rundir import RunDir
 
     if resume is not None:
-        if config != TrainConfig():
+        if config != TrainConfig() or config_file is not None:
             raise ValueError(
                 "Expected no other options beside --resume, since a run continues with its own "
                 "config. Leave them out, or start a new run."
@@ -54,17 +54,30 @@ def train(
     check_trackers(config)
     accelerator = make_accelerator(config)
     log = stderr(quiet=not accelerator.is_main_process)
-    run, config, data = _open_run(config, resume, accelerator, log)
-    try:
-        _train_all(run, config, data, accelerator, log)
-    except KeyboardInterrupt:
-        log.print(f"Stopped. Continue with: gradflow train --resume {run.path}", soft_wrap=True)
-        return INTERRUPTED
-    if accelerator.is_main_process:
-        _track_verdict(run, config, log)
-        _print_summary(run, as_json=json)
+    with ExitStack() as stack:
+        if resume is not None:
+            _hold(stack, resume, accelerator, log)
+        run, config, data = _open_run(config, resume, accelerator, log)
+        if resume is None:
+            _hold(stack, run.path, accelerator, log)
+        try:
+            _train_all(run, config, data, accelerator, log)
+        except (KeyboardInterrupt, OSError) as error:
+            log.print(f"Stopped. Continue with: gradflow train --resume {run.path}", soft_wrap=True)
+            if isinstance(error, OSError):
+                raise
+            return INTERRUPTED
+        if accelerator.is_main_process:
+            _track_verdict(run, config, log)
+            _print_summary(run, as_json=json)
     accelerator.end_training()
     return OK
+
+
+def _hold(stack: ExitStack, run: Path, accelerator: "Accelerator", log: Console) -> None:
+    """One run, one writer: until `stack` ends."""
+    if accelerator.is_main_process and (note := stack.enter_context(held(run))):
+        log.print(f"Taken over: {note}", soft_wrap=True)
 
 
 def _open_run(
@@ -95,7 +108,7 @@ def _open_run(
         run = RunDir.create(config)
         run.save_config(config)
         run.save_data(facts)
-        run.save_environment(environment(accelerator))
+        run.save_environment(environment(accelerator), config.data)
         paths = [str(run.path)]
     run = RunDir(Path(broadcast_object_list(paths)[0]))
     log.print(f"run            {run.path}", soft_wrap=True)
@@ -227,6 +240,6 @@ def _print_summary(run: "RunDir", *, as_json: bool) -> None:
     summary = summarise(run)
     profiles = save_figures(run)
     if as_json:
-        print(json_.dumps(summary, ensure_ascii=False))
+        show_json(summary)
     else:
         show(terminal.summary_view(summary, profiles))

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from gradflow.data.files import (
     Pictures,
@@ -23,6 +23,7 @@ from gradflow.data.tables import (
     rows_of,
     why_not_read,
 )
+from gradflow.typed import shown
 
 PART_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
@@ -45,7 +46,7 @@ class Listing:
     labels_from: str = ""
 
 
-def list_folder(folder: Path) -> Listing:
+def list_folder(folder: Path, *, allow_outside: bool = False) -> Listing:
     """List a folder that holds one table of pictures and classes, or class folders.
 
     A table that sorts the pictures into groups but cannot be read beyond doubt is an error.
@@ -63,7 +64,7 @@ def list_folder(folder: Path) -> Listing:
             f"{_names(path.name for path in read)}. Pass the path of the one to use."
         )
     for table, columns in read.items():
-        return _list_table(table, columns, files, pictures)
+        return _list_table(table, columns, files, pictures, allow_outside)
     for table in filter(_is_table, files):
         _refuse_if_it_labels(table, pictures)
     subfolders = folders_in(folder)
@@ -84,11 +85,13 @@ def list_folder(folder: Path) -> Listing:
     return _class_folders(folder, subfolders, files)
 
 
-def list_table(table: Path) -> Listing:
+def list_table(table: Path, *, allow_outside: bool = False) -> Listing:
     """List the images that a table names, by default in the columns filename,label.
 
     The file names are relative to the table's folder or to the folder in it that bears the
-    table's name; where none is there, each may lie anywhere beneath, under a name of its own.
+    table's name; where none is there, each may lie anywhere beneath, under a name of its own. With
+    `allow_outside` they may lead out of that folder: a table of somebody else could name any
+    picture of the reader's.
     """
     files = files_in(table.parent)
     pictures = Pictures(table.parent, files)
@@ -99,7 +102,7 @@ def list_table(table: Path) -> Listing:
             f"Expected the columns filename,label in {table}, but got {describe(table)}. Rename "
             "the columns, and check that the pictures are beside the table."
         )
-    return _list_table(table, columns, files, pictures)
+    return _list_table(table, columns, files, pictures, allow_outside)
 
 
 def _class_folders(folder: Path, subfolders: Sequence[Path], files: Sequence[Path]) -> Listing:
@@ -136,11 +139,21 @@ def _class_folders(folder: Path, subfolders: Sequence[Path], files: Sequence[Pat
 
 
 def _list_table(
-    table: Path, columns: Columns, files: Sequence[Path], pictures: Pictures
+    table: Path,
+    columns: Columns,
+    files: Sequence[Path],
+    pictures: Pictures,
+    allow_outside: bool,
 ) -> Listing:
     rows = list(rows_of(table, columns))
     if not rows:
         raise ValueError(f"Expected rows below the header of {table}, but got none. Add them.")
+    for line, name, _ in () if allow_outside else rows:
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            raise ValueError(
+                f"Expected names of files inside the folder of {table}, but got {shown(name)} in "
+                f"line {line}. If you trust the table, add --allow-outside."
+            )
     home = _home(table, [name for _, name, _ in rows], pictures)
     labelled, missing = _labels(table, rows, home, pictures)
     class_names = tuple(sorted({label for _, _, label in rows}))

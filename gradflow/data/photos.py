@@ -5,6 +5,7 @@ import functools
 import importlib
 import os
 import unicodedata
+import warnings
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -41,6 +42,11 @@ def printable(name: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+# Pillow warns from here on and refuses twice as much: a picture takes up to 12 bytes per pixel.
+MAX_PIXELS = 89_478_485
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
 class BadImage(ValueError):
     """A file that cannot be used as an image: which one (`file`), and why (`reason`)."""
 
@@ -56,13 +62,14 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
 
     The EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled (not
     clipped) to 8 bit. Colour profiles are not applied, as in torchvision. Raises BadImage where
-    a file is missing, truncated, not an image, or too large to decode safely.
+    a file is missing, truncated, not an image, or of more than `MAX_PIXELS` (a JPEG of twice).
     """
     file = fspath(path)
     ending = Path(file).suffix.lower()
     is_known = ending in picture_suffixes()  # which also registers HEIC
     try:
         with Image.open(file) as image:
+            _bounded(image)
             image.load()  # all pixels: a header alone, or `verify`, passes truncated JPEGs
             return _to_rgb(_upright(image))
     except UnidentifiedImageError as error:
@@ -75,6 +82,19 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
         raise BadImage(file, "no such file") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
         raise BadImage(file, str(error) or type(error).__name__) from error
+
+
+def _bounded(image: Image.Image) -> None:
+    """A JPEG can be read in a half, a fourth or an eighth of its size; another format cannot."""
+    width, height = image.size
+    if width * height <= MAX_PIXELS:
+        return
+    image.draft(image.mode, (width // 2, height // 2))
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(
+            f"{width} x {height} pixels are more than the {MAX_PIXELS / 1e6:.0f} million that are "
+            "read; make it smaller"
+        )
 
 
 def _upright(image: Image.Image) -> Image.Image:

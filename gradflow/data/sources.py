@@ -4,6 +4,8 @@ import difflib
 import hashlib
 import importlib
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,9 +19,13 @@ from gradflow.data.folders import Listing, list_folder, list_table
 from gradflow.data.photos import BadImage, printable, read_image
 from gradflow.data.tables import TABLE_SUFFIXES
 from gradflow.data.zoo import ZOO
+from gradflow.typed import shown
 
 PHOTO_SIZE = 224  # px, the side at which the original study and most published ResNets train
 DIGIT_SIZE = 8  # px, their own: with the small stem an epoch takes seconds on a CPU
+
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +61,16 @@ class Source:
                 f"Expected at least two classes in {self.name}, but got {list(self.class_names)}. "
                 "Put the images of each class into a folder of its own, or label them in a CSV."
             )
+        if wrong := [name for name in self.class_names if _CONTROL.search(name)]:
+            raise ValueError(
+                f"Expected names of classes that can be printed in {self.name}, but got "
+                f"{shown(wrong[0])}. Rename the class."
+            )
         if len(set(self.keys)) != n:
-            raise ValueError(f"Expected unique keys in {self.name}, but got some twice.")
+            twice = next(key for key, count in Counter(self.keys).items() if count > 1)
+            raise ValueError(
+                f"Expected different images in {self.name}, but got {twice} twice. Name it once."
+            )
         if self.labels.shape != (n,) or self.labels.dtype != np.int64:
             got = f"{self.labels.dtype} {self.labels.shape}"
             raise ValueError(f"Expected int64 labels of shape ({n},), but got {got}.")
@@ -72,7 +86,7 @@ def keys_sha256(keys: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 
-def open_source(data: str | Path, *, download: bool = False) -> Source:
+def open_source(data: str | Path, *, download: bool = False, allow_outside: bool = False) -> Source:
     """Find labelled images. Nothing is decoded yet, so this takes a moment only.
 
     `data` is, in this order: `"digits"`, scikit-learn's 1,797 handwritten digits; a table (CSV)
@@ -81,7 +95,8 @@ def open_source(data: str | Path, *, download: bool = False) -> Source:
     of a torchvision data set, in any case. The labelled parts of a torchvision set (train and
     test, also val where there is one) come as one, since gradflow makes its own split. They are
     read from `$GRADFLOW_DATA`, by default `~/.cache/gradflow/data`, and fetched into it only with
-    `download=True`. Classes are in sorted order (a torchvision set keeps its own order).
+    `download=True`. Classes are in sorted order (a torchvision set keeps its own order). The file
+    names of a table stay inside its folder, unless `allow_outside`.
 
     Raises ValueError or FileNotFoundError with what was expected, what is there, and what to do.
 
@@ -91,24 +106,37 @@ def open_source(data: str | Path, *, download: bool = False) -> Source:
     """
     if data == "digits":
         return _digits()
-    path = Path(data).expanduser()
+    path = _path(str(data))
     if path.is_dir():
-        return _photos(list_folder(path.resolve()))
+        return _photos(list_folder(path.resolve(), allow_outside=allow_outside))
     if path.is_file():
         if path.suffix.lower() not in TABLE_SUFFIXES:
             raise ValueError(
                 f"Expected a folder or a CSV file, but got the file {path}. Pass the folder "
                 "that holds the images of all classes."
             )
-        return _photos(list_table(path.resolve()))
+        return _photos(list_table(path.resolve(), allow_outside=allow_outside))
     name = str(data).lower().replace("-", "").replace("_", "")
     if name in ZOO:
         return _torchvision(name, download)
     close = difflib.get_close_matches(name, ["digits", *ZOO], n=1)
     raise FileNotFoundError(
         f"Expected `digits`, an existing folder or CSV file, or one of {', '.join(ZOO)}, but got "
-        f"{str(data)!r}. " + (f"Did you mean {close[0]}?" if close else "Check the path.")
+        f"{shown(str(data))}. " + (f"Did you mean {close[0]}?" if close else "Check the path.")
     )
+
+
+def _path(data: str) -> Path:
+    """A path that can be asked about. Raises ValueError, as for a user whom nobody knows."""
+    try:
+        path = Path(data).expanduser()
+        path.exists()
+    except (RuntimeError, ValueError, OSError) as error:  # ~nosuchuser, a NUL, a name too long
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ValueError(f"Expected the path of images, but got {shown(data)}: {reason}") from None
+    if not data.strip():
+        raise ValueError("Expected the path or the name of images, but got an empty one.")
+    return path
 
 
 def _digits() -> Source:

@@ -28,6 +28,11 @@ def load_factory(name: str) -> nn.Module | Callable[[], nn.Module]:
     if module == TORCHVISION and colon:
         return _from_torchvision(attribute)
     if colon:
+        if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+            raise ValueError(
+                f"Expected a module and a name in it as Python writes them, such as "
+                f"mynets:make_net, but got {name!r}."
+            )
         return _from_module(module, attribute)
     if name in NETWORKS:
         return partial(NETWORKS[name], N_CLASSES)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from gradflow.analysis.statistics import Interval, t_interval
 from gradflow.examine.trainability import Trainability, has_joins, predict
 from gradflow.record import NonFinite, Recorder, Trace
 from gradflow.record.sites import first_floating_tensor
+from gradflow.typed import shown
 
 Model = nn.Module | Callable[[], nn.Module]
 
@@ -28,6 +29,8 @@ MEASURES = (
     "output_grad_nonfinite", "weight_norm", "grad_norm", "grad_nonfinite",
 )  # fmt: skip
 
+LIMITS = {"draws": (1, 1000), "batch_size": (1, 100_000), "seed": (0, 2**63 - 1)}
+MAX_ELEMENTS = 2**31  # 8 GiB of float32
 TRANSPORT = "output_gradient"  # the size that the label is about
 CROSS_ENTROPY = "cross-entropy against random labels"
 OWN_LABELS = "cross-entropy against the given labels"
@@ -180,7 +183,7 @@ def check(
     >>> check(nn.Sequential(*blocks), (64,)).label
     'vanishing'
     """
-    _check_arguments(model, input, draws, batch_size)
+    _check_arguments(model, input, {"draws": draws, "batch_size": batch_size, "seed": seed})
     make = (lambda: _copied(model)) if isinstance(model, nn.Module) else model
     traces, losses, joins, redrawn, example = [], set(), False, False, None
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
@@ -224,6 +227,9 @@ def _pass_through(
 ) -> tuple[Trace, str, bool]:  # fmt: skip
     """One forward and one backward pass: its record, the loss in words, whether there are joins."""
     model.train().zero_grad()
+    if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
+        with torch.no_grad():
+            model(_batch(model, input, batch_size))  # lazy layers take their size from an input
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     with torch.enable_grad(), Recorder(model, None, measures=MEASURES, first_step=draw) as recorder:
@@ -252,10 +258,11 @@ def _output(model: nn.Module, batch: Tensor) -> Tensor:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise ValueError(_refusal(model, batch, error)) from error
-    if output is None or output.grad_fn is None:
+    if output is None or output.grad_fn is None or output.ndim == 0:
         raise ValueError(
-            "Expected the model to return a tensor of floating numbers that depends on its "
-            "weights, but found none in what it returned. Give a model that returns one."
+            "Expected the model to return a tensor of floating numbers, one row for each input, "
+            "that depends on its weights, but found none in what it returned. Give a model that "
+            "returns one."
         )
     return output
 
@@ -325,6 +332,8 @@ def _made(make: Callable[[], nn.Module]) -> nn.Module:
             f"Expected a factory that returns an nn.Module, but it returned "
             f"{type(model).__name__}. Return the network itself."
         )
+    if any(p.layout != torch.strided for p in model.parameters()):
+        raise ValueError("Expected a model with dense weights, but some are sparse.")
     return model
 
 
@@ -350,7 +359,7 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _check_arguments(model: Model, input: object, draws: int, batch_size: int) -> None:
+def _check_arguments(model: Model, input: object, numbers: Mapping[str, int]) -> None:
     if not callable(model):
         raise ValueError(
             f"Expected a model or a function that makes one, but got {type(model).__name__}."
@@ -361,9 +370,15 @@ def _check_arguments(model: Model, input: object, draws: int, batch_size: int) -
             f"Expected `input` to be the shape of one input, such as (3, 224, 224), or a batch as "
             f"a tensor, but got {input!r}."
         )
-    for name, number in (("draws", draws), ("batch_size", batch_size)):
-        if number < 1:
-            raise ValueError(f"Expected `{name}` to be at least 1, but got {number}.")
+    for name, number in numbers.items():
+        low, high = LIMITS[name]
+        if not low <= number <= high:
+            raise ValueError(f"Expected `{name}` to be from {low} to {high}, but got {number}.")
+    if isinstance(input, tuple) and math.prod(input) * numbers["batch_size"] > MAX_ELEMENTS:
+        raise ValueError(
+            f"Expected `input`, the shape of one input, to give at most {MAX_ELEMENTS:,} numbers "
+            f"in a batch, but got {shown(input)} in batches of {numbers['batch_size']}."
+        )
 
 
 def _drawn(model: Model, input: object, labels: Tensor | None) -> str:

@@ -1,5 +1,6 @@
 """What a person sees in the terminal: tables and small pictures, as text for rich."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,7 +72,15 @@ def audit_view(audit: Mapping[str, Any], n_shown: int = 10) -> Group:
         lines.append("not read       " + endings_text(audit["unread"]))
     if audit.get("labels_from"):
         lines.append("labels from    " + audit["labels_from"])
+    alike = defaultdict(list)
+    for name in audit["class_counts"]:
+        alike[name.casefold()].append(name)
     lists = [
+        *_list(
+            "classes that differ in case only",
+            [", ".join(names) for names in alike.values() if len(names) > 1],
+            n_shown,
+        ),
         *_list("cannot be read", [f"{b['key']}: {b['reason']}" for b in audit["bad"]], n_shown),
         *_list("files without a label", audit["unlabelled"], n_shown),
         *_list("twins with different labels", _conflicts(audit["conflicts"]), n_shown),

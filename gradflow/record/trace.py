@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradflow.files import DamagedFile, drop_unfinished, read_json, whole, write_text
 from gradflow.record.measures import DERIVED, MEASURES
 from gradflow.record.notebook import trace_html
+from gradflow.typed import typed
 
 if TYPE_CHECKING:
     import pandas
 
 FOLDER = "records"
 PART = "part-{step:09d}.parquet"
-PARTS = "part-*.parquet"
+PARTS = f"part-{'[0-9]' * 9}.parquet"  # as PART, and no other name
+LEAVE_OUT = "Leave this network out, or train it anew."
 SKIPPED = "_skipped-steps.json"  # readers of a folder of Parquet files leave such names out
 FEEDS = "gradflow.feeds"  # beside the columns of a Parquet file
 KEYS = ("step", "site", "kind", "size")  # the columns that are not measures
@@ -161,12 +164,11 @@ class Trace:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / PART.format(step=int(self.steps[0]))
         # Readers of a folder of Parquet files leave out names that begin with a dot.
-        unfinished = path.with_name(f".{path.name}")
         table = pa.table(arrays)
         if self.feeds is not None:
             table = table.replace_schema_metadata({FEEDS: json.dumps(self.feeds)})
-        pq.write_table(table, unfinished, compression="zstd")
-        unfinished.replace(path)
+        with whole(path) as unfinished:
+            pq.write_table(table, unfinished, compression="zstd")
         return path
 
     def _columns(self) -> dict[str, Any]:
@@ -276,12 +278,21 @@ def load_parts(run: Path, *, from_step: int = 0, measures: Sequence[str] | None 
     if not parts:
         return Trace.concat([]).with_skipped(skipped)
     # By name, part after part: the first appearance of a site gives its depth.
-    tables = [_read(pq.ParquetFile(part), measures) for part in parts]
-    feeds = _merged([_feeds(table.schema.metadata) for table in tables])
-    whole = pa.concat_tables(
-        [table.replace_schema_metadata() for table in tables], promote_options="default"
-    )
-    return replace(_from_table(whole), skipped_steps=tuple(skipped), feeds=feeds)
+    tables, feeds = [], []
+    last_step = -1
+    for path in parts:
+        try:
+            with pq.ParquetFile(path) as part:
+                names = part.schema_arrow.names
+                wanted = names if measures is None else [*KEYS, *measures]
+                table = part.read([name for name in names if name in wanted])
+            last_step = _check_table(table, last_step)
+            feeds.append(_feeds(table.schema.metadata))
+            tables.append(table.replace_schema_metadata())
+        except (pa.ArrowException, LookupError, ValueError, TypeError, OSError) as error:
+            raise DamagedFile(path, "records of a Recorder", error, LEAVE_OUT) from None
+    whole_table = pa.concat_tables(tables, promote_options="default")
+    return replace(_from_table(whole_table), skipped_steps=tuple(skipped), feeds=_merged(feeds))
 
 
 def _feeds(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]] | None:
@@ -289,7 +300,8 @@ def _feeds(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]]
     text = (metadata or {}).get(FEEDS.encode())
     if text is None:
         return None
-    return {site: tuple(behind) for site, behind in json.loads(text).items()}
+    found = typed(json.loads(text), dict[str, list[str]], FEEDS)
+    return {site: tuple(behind) for site, behind in found.items()}
 
 
 def _merged(
@@ -302,20 +314,35 @@ def _merged(
     return {site: behind for one in known for site, behind in one.items()}
 
 
-def _read(part: Any, measures: Sequence[str] | None) -> Any:
-    """A record file as a table: all of it, or those of `measures` that it has."""
-    with part:
-        if measures is None:
-            return part.read()
-        wanted = {*KEYS, *measures}
-        return part.read([name for name in part.schema_arrow.names if name in wanted])
+def _check_table(table: Any, last_step: int) -> int:
+    """The last step of one record file, if it is one and begins after `last_step`: ValueError."""
+    import pyarrow as pa
+
+    if missing := set(KEYS) - set(table.column_names):
+        raise ValueError(f"it has no column {', '.join(sorted(missing))}")
+    for name in table.column_names:
+        kind = table[name].type
+        is_text = pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)
+        wanted, holds = {
+            "step": ("int64", pa.types.is_int64(kind)),
+            "size": ("int64", pa.types.is_int64(kind)),
+            "site": ("text in a dictionary", is_text),
+            "kind": ("text in a dictionary", is_text),
+        }.get(name, ("floating point", pa.types.is_floating(kind)))
+        if not holds or (name in KEYS and table[name].null_count):
+            raise ValueError(f"column {name} is of {kind} and may be empty, not {wanted}")
+    steps = table["step"].to_numpy()
+    if not len(steps) or steps[0] <= last_step or np.any(np.diff(steps) < 0):
+        raise ValueError(f"its steps do not increase from {last_step + 1} on")
+    return int(steps[-1])
 
 
 def load_skipped_steps(run: Path) -> list[int]:
     """The skipped steps of a network's folder, or of its `records` folder itself."""
     for path in (run / FOLDER / SKIPPED, run / SKIPPED):
         if path.exists():
-            return [int(step) for step in json.loads(path.read_text(encoding="utf-8"))]
+            found: list[int] = read_json(path, list[int], "a list of skipped steps", LEAVE_OUT)
+            return found
     return []
 
 
@@ -328,9 +355,7 @@ def save_skipped_steps(folder: Path, steps: Sequence[int]) -> None:
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, text)
 
 
 def _parts(run: Path) -> list[Path]:
@@ -340,8 +365,7 @@ def _parts(run: Path) -> list[Path]:
 
 def drop_from(run: Path, step: int) -> None:
     """Remove the record files that begin at `step` or later, so that training can go on there."""
-    for unfinished in (run / FOLDER).glob(f".{PARTS}"):
-        unfinished.unlink()
+    drop_unfinished(run / FOLDER)
     for part in _parts(run):
         if _first_step(part) >= step:
             part.unlink()

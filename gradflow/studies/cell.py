@@ -11,8 +11,8 @@ from multiprocessing import current_process
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock
 
+from gradflow.files import held
 from gradflow.studies.folder import ENDED, CellDir
 from gradflow.studies.study import Cell
 from gradflow.training.config import TrainConfig
@@ -57,7 +57,7 @@ def run_cell(cell: Cell) -> CellEnd:
     folder = CellDir(cell.folder)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.lock):
+        with held(folder.path, wait=True):
             return _run(cell, folder)
     except NonFiniteLoss as error:
         return _ended(folder, CellEnd(cell.name, "diverged", str(error)))
@@ -99,7 +99,7 @@ def _train(cell: Cell, folder: CellDir, started: dict[str, Any]) -> float:
         check_interventions(config, len(data.class_names))
         run = RunDir(folder.path)
         run.save_data(facts)
-        run.save_environment(environment(accelerator))
+        run.save_environment(environment(accelerator), config.data)
         run.save_config(config)  # last: with it, it is a run
     else:
         _check_same_config(run.config(), config, cell)
@@ -129,7 +129,7 @@ def measure_cell(cell: Cell) -> None:
     network = folder.network()
     if network is None:
         return
-    with FileLock(folder.lock):
+    with held(folder.path, wait=True):
         if network.examination() is not None or not network.weights("last").exists():
             return
         run = RunDir(folder.path)
@@ -175,7 +175,7 @@ def _check_same_config(before: TrainConfig, now: TrainConfig, cell: Cell) -> Non
         field.name
         for field in dataclasses.fields(TrainConfig)
         if getattr(before, field.name) != getattr(now, field.name)
-        and field.name not in ("out", "device")
+        and field.name not in ("out", "device", "channels_last")  # the machine's matter
     ]
     if differing:
         raise ValueError(

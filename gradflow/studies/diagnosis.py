@@ -73,9 +73,13 @@ def _networks(folder: StudyDir, study: Study, place: Place) -> list[TrainedNetwo
     for seed in study.seeds:
         network = folder.baseline(place, seed)
         if network is not None and network.has_trace():
-            examined = network.examination() or {}
-            one = from_training(network, examined, recalibrated_loss(network, examined))
-            found.append(dataclasses.replace(one, name=name, seed=seed))
+            try:
+                one = from_training(network)
+            except ValueError:  # `analyse` names it
+                continue
+            loss = recalibrated_loss(network, one.examined)
+            loss = one.train_loss if loss is None else loss
+            found.append(dataclasses.replace(one, name=name, seed=seed, train_loss=loss))
     if not found:
         raise ValueError(
             f"Expected a recorded training of the {place} network in the baseline of "

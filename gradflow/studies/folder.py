@@ -10,22 +10,49 @@ studies/photographs-64px/
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import yaml
-from filelock import FileLock, Timeout
 
+from gradflow.files import DamagedFile, held, read_json, refuse_links, write_json, write_text
 from gradflow.studies.study import BASELINE, Place, Study, Tuned
-from gradflow.training.rundir import NetworkDir, RunDir, write_json, write_text
+from gradflow.training.rundir import NetworkDir, RunDir
 
 CELLS = "cells"
 STUDY = "study.yaml"
 ENDED = ("done", "diverged")  # states with nothing more to train: the end, or a loss of NaN
+
+
+ADVICE = "Delete it, and what it says is found anew."
+
+
+class State(TypedDict, total=False):
+    """state.json of a cell."""
+
+    state: str
+    message: str
+    starts: int
+    host: str
+    pid: int
+    epoch: int
+    n_epochs: int
+    train_loss: float
+    seconds: float
+    seconds_around: float
+
+
+class TunedEntry(TypedDict):
+    """Of tuning.json."""
+
+    arm: str
+    place: Place
+    name: str
+    value: Any
+    tried: list[list[Any]]
 
 
 @dataclass(frozen=True)
@@ -34,16 +61,13 @@ class CellDir:
 
     path: Path
 
-    @property
-    def lock(self) -> Path:
-        return self.path / ".lock"
-
     def state(self) -> dict[str, Any]:
         """How far it is; empty where it never began, or was killed while it wrote that."""
         try:
-            return dict(json.loads((self.path / "state.json").read_text(encoding="utf-8")))
-        except (FileNotFoundError, json.JSONDecodeError):
+            found: dict[str, Any] = _read(self.path / "state.json", State)
+        except (FileNotFoundError, DamagedFile):
             return {}
+        return found
 
     @property
     def is_done(self) -> bool:
@@ -89,6 +113,7 @@ class StudyDir:
                 f"Expected the folder of a study in {path}, but it has no {STUDY}. Give the one "
                 "that `gradflow study` printed."
             )
+        refuse_links(path)
         return cls(path)
 
     @classmethod
@@ -153,19 +178,12 @@ class StudyDir:
 
     def _begun(self) -> dict[str, dict[str, Any]]:
         path = self.path / "cells.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        return _read(path, dict[str, dict[str, Any]]) if path.exists() else {}
 
-    def locked(self) -> AbstractContextManager[Any]:
+    def locked(self) -> AbstractContextManager[str]:
         """Hold the folder for this process. Raises RuntimeError where another one has it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock", timeout=0)
-        try:
-            return lock.acquire()
-        except Timeout:
-            raise RuntimeError(
-                f"Expected {self.path} for this study alone, but another `gradflow study` is "
-                "at work there. Wait for it, or choose another folder with --out."
-            ) from None
+        return held(self.path)
 
     def study(self) -> Study:
         """The study as it was last begun, with what was tuned and the two strongest combined."""
@@ -178,7 +196,10 @@ class StudyDir:
         path = self.path / "combination.json"
         if study.combine == "none" or not path.exists():
             return None
-        first, second = json.loads(path.read_text(encoding="utf-8"))
+        pair: list[str] = _read(path, list[str])
+        if len(pair) != 2:
+            raise DamagedFile(path, "the names of two arms", f"{len(pair)} names", ADVICE)
+        first, second = pair
         is_wished = study.combine in ("strongest", (first, second))
         return (first, second) if is_wished and {first, second} <= study.names else None
 
@@ -192,7 +213,7 @@ class StudyDir:
             return ()
         return tuple(
             Tuned(**{**one, "tried": tuple((value, loss) for value, loss in one["tried"])})
-            for one in json.loads(path.read_text(encoding="utf-8"))
+            for one in _read(path, list[TunedEntry])
         )
 
     def save_tuning(self, tuned: Sequence[Tuned]) -> None:
@@ -203,7 +224,7 @@ class StudyDir:
 
     def times(self) -> dict[str, dict[str, float]]:
         """By arm and network, the mean seconds of a training; there once the study has ended."""
-        return dict(json.loads((self.path / "times.json").read_text(encoding="utf-8")))
+        return dict(_read(self.path / "times.json", dict[str, dict[str, float]]))
 
     def save_times(self, times: Mapping[str, Mapping[Place, float]]) -> None:
         """Beside the results, which no machine and no day may change."""
@@ -223,3 +244,7 @@ def _recipes(study: Study) -> dict[str, dict[str, Any]]:
         for arm in study.arms
         for place in arm.networks
     }
+
+
+def _read(path: Path, hint: Any) -> Any:
+    return read_json(path, hint, f"the {path.stem} of a study", ADVICE)

@@ -53,9 +53,11 @@ class Outcome:
 Outcomes = Mapping[tuple[str, Place, int], Outcome]
 
 
-def read_outcomes(folder: StudyDir, study: Study) -> dict[tuple[str, Place, int], Outcome]:
-    """By arm, network and seed, those that are done."""
-    found = {}
+def read_outcomes(
+    folder: StudyDir, study: Study
+) -> tuple[dict[tuple[str, Place, int], Outcome], dict[str, str]]:
+    """By arm, network and seed, those that are done; and by name, why one cannot be read."""
+    found, damaged = {}, {}
     for cell in study.cells(folder.cells):
         network = CellDir(cell.folder).network()
         if network is None or CellDir(cell.folder).state().get("state") != "done":
@@ -63,8 +65,11 @@ def read_outcomes(folder: StudyDir, study: Study) -> dict[tuple[str, Place, int]
         arm = study.arm(cell.arm)
         expected = study.config(cell.arm, cell.place, cell.seed)
         without = study.config(arm.against, cell.place, cell.seed)
-        found[cell.arm, cell.place, cell.seed] = _outcome(network, arm, expected, without)
-    return found
+        try:
+            found[cell.arm, cell.place, cell.seed] = _outcome(network, arm, expected, without)
+        except ValueError as error:  # a damaged file, or records without depth
+            damaged[cell.name] = f"failed: {error}"
+    return found, damaged
 
 
 def failures(folder: StudyDir, study: Study) -> dict[str, str]:
@@ -103,7 +108,7 @@ def _outcome(network: NetworkDir, arm: Arm, config: TrainConfig, without: TrainC
 
 def _decades(network: NetworkDir) -> dict[str, float]:
     """The change of each gradient size from the last to the first layer, early in training."""
-    trained = from_training(network, {}, None)
+    trained = from_training(network)
     return {size: decades(trained, size, early(trained)) for size in JUDGED_SIZES}
 
 

@@ -211,7 +211,8 @@ def analyse(folder: StudyDir, failed: Mapping[str, str] | None = None) -> Result
     """What the finished cells of a study say so far; `failed` adds to what they wrote of it."""
     study = folder.study()
     written = failures(folder, study)
-    return results(study, read_outcomes(folder, study), written | dict(failed or {}))
+    outcomes, damaged = read_outcomes(folder, study)
+    return results(study, outcomes, written | damaged | dict(failed or {}))
 
 
 def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None = None) -> Results:

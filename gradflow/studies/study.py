@@ -5,19 +5,19 @@ An *arm* is a recipe with one thing changed on purpose. Every arm is compared wi
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cache
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
-import yaml
-
-from gradflow.studies.yaml_values import typed
-from gradflow.training.config import TrainConfig
+from gradflow.files import read_yaml
+from gradflow.training.config import MAX_SEEDS, TrainConfig
+from gradflow.typed import shown, typed, typed_fields
 
 Place = Literal["accused", "reference"]
 PLACES: tuple[Place, ...] = get_args(Place)
@@ -202,14 +202,26 @@ class Study:
     tuned: tuple[Tuned, ...] = ()  # what the trials said, as far as they have ended
 
     def __post_init__(self) -> None:
-        names = [arm.name for arm in self.arms]
+        names = list(self._arms)
         for arm in self.arms[1:]:
-            if arm.against not in names or arm.against == arm.name:
+            if arm.against not in self._arms or arm.against == arm.name:
                 raise ValueError(_expected("`against` of arm " + repr(arm.name), names,
                                            arm.against))  # fmt: skip
             self._check_no_circle(arm)
             self._check_one_tuned_field(arm)
             self._check_controls_something(arm)
+        self._check_names(names)
+        _check_least("threads", self.threads, 1)
+        self._check_seeds()
+        for value, name in ((self.expected_gap, "expected_gap"), (self.precision, "precision")):
+            if not 0 < value < math.inf:
+                raise ValueError(f"Expected `{name}` above 0 and finite, but got {value}.")
+        for arm in self.arms:  # every configuration checks itself
+            for place in arm.networks:
+                self.config(arm.name, place, self.seeds[0])
+        self.trials(Path())
+
+    def _check_names(self, names: Sequence[str]) -> None:
         if self.restores and self.restores not in names:
             raise ValueError(_expected("`restores`", names, self.restores))
         if self.restores and self.arm(self.restores).role != "cause":
@@ -219,17 +231,12 @@ class Study:
                 if name not in names:
                     raise ValueError(_expected("`combine`", names, name))
             self.combined(*self.combine)
-        _check_least("threads", self.threads, 1)
-        self._check_seeds()
-        for value, name in ((self.expected_gap, "expected_gap"), (self.precision, "precision")):
-            if not value > 0:
-                raise ValueError(f"Expected `{name}` above 0, but got {value}.")
-        self.cells(Path())  # every configuration checks itself
-        self.trials(Path())
 
     def _check_seeds(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"Expected different `seeds`, but got {list(self.seeds)}.")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(
+                f"Expected different `seeds` of 0 or more, but got {shown(list(self.seeds))}."
+            )
         if TRIAL_SEED in self.seeds and any(arm.tune for arm in self.arms):
             raise ValueError(f"Expected `seeds` without {TRIAL_SEED}, the seed of the trials.")
 
@@ -244,8 +251,10 @@ class Study:
 
     def _check_controls_something(self, arm: Arm) -> None:
         """A positive control is found by what it tests: a typo there would silence it."""
+        if arm.role != "positive control":
+            return
         tested = sorted({one.tests for one in self.arms if one.role == "cause"})
-        if arm.role == "positive control" and arm.tests not in tested:
+        if arm.tests not in tested:
             near = get_close_matches(arm.tests, tested, n=1)
             raise ValueError(
                 f"Expected `tests` of the positive control {arm.name!r} to be that of an arm with "
@@ -254,7 +263,7 @@ class Study:
             )
 
     def _check_no_circle(self, arm: Arm) -> None:
-        seen = [arm.name]
+        seen = {arm.name: None}
         while arm.name != BASELINE:
             arm = self.arm(arm.against)
             if arm.name in seen:
@@ -262,19 +271,14 @@ class Study:
                     f"Expected every arm to lead back to {BASELINE!r} by `against`, but "
                     f"{', '.join(seen)} go in a circle."
                 )
-            seen.append(arm.name)
+            seen[arm.name] = None
 
     @classmethod
     def load(cls, path: Path, changes: Mapping[str, Any] | None = None) -> Self:
         """Read a study file; `changes` replaces fields of its `base`. Raises ValueError."""
         if not path.is_file():
             raise FileNotFoundError(f"Expected a study file, but there is no file {path}.")
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"Expected {path} to be YAML, but it cannot be read: {error}"
-            ) from None
+        content, _ = read_yaml(path, "a study file", "docs/studies.md explains it.")
         try:
             return cls.read(content, name=path.stem, changes=changes or {})
         except ValueError as error:
@@ -283,7 +287,7 @@ class Study:
     @classmethod
     def read(cls, content: Any, *, name: str, changes: Mapping[str, Any]) -> Self:
         """The study that `content`, as YAML gives it, describes."""
-        given = _fields(cls, content, "the study")
+        given = typed_fields(cls, content, "the study")
         if not isinstance(given.get("base", {}), Mapping):
             raise ValueError(f"Expected `base` to be a mapping, but got {given['base']!r}.")
         given["base"] = _with_absolute_data(given.get("base", {}) | dict(changes))
@@ -315,8 +319,12 @@ class Study:
     def names(self) -> frozenset[str]:
         return frozenset(arm.name for arm in self.arms)
 
+    @cached_property
+    def _arms(self) -> dict[str, Arm]:
+        return {arm.name: arm for arm in self.arms}
+
     def arm(self, name: str) -> Arm:
-        return next(arm for arm in self.arms if arm.name == name)
+        return self._arms[name]
 
     def network(self, place: Place) -> Network:
         return self.accused if place == "accused" else self.reference
@@ -330,6 +338,16 @@ class Study:
 
     def config(self, name: str, place: Place, seed: int) -> TrainConfig:
         """The configuration of one cell, without its folder."""
+        key = (name, place)
+        if key not in self._recipes:
+            self._recipes[key] = self._recipe(name, place)
+        return dataclasses.replace(self._recipes[key], seeds=f"{seed},")
+
+    @cached_property
+    def _recipes(self) -> dict[tuple[str, Place], TrainConfig]:
+        return {}
+
+    def _recipe(self, name: str, place: Place) -> TrainConfig:
         network = self.network(place)
         where = f"arm {name!r}, {place}"
         config = _config(self.base, network.set, where)
@@ -341,7 +359,7 @@ class Study:
         if name != BASELINE:
             # The verdict is about the baseline: only there are the rivals measured.
             config = dataclasses.replace(config, rivals=False, checkpoint_budget=0.0)
-        return dataclasses.replace(config, arch=network.arch, seeds=f"{seed},", wandb="off")
+        return dataclasses.replace(config, arch=network.arch, wandb="off")
 
     def choice(self, arm: Arm, place: Place) -> Tuned | None:
         """What the trials of this network of the arm chose; None as long as that is open."""
@@ -405,16 +423,18 @@ class Study:
 
     def _cell(self, folder: Path, arm: str, place: Place, seed: int) -> Cell:
         config = self.config(arm, place, seed)
-        text = config.intervene.replace(CELLS, str(folder.resolve()))
+        if needs_others := CELLS in config.intervene:
+            text = config.intervene.replace(CELLS, str(folder.resolve()))
+            config = dataclasses.replace(config, intervene=text)
         return Cell(
             arm,
             place,
             seed,
-            dataclasses.replace(config, intervene=text),
+            config,
             folder / arm / f"{place}-s{seed}",
             self.threads,
             self.keep_weights,
-            needs_others=CELLS in config.intervene,
+            needs_others=needs_others,
         )
 
     def combinable(self, names: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -489,49 +509,30 @@ def _intervened(config: TrainConfig, added: str, where: str) -> TrainConfig:
 
 def _config(base: TrainConfig, changes: Any, where: str) -> TrainConfig:
     """`base` with some fields replaced. Raises ValueError."""
-    fields = _fields(TrainConfig, changes, where)
+    given = typed_fields(TrainConfig, changes, where)
     try:
-        return dataclasses.replace(base, **fields)
+        return dataclasses.replace(base, **given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _fields(kind: type, given: Any, where: str) -> dict[str, Any]:
-    """`given` as fields of a dataclass; says so, with the nearest name, where one is unknown."""
-    if not isinstance(given, Mapping):
-        raise ValueError(f"Expected {where} to be a mapping of names to values, but got {given!r}.")
-    known = [field.name for field in dataclasses.fields(kind)]
-    for name in given:
-        if name not in known:
-            near = get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(known)}."
-            raise ValueError(f"Expected the fields of {where}, but got {name!r}.{hint}")
-    hints = _hints(kind)
-    return {
-        str(name): typed(value, hints[name], f"`{name}` of {where}")
-        for name, value in given.items()
-    }
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
 def _read(kind: Any, given: Any, where: str, **more: Any) -> Any:
     try:
-        return kind(**more, **_fields(kind, given, where))
+        return kind(**more, **typed_fields(kind, given, where))
     except TypeError as error:  # a field without a default is missing
         raise ValueError(f"{where}: {error}") from None
 
 
 def _seeds(given: Any) -> tuple[int, ...]:
     """A count, or the seeds themselves."""
-    if isinstance(given, int) and given >= 1:
+    if type(given) is int and 1 <= given <= MAX_SEEDS:
         return tuple(range(given))
-    if isinstance(given, list) and given and all(isinstance(seed, int) for seed in given):
+    if isinstance(given, list) and given and all(type(seed) is int for seed in given):
         return tuple(given)
-    raise ValueError(f"Expected `seeds` to be a count or a list of whole numbers, got {given!r}.")
+    raise ValueError(
+        f"Expected `seeds` to be a count up to {MAX_SEEDS} or a list of whole numbers, but got "
+        f"{shown(given)}."
+    )
 
 
 def _check_may_differ(what: str, names: Iterable[str]) -> None:

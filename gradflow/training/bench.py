@@ -17,6 +17,7 @@ from gradflow.training.config import TrainConfig
 from gradflow.training.fit import TrainingState, start_training, train_steps
 from gradflow.training.rundir import build_network
 
+MAX_TIMED = 10_000  # rounds, and steps of one
 BARE = "bare PyTorch loop"
 
 
@@ -65,8 +66,10 @@ def bench(
     """
     if len(config.networks) != 1:
         raise ValueError(f"Expected one network to time, but got {', '.join(config.networks)}.")
-    if n_rounds < 1 or n_steps < 1:
-        raise ValueError(f"Expected at least one round and step, but got {n_rounds}, {n_steps}.")
+    if not (1 <= n_rounds <= MAX_TIMED and 1 <= n_steps <= MAX_TIMED):
+        raise ValueError(
+            f"Expected `rounds` and `steps` from 1 to {MAX_TIMED}, but got {n_rounds}, {n_steps}."
+        )
     batches = _batches(config, n_steps)
     (arch,) = config.networks
     state = start_training(build_network(arch, 10, config, seed=0), config, accelerator)

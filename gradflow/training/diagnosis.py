@@ -13,6 +13,7 @@ from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.verdict import Verdict, judge_case
 from gradflow.controls.gate import load_gate
+from gradflow.files import refuse_links
 from gradflow.record import Trace
 from gradflow.training.rundir import NetworkDir, RunDir
 
@@ -117,15 +118,22 @@ def load_networks(runs: Sequence[Path]) -> tuple[dict[str, list[TrainedNetwork]]
                 notes.append(
                     f"{network.name} in {network.path.parent.name} {why} and was left out."
                 )
-            else:
-                trained.append(network)
+                continue
+            try:
+                trained.append((network, from_training(network)))
+            except ValueError as error:  # a damaged file, or records without depth
+                notes.append(f"{network.name} in {network.path.parent.name} was left out: {error}")
         if not networks:
             recorded.append(from_records(folder))
-    check_alike(trained)
-    examined = [network.examination() or {} for network in trained]
-    recalibrated = list(map(recalibrated_loss, trained, examined))
-    losses = recalibrated if None not in recalibrated else [None] * len(trained)
-    found = list(map(from_training, trained, examined, losses)) + recorded
+    check_alike([network for network, _ in trained])
+    recalibrated = [recalibrated_loss(network, one.examined) for network, one in trained]
+    found = [one for _, one in trained]
+    if None not in recalibrated:
+        found = [
+            dataclasses.replace(one, train_loss=loss)
+            for one, loss in zip(found, recalibrated, strict=True)
+        ]
+    found += recorded
     if trained and None in recalibrated:
         notes.append(
             "The training losses are those of BatchNorm's running statistics: not every network "
@@ -144,6 +152,7 @@ def run_folder(path: Path) -> Path:
             f"Expected the folder of a run, but there is no folder {path}. Give the one that "
             "`gradflow train` printed."
         )
+    refuse_links(path)
     return path.resolve()
 
 
@@ -200,10 +209,8 @@ def changed_on_purpose(networks: Sequence[NetworkDir]) -> str:
     return f"{said} The check FAILED of {', '.join(failed)}." if failed else said
 
 
-def from_training(
-    network: NetworkDir, examined: Mapping[str, Any], recalibrated_loss: float | None
-) -> TrainedNetwork:
-    """What `gradflow train` left of one network."""
+def from_training(network: NetworkDir) -> TrainedNetwork:
+    """What `gradflow train` left of one network. Raises DamagedFile."""
     history = network.history()
     last = network.evaluation()["last"]
     balanced = last["test"]["balanced_accuracy"]
@@ -211,13 +218,13 @@ def from_training(
         network.arch,
         network.seed,
         Trace.load(network.path, measures=NEEDED),
-        losses=np.concatenate([epoch["step_losses"] for epoch in history]),
+        losses=np.concatenate([[], *(epoch["step_losses"] for epoch in history)]),
         learning_rates=np.concatenate(
-            [np.full(len(epoch["step_losses"]), epoch["lr"]) for epoch in history]
+            [[], *(np.full(len(epoch["step_losses"]), epoch["lr"]) for epoch in history)]
         ),
-        train_loss=last["train"]["loss"] if recalibrated_loss is None else recalibrated_loss,
+        train_loss=last["train"]["loss"],
         test_accuracy=last["test"]["accuracy"] if balanced is None else balanced,
-        examined=examined,
+        examined=network.examination() or {},
     )
 
 

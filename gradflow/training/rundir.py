@@ -9,9 +9,8 @@ runs/20261123-210000-digits/
         best.pt  last.pt  step-000010.pt …  checkpoint.pt (while unfinished)
 """
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,13 +20,39 @@ import numpy as np
 import torch
 from torch import nn
 
+from gradflow.files import (
+    DamagedFile,
+    read_json,
+    read_text,
+    refuse_links,
+    whole,
+    write_json,
+    write_text,
+)
 from gradflow.nets import NETWORKS
 from gradflow.record.trace import FOLDER as RECORDS
 from gradflow.record.trace import PARTS, Trace, drop_from, load_parts
+from gradflow.training import origin
 from gradflow.training.config import TrainConfig
+from gradflow.training.contents import (
+    DataEntry,
+    Environment,
+    EpochEntry,
+    Evaluation,
+    Examination,
+    InterventionEntry,
+    SaliencyEntry,
+    check_evaluation,
+    check_history,
+)
 from gradflow.training.notebook import network_html, run_html
 
 Weights = Literal["best", "last"]
+
+DO_NOT_TRUST = (
+    "Do not trust the file: put a copy of your own back, or train the network anew in another run."
+)
+ANEW = "Put a copy of it back, leave the network out, or train it anew."
 
 
 @dataclass(frozen=True)
@@ -59,12 +84,15 @@ class NetworkDir:
 
     def weight_steps(self) -> list[int]:
         """After which optimizer steps the weights were kept."""
-        return sorted(int(path.stem.removeprefix("step-")) for path in self.path.glob("step-*.pt"))
+        names = (re.fullmatch(r"step-(\d+)\.pt", path.name) for path in self.path.iterdir())
+        return sorted(int(name[1]) for name in names if name is not None)
 
     def history(self) -> list[dict[str, Any]]:
         """One entry per finished epoch; none before the first."""
         path = self.path / "history.json"
-        return _read_json(path) if path.exists() else []
+        found = _read(path, list[EpochEntry]) if path.exists() else []
+        _checked(path, check_history, found, self.is_finished)
+        return found
 
     def training_seconds(self) -> float:
         """Of all epochs, without validation and evaluation."""
@@ -75,7 +103,12 @@ class NetworkDir:
 
     def evaluation(self) -> dict[str, Any]:
         """The evaluation of a finished network."""
-        return dict(_read_json(self.path / "evaluation.json"))
+        path = self.path / "evaluation.json"
+        found = dict(_read(path, Evaluation))
+        run = RunDir(self.path.parent)
+        is_whole_run = (run.path / "data.json").exists()  # else a network trained from Python
+        _checked(path, check_evaluation, found, run.data()["classes"] if is_whole_run else None)
+        return found
 
     def save_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         write_json(self.path / "evaluation.json", evaluation)
@@ -83,7 +116,7 @@ class NetworkDir:
     def examination(self) -> dict[str, Any] | None:
         """What was measured from the kept weights; None where it never was."""
         path = self.path / "examination.json"
-        return dict(_read_json(path)) if path.exists() else None
+        return _read(path, Examination) if path.exists() else None
 
     def save_examination(self, examination: Mapping[str, Any]) -> None:
         write_json(self.path / "examination.json", examination)
@@ -91,7 +124,7 @@ class NetworkDir:
     def interventions(self) -> list[dict[str, Any]]:
         """What was changed on purpose, with its checks; none before the end of the training."""
         path = self.path / "interventions.json"
-        return list(_read_json(path)) if path.exists() else []
+        return _read(path, list[InterventionEntry]) if path.exists() else []
 
     def save_interventions(self, report: list[dict[str, Any]]) -> None:
         write_json(self.path / "interventions.json", report)
@@ -118,10 +151,10 @@ class NetworkDir:
     def wandb_id(self) -> str | None:
         """The W&B run of this network, None before it has one."""
         path = self.path / "wandb-id.txt"
-        return path.read_text(encoding="utf-8") if path.exists() else None
+        return read_text(path, "the name of a W&B run", "Delete it.") if path.exists() else None
 
     def save_wandb_id(self, run_id: str) -> None:
-        (self.path / "wandb-id.txt").write_text(run_id, encoding="utf-8")
+        write_text(self.path / "wandb-id.txt", run_id)
 
     def load_model(
         self, config: TrainConfig, n_classes: int, which: Weights | int = "best"
@@ -134,7 +167,7 @@ class NetworkDir:
                 f"continue with `gradflow train --resume {self.path.parent}`."
             )
         model = build_network(self.arch, n_classes, config, seed=self.seed)
-        model.load_state_dict(load_tensors(path))
+        load_weights(model, path)
         return model.eval()
 
 
@@ -169,6 +202,7 @@ class RunDir:
                 f"Expected a run in {path}, but it has no config.yaml. "
                 "Give the folder that `gradflow train` printed."
             )
+        refuse_links(path)
         return cls(path)
 
     @classmethod
@@ -189,6 +223,12 @@ class RunDir:
         return self.path / "figures"
 
     @property
+    def is_trained_here(self) -> bool:
+        """Whether this user trained it on this machine, with the data that its config names."""
+        mark = self.environment().get("mark")
+        return bool(mark) and mark == origin.mark(self.path, self.config().data)
+
+    @property
     def tensorboard(self) -> Path:
         """What `tensorboard --logdir` takes: one folder for each network, and the verdict's."""
         return self.path / "tensorboard"
@@ -207,13 +247,15 @@ class RunDir:
     def saliency_figures(self) -> list[Path]:
         """The PNGs of `gradflow saliency --split test` on white paper, the default method first."""
         pictures = self.figures.glob("saliency-*.png")
-        found = sorted(path for path in pictures if not path.stem.endswith("-dark"))
+        found = sorted(
+            path for path in pictures if not path.stem.endswith("-dark") and not path.is_symlink()
+        )
         return sorted(found, key=lambda path: not path.name.startswith("saliency-gradcam-"))
 
     def saliency(self, method: str) -> dict[str, Any] | None:
         """What `gradflow saliency --split test` found, None where it was not run."""
         path = self.path / "saliency" / f"{method}.json"
-        return dict(_read_json(path)) if path.exists() else None
+        return _read(path, SaliencyEntry) if path.exists() else None
 
     def save_saliency(
         self, method: str, content: Mapping[str, Any], mean_maps: Mapping[str, np.ndarray]
@@ -222,7 +264,8 @@ class RunDir:
         folder = self.path / "saliency"
         folder.mkdir(exist_ok=True)
         for network, maps in mean_maps.items():
-            np.save(folder / f"{method}-mean-{network}.npy", maps.astype(np.float32))
+            with whole(folder / f"{method}-mean-{network}.npy") as unfinished:
+                np.save(unfinished, maps.astype(np.float32))
         write_json(folder / f"{method}.json", content)
 
     def config(self) -> TrainConfig:
@@ -247,22 +290,23 @@ class RunDir:
         ]
         return [network for network in paths if network.path.exists()]
 
-    def save_environment(self, facts: Mapping[str, Any]) -> None:
+    def save_environment(self, facts: Mapping[str, Any], data: str) -> None:
+        facts = {**facts, "mark": origin.mark(self.path, data)}
         write_json(self.path / "environment.json", facts)
 
     def environment(self) -> dict[str, Any]:
         """Versions, device and commit of the training."""
-        return dict(_read_json(self.path / "environment.json"))
+        return dict(_read(self.path / "environment.json", Environment))
 
     def data(self) -> dict[str, Any]:
         """Classes, audit and split."""
-        return dict(_read_json(self.path / "data.json"))
+        return dict(_read(self.path / "data.json", DataEntry))
 
     def save_data(self, data: Mapping[str, Any]) -> None:
         write_json(self.path / "data.json", data)
 
     def summary(self) -> dict[str, Any]:
-        return dict(_read_json(self.path / "summary.json"))
+        return dict(_read(self.path / "summary.json", dict[str, Any]))
 
     def save_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / "summary.json", summary)
@@ -288,31 +332,45 @@ def build_network(arch: str, n_classes: int, config: TrainConfig, *, seed: int) 
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
     """Save tensors and plain numbers, all or nothing: a killed process leaves the old file."""
-    unfinished = path.with_suffix(".tmp")
-    torch.save(dict(content), unfinished)
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        try:
+            torch.save(dict(content), unfinished)
+        except RuntimeError as error:  # PyTorch's own for a disk that is full
+            raise OSError(f"Expected to write {path}, but got: {error}") from None
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
     """Load on the CPU what `save_tensors` saved; never runs code from the file."""
-    return dict(torch.load(path, map_location="cpu", weights_only=True))
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, all or nothing."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, all or nothing."""
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
-
-
-def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever PyTorch, zipfile and pickle make of foreign bytes
+        # What PyTorch says of a pickle that runs code is how to run it: not repeated here.
+        why = "it holds more than numbers" if "weights_only" in str(error) else str(error)
+        raise DamagedFile(path, "weights, and nothing but numbers,", why, DO_NOT_TRUST) from None
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load into `model` what `save_tensors` saved of one like it."""
+    content = load_tensors(path)
+    try:
+        model.load_state_dict(content)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        expected = f"the weights of a {type(model).__name__} of this run"
+        raise DamagedFile(path, expected, error, ANEW) from None
+
+
+def _checked(path: Path, check: Callable[..., None], *content: Any) -> None:
+    try:
+        check(*content)
+    except ValueError as error:
+        raise DamagedFile(path, f"the {path.stem} of a run", error, ANEW) from None
+
+
+def _read(path: Path, hint: Any) -> Any:
+    try:
+        return read_json(path, hint, f"the {path.stem} of a run", ANEW)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"No {path.name} in {path.parent}. The run is not finished: continue it with "

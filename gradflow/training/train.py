@@ -26,6 +26,7 @@ from gradflow.data import (
 )
 from gradflow.data import split as split_images
 from gradflow.examine.batchnorm import recalibrated
+from gradflow.files import DamagedFile, drop_unfinished, write_text
 from gradflow.interventions import Intervention, changed_labels
 from gradflow.record import DEFAULT_MEASURES, MaxOverhead, Recorder, Trace
 from gradflow.training.config import TrainConfig
@@ -40,6 +41,7 @@ from gradflow.training.rundir import (
     Weights,
     build_network,
     load_tensors,
+    load_weights,
     save_tensors,
 )
 
@@ -113,7 +115,7 @@ def load_data(
 
     Raises BadFiles, before anything is split, unless the config says to skip them.
     """
-    source = open_source(config.data, download=config.download)
+    source = open_source(config.data, download=config.download, allow_outside=config.allow_outside)
     config = config.resolved(image_size=source.image_size, mirror=source.mirror)
     assert config.image_size is not None
     audit, store = load_images(
@@ -265,10 +267,17 @@ def _go_back_to_checkpoint(
     saved: dict[str, Any] = {}
     if network.checkpoint.exists():
         saved = load_tensors(network.checkpoint)
-        state.load_dict(saved)
+        try:
+            state.load_dict(saved)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            advice = "Delete it, and the network begins anew."
+            raise DamagedFile(
+                network.checkpoint, "a checkpoint of this network", error, advice
+            ) from None
     history = network.history()[: state.epoch]
     if state.accelerator.is_main_process:
         network.drop_records_from(state.step)
+        drop_unfinished(network.path)
     state.accelerator.wait_for_everyone()
     return history, saved
 
@@ -366,7 +375,7 @@ def _evaluate_network(
     text = []
     epochs: dict[Weights, int] = {"last": state.epoch - 1, "best": state.best_epoch}
     for which, epoch in epochs.items():
-        state.model.load_state_dict(load_tensors(network.weights(which)))
+        load_weights(state.model, network.weights(which))
         evaluation[which] = {"epoch": epoch, "angle_from_start": _angles(first, state.model)}
         model = intervening.evaluated(state)
         for part in ("train", "validation", "test"):
@@ -389,7 +398,7 @@ def _evaluate_network(
     original = published_text(network.arch, data.class_names)
     if original is not None:
         text.append(original)
-    network.report.write_text("\n".join(text), encoding="utf-8")
+    write_text(network.report, "\n".join(text))
     network.save_evaluation(evaluation)
 
 

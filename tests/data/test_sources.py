@@ -244,7 +244,7 @@ def test_a_source_checks_itself():
     Source(**good)
     for change, message in [
         ({"keys": ()}, "Expected images"),
-        ({"keys": ("1", "1")}, "unique keys"),
+        ({"keys": ("1", "1")}, "different images in x, but got 1 twice"),
         ({"labels": np.array([0])}, r"shape \(2,\), but got int64 \(1,\)"),
         ({"labels": np.array([0, 2])}, "from 0 to 1, but got 0 to 2"),
     ]:

@@ -196,7 +196,12 @@ def test_a_last_layer_of_zeros_is_drawn() -> None:
     [
         (lambda: nn.Linear(4, 2), (4,), {}, "at least two layers with weights"),
         (lambda: mlp(nn.ReLU, depth=2, width=4), (5,), {}, "does not accept input of shape 5 in"),
-        (lambda: mlp(nn.ReLU, depth=2, width=4), (4,), {"draws": 0}, "`draws` to be at least 1"),
+        (
+            lambda: mlp(nn.ReLU, depth=2, width=4),
+            (4,),
+            {"draws": 0},
+            "`draws` to be from 1 to 1000",
+        ),
         (lambda: mlp(nn.ReLU, depth=2, width=4), (), {}, "the shape of one input"),
         (lambda: None, (4,), {}, "returned NoneType"),
         ("resnet18", (4,), {}, "a function that makes one, but got str"),

@@ -350,10 +350,10 @@ def test_pictures_of_two_runs_do_not_overwrite_each_other(
 def test_a_worst_mistake_is_shown_by_the_picture_that_was_taken_for_another_class(
     report: Report, text: str
 ) -> None:
-    photos, why_none = photos_of_test_set(report)
+    photos, where = photos_of_test_set(report)
     shown = mistakes(report, photos)
     assert shown
-    assert not why_none
+    assert where.startswith("The pictures are those at ")
     test = report.of("plain_18")[0].evaluation["last"]["test"]
     sure = np.max(test["probabilities"], axis=1) * ~np.array(test["is_right"])
     position = report.data["split"]["indices"]["test"][int(sure.argmax())]
@@ -389,7 +389,7 @@ def test_no_other_picture_is_shown_for_a_mistake_where_the_images_have_changed(
     else:
         shutil.rmtree(data)
     facts = {key: one for key, one in report.data.items() if keeps_names or key != "keys_sha256"}
-    elsewhere = replace(report, config=report.config | {"data": str(table)}, data=facts)
+    elsewhere = replace(report, images=str(table), data=facts)
     written = html.unescape(page.html(elsewhere, [], static=True))
     assert "taken for" in written
     assert "image/jpeg" not in written
@@ -399,8 +399,8 @@ def test_no_other_picture_is_shown_for_a_mistake_where_the_images_have_changed(
 
 def test_unchanged_images_of_an_older_run_are_shown(report: Report) -> None:
     facts = {key: one for key, one in report.data.items() if key != "keys_sha256"}
-    photos, why_none = photos_of_test_set(replace(report, data=facts))
-    assert not why_none
+    photos, where = photos_of_test_set(replace(report, data=facts))
+    assert where.startswith("The pictures are those at ")
     assert photos(0) == photos_of_test_set(report)[0](0)
 
 

@@ -85,7 +85,7 @@ def test_frame_has_a_row_per_step_and_site() -> None:
 def test_an_unfinished_file_is_not_read(tmp_path: Path) -> None:
     """A process killed while it writes leaves a temporary file, never half a part."""
     trace().save_part(tmp_path / "records")
-    (tmp_path / "records" / ".part-000000099.parquet").write_bytes(b"PAR1 cut off")
+    (tmp_path / "records" / ".unfinished-99.parquet").write_bytes(b"PAR1 cut off")
     assert len(Trace.load(tmp_path)) == 3
     assert len(pq.read_table(tmp_path / "records")) == 9, "other readers leave it out as well"
     drop_from(tmp_path, 50)

@@ -23,7 +23,7 @@ def test_the_outcomes_are_those_of_the_last_weights(pictures: Path, tmp_path: Pa
         one for one in study.cells(folder.cells) if (one.arm, one.place) == ("baseline", "accused")
     )
     assert run_cell(cell).state == "done"
-    ((key, outcome),) = read_outcomes(folder, study).items()
+    ((key, outcome),) = read_outcomes(folder, study)[0].items()
     assert key == ("baseline", "accused", 0)
 
     config, data = load_once(cell.config)

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Figure
 
+from gradflow.files import whole
+
 # One style for each network. The colours are those of Okabe and Ito, which the colour-blind can
 # tell apart (https://jfly.uni-koeln.de/color/), and read on white as on black, so that a network
 # has the same colour everywhere; dashes and markers carry the same in grey print.
@@ -120,12 +122,25 @@ def _lay_out(fig: Figure, like: Figure | None) -> Figure:
     return fig
 
 
+def picture_path(path: Path) -> Path:
+    """`path`, ending in .png where it has no ending. ValueError for one that cannot be written."""
+    if path.name and not path.suffix:  # the name of . is empty
+        return path.with_name(f"{path.name}.png")
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(
+            f"Expected `--output` to end in one of {', '.join(FORMATS)}, the pictures that can be "
+            f"written, but got {path}. Give it such an ending, or none for .png."
+        )
+    return path
+
+
 def save(fig: Figure, path: Path, dpi: int = DPI) -> Path:
     """Write `fig` to `path` in the format of its suffix (`FORMATS`), the same bytes every time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    left_out = FORMATS.get(path.suffix.lower(), FORMATS[".png"])  # without a suffix it is a PNG
-    with matplotlib.rc_context({"svg.hashsalt": "gradflow", "svg.fonttype": "none"}):
-        fig.savefig(path, dpi=dpi, metadata=left_out)
+    left_out = FORMATS[path.suffix.lower()]
+    options = matplotlib.rc_context({"svg.hashsalt": "gradflow", "svg.fonttype": "none"})
+    with options, whole(path) as unfinished:
+        fig.savefig(unfinished, dpi=dpi, metadata=left_out)
     return path
 
 

@@ -12,6 +12,7 @@ from gradflow.analysis.compare import Comparison, LayerDifference, compare
 from gradflow.analysis.overview import Band, bands
 from gradflow.analysis.verdict import Verdict, judge_case
 from gradflow.controls.gate import load_gate
+from gradflow.files import DamagedFile
 from gradflow.present.report.depth import (
     Profile,
     activations,
@@ -78,6 +79,7 @@ class Report:
     saliency: tuple[SaliencyPicture, ...] = ()
     missing: tuple[str, ...] = ()
     study: Results | None = None  # what interventions found, in the report of a study
+    images: str = ""  # where pictures of the test set may be read; "" where they may not
 
     def of(self, arch: str) -> list[Trained]:
         """One per seed, in the order of the seeds."""
@@ -113,12 +115,22 @@ class Report:
 
 
 def collect(
-    runs: Sequence[Path], *, accused: str | None = None, reference: str | None = None
+    runs: Sequence[Path],
+    *,
+    accused: str | None = None,
+    reference: str | None = None,
+    images: str | None = None,
 ) -> Report:
     """Read runs as `gradflow diagnose` does, or without gradients where none were recorded.
 
-    Raises FileNotFoundError, ValueError.
+    `images` is where the pictures are, in place of where the run says: see `Report.images`. Raises
+    FileNotFoundError, ValueError.
     """
+    found = _collect(runs, accused, reference)
+    return found if images is None else replace(found, images=images)
+
+
+def _collect(runs: Sequence[Path], accused: str | None, reference: str | None) -> Report:
     if len(runs) == 1 and StudyDir.holds(runs[0]):
         if accused is not None or reference is not None:
             raise ValueError(
@@ -134,7 +146,7 @@ def collect(
             f"Continue it with `gradflow train --resume {folders[0].path.parent}`."
         )
     if finished and not any(one.has_trace() for one in finished):
-        return _without_records(finished, accused, reference)
+        return _without_records(*_whole(finished), accused, reference)
     case = open_case(runs, accused=accused, reference=reference)
     shown = {
         one: one.arch
@@ -216,8 +228,25 @@ def _folders(runs: Sequence[Path], case: Case) -> dict[str, list[Path]]:
     return {name: [found[name, seed] for seed in case.seeds] for name in names}
 
 
+def _whole(networks: Sequence[NetworkDir]) -> tuple[list[NetworkDir], list[str]]:
+    """Those of which every file can be read, and a note for each other one."""
+    found, notes = [], []
+    for one in networks:
+        try:
+            one.history(), one.evaluation()
+            found.append(one)
+        except DamagedFile as error:
+            notes.append(f"{one.name} in {one.path.parent.name} was left out: {error}")
+    if not found:
+        raise ValueError(f"Expected a network that can be read, but got none. {' '.join(notes)}")
+    return found, notes
+
+
 def _without_records(
-    finished: Sequence[NetworkDir], accused: str | None, reference: str | None
+    finished: Sequence[NetworkDir],
+    notes: Sequence[str],
+    accused: str | None,
+    reference: str | None,
 ) -> Report:
     """Accuracies, curves and classes are worth a page too."""
     check_alike(finished)
@@ -238,7 +267,7 @@ def _without_records(
     return Report(
         names=names,
         seeds=tuple(sorted(seeds)),
-        missing=(nothing, *_missing(names, shown)),
+        missing=(*notes, nothing, *_missing(names, shown)),
         **_facts(shown),
     )
 
@@ -248,15 +277,17 @@ def _facts(shown: Mapping[NetworkDir, str]) -> dict[str, Any]:
     if not shown:
         return {}
     runs = [RunDir.open(path) for path in dict.fromkeys(one.path.parent for one in shown)]
-    data = runs[0].data()
+    data, config = runs[0].data(), runs[0].config()
+    is_ours = config.data == "digits" or runs[0].is_trained_here
     return {
+        "images": config.data if is_ours else "",
         "changed": changed_on_purpose(list(shown)),
         "trained": tuple(
             Trained(name, one.seed, one.history(), one.evaluation()) for one, name in shown.items()
         ),
         "class_names": tuple(data["classes"]),
         "data": data,
-        "config": {name: str(value) for name, value in vars(runs[0].config()).items()},
+        "config": {name: str(value) for name, value in vars(config).items()},
         "environments": tuple(run.environment() for run in runs),
         "saliency": saliency_pictures(runs),
     }

@@ -26,6 +26,7 @@ from gradflow.present.report.words import (
     status,
 )
 from gradflow.present.study_view import all_checks, gap_lines, remarks
+from gradflow.present.visible import one_line
 
 
 def markdown(report: Report, found: Sequence[Chart], folder: str) -> str:
@@ -56,12 +57,19 @@ def markdown(report: Report, found: Sequence[Chart], folder: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is: no tag in it is one, and no bracket makes a link.
+    """Text that Markdown shows as it is: no tag in it is one, no bracket makes a link, in one line.
 
     >>> plain("<script>x</script> [a](b)")
     '&lt;script&gt;x&lt;/script&gt; \\\\[a\\\\](b)'
     """
-    return re.sub(r"([\\\[\]*])", r"\\\1", html.escape(text, quote=False))
+    return re.sub(r"([\\\[\]*])", r"\\\1", html.escape(one_line(text), quote=False))
+
+
+def _fenced(language: str, lines: Sequence[str]) -> str:
+    """A block of code that no line in it can close."""
+    body = "\n".join(map(one_line, lines))
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", body)), default=0))
+    return f"{fence}{language}\n{body}\n{fence}"
 
 
 def _pictures(found: Sequence[Chart], folder: str) -> list[str]:
@@ -128,10 +136,10 @@ def _data(report: Report) -> list[str]:
 def _again(report: Report) -> list[str]:
     lines = ["## Do it again"] if report.environments else []
     for versions, typed in again(report):
-        lines += ["\n".join(("```bash", *typed, "```")), plain(versions)]
+        lines += [_fenced("bash", typed), plain(versions)]
     if report.config:
-        config = (f"{name}: {value}" for name, value in report.config.items())
-        lines += ["The config of the first run:", "\n".join(("```yaml", *config, "```"))]
+        config = [f"{name}: {value}" for name, value in report.config.items()]
+        lines += ["The config of the first run:", _fenced("yaml", config)]
     return lines
 
 
@@ -181,7 +189,7 @@ def _arm_table(report: Report) -> str:
         "|---|---|---|---|---|---|",
     ]
     keys = ("arm", "status", "share", "interval", "accuracy_share", "check")
-    lines += [f"| {' | '.join(plain(row[key]) for key in keys)} |" for row in arm_rows(report)]
+    lines += [f"| {' | '.join(_cell(row[key]) for key in keys)} |" for row in arm_rows(report)]
     return "\n".join(lines)
 
 

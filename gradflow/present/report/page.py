@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from gradflow.files import write_text
 from gradflow.present import plots
 from gradflow.present.report import interactive
 from gradflow.present.report.chart import SECTIONS, Chart, save_charts
@@ -43,6 +44,7 @@ from gradflow.present.report.words import (
 )
 from gradflow.present.study_view import all_checks, gap_lines, remarks
 
+GENERATOR = b'<meta name="generator" content="gradflow">'  # by which a page is known as a report
 SIGNATURE = "gradient-profiles"  # the figure that stands on the first screen
 
 
@@ -108,35 +110,51 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def page_path(path: Path) -> Path:
-    """Where the page goes; a name without a suffix gets .html. Raises ValueError for another."""
+    """Where the page goes; a name without a suffix gets .html.
+
+    Raises ValueError for another suffix, and where a file stands in its way that is not of an
+    earlier report: data.json of a run, or notes.md of the reader's.
+    """
     if path.suffix.lower() not in ("", ".html", ".htm"):
         raise ValueError(
             f"Expected the name of a page, which ends in .html, but got {path.name}. Markdown and "
             "JSON are written beside it under the same name."
         )
-    return path if path.suffix else path.with_suffix(".html")
+    path = path if path.suffix else path.with_suffix(".html")
+    taken = [one for one in _pages(path) if one.exists()]
+    if taken and not (path.exists() and GENERATOR in path.read_bytes()[:1000]):
+        raise ValueError(
+            f"Expected a new name, or that of an earlier report, but {taken[0]} is there and is "
+            "no part of one. Give another --output."
+        )
+    return path
+
+
+def _pages(path: Path) -> tuple[Path, Path, Path]:
+    return path, path.with_suffix(".md"), path.with_suffix(".json")
 
 
 def write(
     report: Report, found: Sequence[Chart], path: Path, *, static: bool = False
 ) -> list[Path]:
-    """Write the page to `path`, and Markdown, JSON and every figure beside it."""
+    """Write the page to `path`, and Markdown, JSON and every figure beside it.
+
+    The page comes last: where it is, the rest is whole.
+    """
     folder = path.with_name(f"{path.stem}-figures")
     path.parent.mkdir(parents=True, exist_ok=True)
-    pages = {
-        path: html(report, found, static=static),
-        path.with_suffix(".md"): markdown(report, found, folder.name),
-        path.with_suffix(".json"): json.dumps(
-            to_json(report), indent=1, ensure_ascii=False, allow_nan=False
-        )
-        + "\n",
+    page, text, numbers_ = _pages(path)
+    contents = {
+        numbers_: json.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        text: markdown(report, found, folder.name),
+        page: html(report, found, static=static),
     }
-    for file, text in pages.items():
-        file.write_text(text, encoding="utf-8")
     save_charts(found, folder)
     for picture in report.saliency:
         picture.copy_to(folder)
-    return [*pages, folder]
+    for file, content in contents.items():
+        write_text(file, content)
+    return [page, text, numbers_, folder]
 
 
 def _answer(report: Report) -> dict[str, Any]:

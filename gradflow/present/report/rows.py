@@ -105,19 +105,24 @@ def _thumbnail(photo: Image.Image) -> Image.Image:
 
 
 def photos_of_test_set(report: Report) -> tuple[Photos, str]:
-    """Position in the test set -> a small JPEG as a data URI; and why there is none, or "".
+    """Position in the test set -> a small JPEG as a data URI; and where they are, or why not.
 
     The images are found again where the training found them, and counted as it counted them. Of a
-    run that did not keep their names, number and labels have to do.
+    run that did not keep their names, number and labels have to do. A run of somebody else may name
+    any folder of the reader's: then nothing is read.
     """
+    if not report.images:
+        return _no_photo, (
+            "Their pictures are shown with `--images FOLDER` alone: this run was not trained by "
+            "you on this machine."
+        )
     try:
-        source = open_source(report.config["data"])
-    except (KeyError, OSError, ValueError, RuntimeError):
-        where = report.config.get("data", "the training's own folder")
-        return _no_photo, f"The images are no longer at {where}, seen from here."
+        source = open_source(report.images)
+    except (OSError, ValueError, RuntimeError):
+        return _no_photo, f"The images are no longer at {report.images}, seen from here."
     positions = report.data["split"]["indices"]["test"]
     if not _are_the_same(report, source, positions):
-        return _no_photo, f"The images at {report.config['data']} are not those of the training."
+        return _no_photo, f"The images at {report.images} are not those of the training."
 
     def read(position: int) -> str | None:
         try:
@@ -128,7 +133,7 @@ def photos_of_test_set(report: Report) -> tuple[Photos, str]:
         _thumbnail(photo).save(file, "JPEG", quality=80)
         return data_uri(file.getvalue(), "jpeg")
 
-    return read, ""
+    return read, f"The pictures are those at {report.images}."
 
 
 def _no_photo(position: int) -> None:

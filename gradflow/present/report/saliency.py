@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from gradflow.files import whole
 from gradflow.training.rundir import RunDir
 
 MEAN = "mean"  # what RunDir.saliency_figure calls the picture of all networks
@@ -96,15 +97,16 @@ class SaliencyPicture:
     def dark(self) -> Path | None:
         """The PNG on dark paper, which older runs have not."""
         path = self.path.with_stem(f"{self.path.stem}-dark")
-        return path if path.exists() else None
+        return path if path.exists() and not path.is_symlink() else None
 
     def copy_to(self, folder: Path) -> None:
         """All its files, under `name`."""
         folder.mkdir(parents=True, exist_ok=True)
         for ending in (".png", ".svg", "-dark.png", "-dark.svg"):
             source = self.path.with_name(f"{self.path.stem}{ending}")
-            if source.exists():
-                shutil.copyfile(source, folder / f"{self.name}{ending}")
+            if source.exists() and not source.is_symlink():
+                with whole(folder / f"{self.name}{ending}") as unfinished:
+                    shutil.copyfile(source, unfinished)
 
 
 def saliency_pictures(runs: Sequence[RunDir]) -> tuple[SaliencyPicture, ...]:

@@ -17,6 +17,7 @@ from gradflow.analysis.verdict import OUTCOMES
 from gradflow.present.letter import RIVAL_STATUS
 from gradflow.present.letter import question as question_of_verdict
 from gradflow.present.report.content import Report, Trained
+from gradflow.present.visible import one_line
 from gradflow.training.original import published
 
 
@@ -164,7 +165,8 @@ def _typed(command: Sequence[str]) -> str:
     """What one types for these arguments of a process; gradflow's own program without its path."""
     program = PurePath(command[0])
     is_ours = program.stem == "gradflow" or program.parts[-2:] == ("gradflow", "__main__.py")
-    return shlex.join([*(["gradflow"] if is_ours else ["python", command[0]]), *command[1:]])
+    typed = map(one_line, command[1:])
+    return shlex.join([*(["gradflow"] if is_ours else ["python", one_line(command[0])]), *typed])
 
 
 def mcnemar_lines(report: Report) -> list[str]:

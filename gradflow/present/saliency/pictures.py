@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gradflow.data import BadImage, normalise, read_image, to_uint8
 from gradflow.data.files import count_endings, endings_text, files_in, is_picture
 from gradflow.data.photos import printable
+from gradflow.files import DamagedFile, read_json, whole
 from gradflow.present import plots
 from gradflow.present.saliency.attribution import Attribution, attribute_all
 from gradflow.present.saliency.methods import METHODS, per_batch
@@ -81,14 +82,30 @@ def output_path(image: Path, asked: Path | None) -> Path:
         return asked or Path(f"{printable(image.resolve().name)}{ENDING}")
     if asked is None:
         return Path(f"{printable(image.stem)}{ENDING}.png")
-    if asked.name and not asked.suffix:  # the name of . is empty
-        return asked.with_name(f"{asked.name}.png")
-    if asked.suffix.lower() not in plots.FORMATS:
-        raise ValueError(
-            f"Expected `--output` to end in one of {', '.join(plots.FORMATS)}, the pictures that "
-            f"can be written, but got {asked}. Give it such an ending, or none for .png."
-        )
-    return asked
+    return plots.picture_path(asked)
+
+
+class _Scores(TypedDict):
+    method: str
+    pictures: list[Any]
+
+
+def refuse_to_replace(image: Path, output: Path) -> None:
+    """Refuse to write over what no earlier call wrote, such as the photograph: ValueError."""
+    if image.is_dir():
+        scores = output / SCORES
+        taken = [output] if output.is_dir() and any(output.iterdir()) else []
+    else:
+        scores = output.with_suffix(".json")
+        taken = [path for path in (output, scores) if path.exists()]
+    try:
+        read_json(scores, _Scores, "scores", "")
+    except (OSError, DamagedFile):
+        if taken:
+            raise ValueError(
+                f"Expected a new --output, or that of an earlier call, but {taken[0]} is there and "
+                "was not written by one. Give another one."
+            ) from None
 
 
 def output_names(paths: Sequence[Path], folder: Path) -> list[str]:
@@ -189,7 +206,8 @@ def save_maps(results: Mapping[str, Attribution], base: Path) -> dict[str, Path]
     paths = {name: base.with_name(f"{base.stem}-{name}.npy") for name in results}
     base.parent.mkdir(parents=True, exist_ok=True)
     for name, result in results.items():
-        np.save(paths[name], result.maps.astype(np.float32), allow_pickle=False)
+        with whole(paths[name]) as unfinished:
+            np.save(unfinished, result.maps.astype(np.float32), allow_pickle=False)
     return paths
 
 

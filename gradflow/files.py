@@ -1,0 +1,170 @@
+"""Files: read with one kind of error, written whole or not at all, by one process at a time.
+
+A run may come from somebody else, a disk may fill, and a process may be killed at any moment.
+"""
+
+import json
+import os
+import platform
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gradflow.typed import typed
+
+UNFINISHED = ".unfinished-"  # begins the names of files that are being written
+LARGEST_INTEGER = 18  # digits: int64, and more than any count here
+
+
+class DamagedFile(ValueError):
+    """A file that does not hold what it must: what was expected, what came, and what to do."""
+
+    def __init__(self, path: Path, expected: str, came: object, advice: str) -> None:
+        reason = " ".join(str(came).split())[:300] or type(came).__name__
+        reason = reason.rstrip(".")
+        super().__init__(f"Expected {expected} in {path}, but it holds none: {reason}. {advice}")
+        self.path = path
+
+
+def read_text(path: Path, expected: str, advice: str) -> str:
+    """What a text file holds. Raises FileNotFoundError, DamagedFile."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise DamagedFile(path, expected, error, advice) from None
+
+
+def read_json(path: Path, hint: Any, expected: str, advice: str) -> Any:
+    """What a JSON file holds, checked against the type `hint`; see `typed`.
+
+    Raises FileNotFoundError where there is no file, DamagedFile where it holds something else.
+    """
+    try:
+        text = read_text(path, expected, advice)
+        return typed(json.loads(text, parse_int=_integer), hint, "it")
+    except DamagedFile:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(path, expected, error, advice) from None
+
+
+def _integer(text: str) -> int:
+    if len(text) > LARGEST_INTEGER:
+        raise ValueError(f"a whole number of {len(text)} digits")
+    return int(text)
+
+
+def read_yaml(path: Path, expected: str, advice: str) -> tuple[Any, dict[str, int]]:
+    """What a YAML file holds, and of a mapping the line of each key. Errors as `read_json`."""
+    import yaml
+
+    # A study reads hundreds of configurations, and libyaml reads ten times as fast.
+    loader_class = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        loader = loader_class(read_text(path, expected, advice))
+        try:
+            node = loader.get_single_node()
+            content = None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+        lines: dict[str, int] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise ValueError(f"`{name}` stands in line {lines[name]} and in line {line}")
+            lines[name] = line
+        return content, lines
+    except DamagedFile:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        # What PyYAML says names the line.
+        raise DamagedFile(path, expected, error, advice) from None
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A fresh file to write, which then takes the place of `path`; after an error there is none.
+
+    A link that stands at `path` is replaced, not followed.
+    """
+    unfinished = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}{path.suffix}")
+    os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, all or nothing."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, all or nothing; with an escape, as in JSON, for a byte that was no UTF-8."""
+    with whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder in which another one is a link: what is written there would land elsewhere.
+
+    Looks two deep, which is where a run and a study have folders; W&B makes links in its own.
+    Raises ValueError.
+    """
+    for path in (folder, *folder.iterdir()):
+        if path.name == "wandb" and not path.is_symlink():
+            continue
+        for one in path.iterdir() if path.is_dir() else ():
+            if one.is_symlink() and one.is_dir():
+                raise ValueError(
+                    f"Expected a folder at {one}, but it is a link to {one.resolve()}, where "
+                    "nothing is to be written. Remove the link."
+                )
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Remove what a killed process left half written."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path, *, wait: bool = False) -> Iterator[str]:
+    """Hold `folder` for this process alone: one run, one writer.
+
+    Yields a note where the process that held it before ended without letting it go, else "". The
+    operating system takes the lock from a dead process; who holds it stands in the file. With
+    `wait` waits for another process; else raises RuntimeError, which names it.
+    """
+    from filelock import FileLock, Timeout
+
+    path = folder / ".lock"
+    if path.is_symlink():
+        path.unlink()
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RuntimeError(
+            f"Expected {folder} for this process alone, but {_holder(path) or 'another process'} "
+            "is at work there. Wait for it, or choose another folder."
+        ) from None
+    try:
+        before = _holder(path)
+        path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        yield f"{before} had {folder} and ended without letting it go." if before else ""
+    finally:
+        if path.exists():  # else the folder vanished
+            path.write_text("", encoding="utf-8")
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")[:200].strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
