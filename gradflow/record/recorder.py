@@ -115,7 +115,6 @@ class Recorder:
         self._begun: set[int] = set()  # optimizers that were ever seen to step
         self._versions = self._weight_versions()
         self._pending: list[RecordedStep] = []
-        self._flush_at = BUFFER_STEPS
         self._flushed: list[Trace] = []
         self._stopwatch = Stopwatch(self.schedule)
         self._steps: list[StepHooks] = []
@@ -179,9 +178,8 @@ class Recorder:
         """Bring the buffered steps to the host, write them, and return them (None if none)."""
         start = time.perf_counter()
         self.skipped_steps += [step.step for step in self._pending if step.was_skipped()]
-        if self.folder is not None and self._processes.is_first:
-            save_skipped_steps(self.folder / FOLDER, self.skipped_steps)
         if not self._pending:
+            self._write()
             return None
         kinds = {name: kind_of(module) for name, module in self.model.named_modules()}
         depth = self._outputs.depth if self._outputs is not None else {}
@@ -190,12 +188,19 @@ class Recorder:
         chunk = replace(chunk, feeds=dict(feeds) if feeds else None)
         n_steps = len(self._pending)
         self._pending = []
-        if self.folder is None:
-            self._flushed.append(chunk)
-        else:
-            chunk.save_part(self.folder / FOLDER)
+        self._flushed.append(chunk)
+        self._write()
         self._stopwatch.flushed(n_steps, time.perf_counter() - start)
         return chunk
+
+    def _write(self) -> None:
+        """To the files what is not there yet."""
+        if self.folder is None or not self._processes.is_first:
+            return
+        save_skipped_steps(self.folder / FOLDER, self.skipped_steps)
+        while self._flushed:
+            self._flushed[0].save_part(self.folder / FOLDER)
+            del self._flushed[0]
 
     def close(self) -> None:
         """Take every hook off the model and the optimizer, and flush. More calls do nothing.
@@ -356,13 +361,11 @@ class Recorder:
         self._stopwatch.step(self._is_scheduled)
         self.step += 1
         self._arm()
-        if len(self._pending) >= self._flush_at:
+        if len(self._pending) >= BUFFER_STEPS:
             try:
                 self.flush()
-                self._flush_at = BUFFER_STEPS
             except OSError as error:  # a full disk is no reason to stop training
                 self._not_taken.failed("records to the files yet", error)
-                self._flush_at += BUFFER_STEPS
 
     def _keep_step(self) -> None:
         passes = self._outputs.take() if self._outputs is not None else []

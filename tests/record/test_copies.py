@@ -3,6 +3,7 @@
 import copy
 import io
 import threading
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,50 @@ def test_a_copy_of_a_watched_model_is_not_watched(copied: Any, measures: Any) ->
         norms = recorder.trace.values["grad_noise"]
         assert np.isnan(norms).all(), "one micro-batch per step has no noise"
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_model_saved_while_recording_loads_as_without_gradflow() -> None:
+    """Its file names nothing of gradflow, and equals that of a model that was never watched."""
+    files = []
+    for records in (False, True):
+        model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+        model.load_state_dict({"0.weight": torch.eye(3), "0.bias": torch.ones(3)})
+        recorder = Recorder(model, sgd(model)) if records else None
+        file = io.BytesIO()
+        torch.save(model, file)
+        files.append(file.getvalue())
+        if recorder is not None:
+            recorder.close()
+    assert b"gradflow" not in files[1]
+    assert len(files[0]) == len(files[1])
+    with torch.serialization.safe_globals([nn.Sequential, nn.Linear, nn.ReLU]):
+        loaded = torch.load(io.BytesIO(files[1]), weights_only=True)
+    assert torch.equal(loaded[0].weight, torch.eye(3))
+    loaded(torch.ones(1, 3)).sum().backward()
+
+
+def users_hook(module: nn.Module, args: object, output: Any = None) -> None:
+    module.seen = getattr(module, "seen", 0) + 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded])
+def test_a_copy_keeps_the_hooks_of_others(copied: Any) -> None:
+    model = small_net()
+    model[0].register_forward_hook(users_hook)
+    with Recorder(model, sgd(model)):
+        model[4].register_forward_hook(users_hook)
+        model.register_forward_pre_hook(users_hook)
+        other = copied(model)
+        with Recorder(model, sgd(model)):
+            third = copied(model)
+    for one in (other, third):
+        loss_of(one)
+        assert [layer.seen for layer in (one, one[0], one[4])] == [1, 1, 1]
+        n_hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in one.modules()]
+        assert sum(n_hooks) == 3
+        assert isinstance(one[0]._forward_hooks, OrderedDict)
+        assert not vars(one[0]._forward_hooks)
+    assert not vars(model[0]._forward_hooks)
 
 
 def test_a_copy_can_have_a_recorder_of_its_own() -> None:
