@@ -7,7 +7,7 @@ calls back at its end, where the gradients of the parameters are compared with t
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import NamedTuple
@@ -44,8 +44,6 @@ class ForwardPass:
 class _Gradient(NamedTuple):
     """What one backward pass brought to one output."""
 
-    of: ForwardPass
-    site: Site
     sums: Tensor | None  # of GRADIENT_SUMS, where a measure needs them
     own: dict[str, Tensor]  # the user's own measures, by name
     vector: Tensor | None  # kept where another backward pass may meet this one
@@ -57,7 +55,7 @@ class _BackwardPass:
     def __init__(self, before: list[_Mark], keeps_graph: bool) -> None:
         self.before = before
         self.keeps_graph = keeps_graph
-        self.gradients: list[_Gradient] = []
+        self.gradients: dict[ForwardPass, dict[Site, _Gradient]] = {}
         self.touched: list[int] = []  # parameters whose gradient it added to
 
 
@@ -72,7 +70,7 @@ class BackwardPasses:
         self,
         measures: Sequence[Measure],
         not_taken: NotTaken,
-        on_count: Callable[[set[ForwardPass]], None],
+        on_count: Callable[[Collection[ForwardPass]], None],
         on_discard: Callable[[bool], None],
     ) -> None:
         self.modules: list[nn.Module] = []  # of the watched model
@@ -113,8 +111,11 @@ class BackwardPasses:
         except Exception as error:
             self._not_taken.failed(f"the gradient of the output of {site.module!r}", error)
             return
-        own = {m.name: m.number(grad.detach()) for m in self._own} if why is None else {}
-        one.gradients.append(_Gradient(of, site, sums, own, vector))
+        own = self._own_of(grad) if self._own and why is None else {}
+        one.gradients.setdefault(of, {})[site] = _Gradient(sums, own, vector)
+
+    def _own_of(self, grad: Tensor) -> dict[str, Tensor]:
+        return {measure.name: measure.number(grad.detach()) for measure in self._own}
 
     def _current(self) -> _BackwardPass | None:
         """The backward pass that is running; None if it cannot count."""
@@ -176,7 +177,7 @@ class BackwardPasses:
             self._marks = now
             self._counted.append(one)
             self.n_counted += 1
-            self._on_count({gradient.of for gradient in one.gradients})
+            self._on_count(one.gradients.keys())
 
     # -- whether gradients are still there -----------------------------------------------------
 
@@ -190,8 +191,7 @@ class BackwardPasses:
         if len(there) < len(self._counted):
             gone = [one for one in self._counted if one not in there]
             self._counted = there
-            sums = [g.sums[1] for one in gone for g in one.gradients if g.sums is not None]
-            self._on_discard(any(bool(n_nonfinite != 0) for n_nonfinite in sums))
+            self._on_discard(any(map(_has_nonfinite, gone)))
 
     def _is_there(self, one: _BackwardPass, by_value: bool) -> bool:
         """Whether a gradient that it added to is there, as it was or otherwise than zero.
@@ -239,45 +239,59 @@ class BackwardPasses:
 
     def take(self) -> list[PassSums]:
         """The forward passes of the step that has ended, with the gradients that came to them."""
-        by_pass: dict[ForwardPass, dict[Site, list[_Gradient]]] = {}
+        by_pass: dict[ForwardPass, list[Mapping[Site, _Gradient]]] = {}
         for settled in self._settled.values():
             for one in settled:
-                for gradient in one.gradients:
-                    by_site = by_pass.setdefault(gradient.of, {})
-                    by_site.setdefault(gradient.site, []).append(gradient)
+                for of, by_site in one.gradients.items():
+                    by_pass.setdefault(of, []).append(by_site)
         self._settled = {}
         if not (self._counted or self._running):
             self._parameters = []
         passes = sorted(by_pass, key=lambda one: one.number)
         return [self._sums_of(one, by_pass[one]) for one in passes]
 
-    def _sums_of(self, of: ForwardPass, gradients: dict[Site, list[_Gradient]]) -> PassSums:
+    def _sums_of(self, of: ForwardPass, parts: list[Mapping[Site, _Gradient]]) -> PassSums:
         of.kept.clear()
-        result = PassSums(of.outputs, of.active, {}, dict(of.own))
-        for site, several in gradients.items():
-            sums, own = several[0].sums, several[0].own
-            if len(several) > 1:
-                sums, own = self._together(several)
-            if sums is not None:
-                result.gradients[site] = sums
-            for name, value in own.items():
-                result.own[name, site] = value
-        return result
+        gradients = parts[0]
+        if len(parts) > 1:
+            sites = dict.fromkeys(site for part in parts for site in part)
+            gradients = {
+                site: self._together([part[site] for part in parts if site in part])
+                for site in sites
+            }
+        sums = {site: one.sums for site, one in gradients.items() if one.sums is not None}
+        own = dict(of.own)
+        for site, one in gradients.items() if self._own else ():
+            own |= {(name, site): value for name, value in one.own.items()}
+        return PassSums(of.outputs, of.active, sums, own)
 
-    def _together(self, several: list[_Gradient]) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def _together(self, several: list[_Gradient]) -> _Gradient:
         """Of backward passes through one output: those that were kept add as vectors."""
+        if len(several) == 1:
+            return several[0]
+        parts = [one for one in several if one.vector is None]
         vectors = [one.vector for one in several if one.vector is not None]
-        parts = [(one.sums, one.own) for one in several if one.vector is None]
         if vectors:
-            total = torch.stack(vectors).sum(0) if len(vectors) > 1 else vectors[0]
-            parts.append((_sums(total), {m.name: m.number(total) for m in self._own}))
-        known = [sums for sums, _ in parts if sums is not None]
-        names = dict.fromkeys(name for _, own in parts for name in own)
-        all_own = {
-            name: torch.stack([own[name] for _, own in parts if name in own]).sum(0)
-            for name in names
+            total = torch.stack(vectors).sum(0)
+            parts.append(_Gradient(_sums(total), self._own_of(total), None))
+        known = [one.sums for one in parts if one.sums is not None]
+        own = {
+            measure.name: torch.stack(
+                [part.own[measure.name] for part in parts if measure.name in part.own]
+            ).sum(0)
+            for measure in self._own
         }
-        return torch.stack(known).sum(0) if known else None, all_own
+        return _Gradient(torch.stack(known).sum(0) if known else None, own, None)
+
+
+def _has_nonfinite(one: _BackwardPass) -> bool:
+    found = [
+        g.sums[1]
+        for by_site in one.gradients.values()
+        for g in by_site.values()
+        if g.sums is not None
+    ]
+    return bool(found) and bool(torch.stack([x.cpu() for x in found]).ne(0).any())
 
 
 def _sums(grad: Tensor) -> Tensor:

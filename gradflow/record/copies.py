@@ -56,7 +56,7 @@ def compare(tensors: Mapping[str, Tensor], copies: Copies) -> Read:
     """DIFFERENCE_SUMS of each tensor and its copy, of those that have one."""
     pairs = {name: (x, copies.get(name, x)) for name, x in tensors.items()}
     known = {name: (x, copy) for name, (x, copy) in pairs.items() if copy is not None}
-    dense = {name: pair for name, pair in known.items() if not sparse.is_sparse(pair[0])}
+    dense = {name: pair for name, pair in known.items() if pair[0].layout is torch.strided}
     others = {name: pair for name, pair in known.items() if name not in dense}
     parts = [difference_sums(*zip(*dense.values(), strict=True))] if dense else []
     if others:

@@ -3,7 +3,7 @@
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Collection, MutableMapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -78,9 +78,6 @@ class OutputHooks:
         is_mapped = self.feeds is None or self._n_mapped == len(self.depth)
         self._edges: dict[str, tuple[GradientEdge, ...]] | None = None if is_mapped else {}
         self._began = self._sequence
-        self._calls: dict[str, int] = {}
-        self._calls_in_backward: dict[str, int] = {}
-        self._calls_without_grad: dict[str, int] = {}
         self._channels = Channels()
         self._last: _Measured | None = None
 
@@ -150,7 +147,8 @@ class OutputHooks:
         self, hook: "_OutputHook", module: nn.Module, args: tuple[object, ...], output: object
     ) -> None:
         """A layer has run."""
-        if not self._is_listening() or not self._model.training:
+        # A compiled graph may outlive the hooks.
+        if not (self._hooks and self._model.training and self._is_listening()):
             return
         self.saw_output = True
         try:
@@ -159,9 +157,9 @@ class OutputHooks:
                 self._say_what_is_unknown(hook.name, output)
                 return
             if not torch.is_grad_enabled():
-                self._note_depth(hook.name)
+                self._note_depth(hook)
                 return
-            site = self._next_site(hook.name)
+            site = self._next_site(hook)
             if site is None:
                 return
             is_measured = self._measure_output(hook, site, module, args, tensor)
@@ -176,8 +174,6 @@ class OutputHooks:
                 self._pass.own[measure.name, site] = measure.number(tensor.detach())
 
     def _is_listening(self) -> bool:
-        if self._model_hook is None and not self._hooks:
-            return False
         if not self.backward.is_listening and not self._is_stepping():
             self.backward.is_listening = True  # the optimizer's step has raised
         return self.backward.is_listening
@@ -187,25 +183,34 @@ class OutputHooks:
         if unknown is not None:
             self._not_taken.say(f"the output of {name!r}", f"it is a {unknown}")
 
-    def _note_depth(self, name: str) -> None:
+    def _note_depth(self, hook: "_OutputHook") -> None:
         """Reentrant checkpointing runs without grad first, and last to first when with grad."""
-        call = self._calls_without_grad.get(name, 0)
-        self._calls_without_grad[name] = call + 1
-        self.depth.setdefault(Site(name, call), len(self.depth))
+        hook.join(self._pass)
+        self._site(hook, hook.n_without_grad)
+        hook.n_without_grad += 1
 
-    def _next_site(self, name: str) -> Site | None:
+    def _next_site(self, hook: "_OutputHook") -> Site | None:
         """The site of this call, or None where activation checkpointing repeats a known one."""
-        in_backward = torch._C._current_graph_task_id() != -1
-        if in_backward and name in self._calls:
+        hook.join(self._pass)
+        if torch._C._current_graph_task_id() == -1:
+            if self._pass.had_backward:
+                self._begin_pass()
+                hook.join(self._pass)
+            hook.n_calls += 1
+            return self._site(hook, hook.n_calls - 1)
+        if hook.n_calls:
             return None  # the first time was recorded, and its output carries the gradient hook
-        if not in_backward and self._pass.had_backward:
-            self._begin_pass()
-        if in_backward:
-            self.feeds = None  # reentrant checkpointing cuts the graph into pieces
-        calls = self._calls_in_backward if in_backward else self._calls
-        site = Site(name, calls.get(name, 0))
-        calls[name] = site.call + 1
-        self.depth.setdefault(site, len(self.depth))
+        self.feeds = None  # reentrant checkpointing cuts the graph into pieces
+        hook.n_repeated += 1
+        return self._site(hook, hook.n_repeated - 1)
+
+    def _site(self, hook: "_OutputHook", call: int) -> Site:
+        while call >= len(hook.sites):
+            hook.sites.append(Site(hook.name, len(hook.sites)))
+        site = hook.sites[call]
+        if call >= hook.n_known:
+            hook.n_known = call + 1
+            self.depth.setdefault(site, len(self.depth))
         return site
 
     def _measure_output(
@@ -239,9 +244,8 @@ class OutputHooks:
         x = as_real(tensor)
         x = x.reshape(1, -1) if x.dim() < 2 else x
         dim = self._channels.dim_of(module, x)
-        has_relu = hook.is_before_relu
-        read = _OutputRead(*output_sums(x, dim, relu=has_relu))
-        self._last = last = _Measured(tensor, hook, read, has_relu)
+        read = _OutputRead(*output_sums(x, dim, relu=hook.is_before_relu))
+        self._last = last = _Measured(tensor, hook, read)
         return last.own
 
     def _half_of_relu(self, module: nn.Module, args: tuple[object, ...]) -> "_OutputRead | None":
@@ -253,11 +257,11 @@ class OutputHooks:
         last = self._last
         if not last.is_input_of(module, args[0]):
             return None
-        if not last.has_relu:
+        if last.of_relu is None:
             last.hook.is_before_relu = True
             return None
         self._last = None
-        return last.read.half(1)
+        return last.of_relu
 
     def _hook_gradient(self, tensor: Tensor, site: Site) -> None:
         self.has_hooked = True
@@ -281,7 +285,7 @@ class OutputHooks:
             self._edges[str(site)] = tuple(map(get_gradient_edge, tensors))
             self._sequence = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
 
-    def _map(self, passes: set[ForwardPass]) -> None:
+    def _map(self, passes: Collection[ForwardPass]) -> None:
         """Note what feeds what, in a pass that trains; from then on the graph can go."""
         if self._edges and self.feeds is not None and self._pass in passes:
             self.feeds |= feeds(self._edges, dict(self._model.named_parameters()), self._began)
@@ -290,25 +294,25 @@ class OutputHooks:
 
 
 class _OutputRead(NamedTuple):
-    """What is read of an output. With `relu` both have a second half, that of max(z, 0)."""
+    """What is read of an output."""
 
     sums: Tensor  # (6,) of OUTPUT_SUMS
     active: Tensor  # (channels,) uint8
 
-    def half(self, index: int) -> "_OutputRead":
-        return _OutputRead(self.sums.chunk(2)[index], self.active.chunk(2)[index])
-
 
 class _Measured:
-    """The output that was measured last: which tensor, in which state, and its sums."""
+    """The output that was measured last: which tensor, in which state, and its sums.
 
-    __slots__ = ("_tensor", "_version", "has_relu", "hook", "own", "read")
+    Where it goes into a ReLU, what was read has a second half, that of max(z, 0).
+    """
 
-    def __init__(
-        self, tensor: Tensor, hook: "_OutputHook", read: _OutputRead, has_relu: bool
-    ) -> None:
-        self.hook, self.read, self.has_relu = hook, read, has_relu
-        self.own = read.half(0) if has_relu else read
+    __slots__ = ("_tensor", "_version", "hook", "of_relu", "own")
+
+    def __init__(self, tensor: Tensor, hook: "_OutputHook", read: _OutputRead) -> None:
+        self.hook = hook
+        self.own, self.of_relu = read, None
+        if hook.is_before_relu:
+            self.own, self.of_relu = map(_OutputRead, *(part.chunk(2) for part in read))
         self._tensor = weakref.ref(tensor)
         self._version = tensor._version
 
@@ -339,6 +343,16 @@ class _OutputHook(_Hook):
     def __init__(self, hooks: OutputHooks, name: str) -> None:
         self._hooks, self.name = hooks, name
         self.is_before_relu = False  # the output goes straight into a ReLU
+        self.sites: list[Site] = []  # by call in one forward pass
+        self.n_known = 0  # of them
+        self._pass = -1  # the number of the forward pass that these count calls of:
+        self.n_calls = self.n_repeated = self.n_without_grad = 0
+
+    def join(self, of: ForwardPass) -> None:
+        """Calls are counted anew in each forward pass."""
+        if self._pass != of.number:
+            self._pass = of.number
+            self.n_calls = self.n_repeated = self.n_without_grad = 0
 
     def __call__(self, module: nn.Module, args: tuple[object, ...], output: object) -> None:
         if torch.compiler.is_compiling():

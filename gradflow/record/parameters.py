@@ -73,7 +73,9 @@ class ParameterReads:
     def _can_read(self, name: str, parameter: nn.Parameter) -> bool:
         if is_lazy(parameter):
             return False
-        why = None if sparse.is_sparse(parameter) else unreadable(parameter)
+        why = unreadable(parameter)
+        if why is not None and sparse.is_sparse(parameter):
+            why = None
         if why is None and not (parameter.is_floating_point() or parameter.is_complex()):
             why = f"its type is {parameter.dtype}"
         if why is not None:
@@ -145,8 +147,8 @@ class ParameterReads:
             grad = parameter.grad
             if grad is None:
                 continue
-            why = None if sparse.is_sparse(grad) else unreadable(grad)
-            if why is None:
+            why = unreadable(grad)
+            if why is None or sparse.is_sparse(grad):
                 grads[name] = grad
             else:
                 self._not_taken.say(f"the gradient of {name!r}", why)
@@ -166,7 +168,8 @@ class ParameterReads:
         copies: list[Tensor] = []
         if not step.weights and self._reads_update:
             copies = [self._before.room(name, step.parameters[name]) for name in dense]
-        step.marks = {name: (weakref.ref(g), g._version) for name, g in step.grads.items()}
+        if "first order" in self._reads:
+            step.marks = {name: (weakref.ref(g), g._version) for name, g in step.grads.items()}
         sums = product_sums(
             [step.weight(name) for name in dense], [step.grads[name] for name in dense], copies
         )
@@ -299,7 +302,8 @@ class _Step:
         return self.weights.get(name, self.parameters[name])
 
     def is_sparse(self, name: str) -> bool:
-        return sparse.is_sparse(self.grads[name]) or sparse.is_sparse(self.parameters[name])
+        layouts = self.grads[name].layout, self.parameters[name].layout
+        return any(layout is not torch.strided for layout in layouts)
 
 
 def _joined(one: Tensor, other: Tensor) -> Tensor:

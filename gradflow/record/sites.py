@@ -120,6 +120,8 @@ def _dim_of_last_norm(module: nn.LayerNorm | nn.RMSNorm, output: Tensor) -> int:
 
 def first_floating_tensor(output: object) -> Tensor | None:
     """The tensor to measure in what a module returned."""
+    if type(output) is Tensor and output.is_floating_point() and output.numel():
+        return output
     return next(floating_tensors(output), None)
 
 
