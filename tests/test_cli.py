@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import gradflow
-from gradflow.cli import main
+from gradflow.cli import app, main
 from gradflow.controls import CaseResult, Gate
 from gradflow.training.rundir import RunDir
 
@@ -60,6 +60,28 @@ def test_config_file_and_flags(
     config = RunDir.open(path).config()
     assert (config.lr, config.epochs, config.networks) == (6e-3, 1, ("plain_18",))
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines", "expected"),
+    [
+        ([], "", (0.25, 10, 0.002, "cosine")),  # the digits' own
+        (["--width", "1"], "", (1.0, 10, 0.002, "cosine")),
+        ([], "width: 0.5\nschedule: step\n", (0.5, 10, 0.002, "step")),
+        (["--epochs", "3"], "width: 0.5\nepochs: 4\n", (0.5, 3, 0.002, "cosine")),
+        ([], "data: photographs\n", (1.0, 50, 6e-4, "step")),  # the study's
+        (["--data", "cifar10"], "data: digits\n", (1.0, 50, 6e-4, "step")),
+    ],
+)
+def test_a_data_sets_recipe_gives_way_to_the_file_and_the_file_to_the_command_line(
+    arguments: list[str], lines: str, expected: tuple[float, int, float, str], tmp_path: Path
+) -> None:
+    if lines:
+        (tmp_path / "config.yaml").write_text(lines)
+        arguments = [*arguments, "--config", str(tmp_path / "config.yaml")]
+    _, bound, _ = app.parse_args(["train", *arguments])
+    config = bound.arguments["config"]
+    assert (config.width, config.epochs, config.lr, config.schedule) == expected
 
 
 @pytest.mark.parametrize(

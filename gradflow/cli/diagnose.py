@@ -103,7 +103,7 @@ def newest_run() -> Path:
 
 
 def _measure_rivals(runs: Sequence[Path]) -> None:
-    """Examine the kept weights of every finished network that was not examined yet."""
+    """Examine the kept weights of every finished network of which something was not measured."""
     from gradflow.training.diagnosis import network_dirs
     from gradflow.training.examination import examine_network
     from gradflow.training.rundir import RunDir
@@ -111,7 +111,7 @@ def _measure_rivals(runs: Sequence[Path]) -> None:
 
     for path in runs:
         networks = network_dirs(path.resolve())
-        todo = [one for one in networks if one.is_finished and one.examination() is None]
+        todo = [one for one in networks if one.is_finished and one.lacks_measurements()]
         if not todo:
             continue
         run = RunDir.open(todo[0].path.parent)

@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from gradflow.cli.study import study
 from gradflow.cli.train import train
 from gradflow.present.visible import visible
 from gradflow.training.config import TrainConfig
+from gradflow.training.recipes import RECIPES
 
 COMMANDS = (
     train, data, saliency, check, diagnose, compare, report, study, wandb_panels, bench,
@@ -45,13 +46,30 @@ def _read_config_file(_app: App, commands: tuple[str, ...], arguments: Any) -> N
     if file is None:
         return
     path = file.tokens[0].value
-    for name, value in TrainConfig.read_some(Path(path)).items():
+    _set_unless_given(arguments, TrainConfig.read_some(Path(path)), path)
+
+
+def _read_recipe(_app: App, commands: tuple[str, ...], arguments: Any) -> None:
+    """Let the recipe of a data set set what neither the command line nor the file does."""
+    given = {argument.name: argument.tokens for argument in arguments}
+    if commands != ("train",) or given["--resume"]:  # a run goes on with the config that it has
+        return
+    data = TrainConfig.data
+    if given["--data"]:
+        (token,) = given["--data"]
+        data = token.value or str(token.implicit_value)
+    if data in RECIPES:
+        _set_unless_given(arguments, RECIPES[data].fields, f"the recipe of {data}")
+
+
+def _set_unless_given(arguments: Any, fields: Mapping[str, Any], source: str) -> None:
+    for name, value in fields.items():
         argument = next(one for one in arguments if one.name == f"--{name.replace('_', '-')}")
         if not argument.tokens:
-            argument.append(Token(keyword=argument.name, implicit_value=value, source=path))
+            argument.append(Token(keyword=argument.name, implicit_value=value, source=source))
 
 
-app.config = (_read_config_file,)
+app.config = (_read_config_file, _read_recipe)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

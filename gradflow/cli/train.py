@@ -1,5 +1,6 @@
 """`gradflow train`: networks side by side, recorded, evaluated, tracked."""
 
+import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from gradflow.cli.console import progress, show, show_json, stderr
 from gradflow.cli.options import INTERRUPTED, OK, Config, ConfigFile, Flag
 from gradflow.files import held
 from gradflow.training.config import TrainConfig
+from gradflow.training.recipes import recipe_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -111,6 +113,9 @@ def _open_run(
         run.save_environment(environment(accelerator), config.data)
         paths = [str(run.path)]
     run = RunDir(Path(broadcast_object_list(paths)[0]))
+    own = recipe_text(dataclasses.asdict(config))
+    if own:
+        log.print(f"recipe         {own}", highlight=False, soft_wrap=True)
     log.print(f"run            {run.path}", soft_wrap=True)
     return run, config, data
 

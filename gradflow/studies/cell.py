@@ -130,7 +130,7 @@ def measure_cell(cell: Cell) -> None:
     if network is None:
         return
     with held(folder.path, wait=True):
-        if network.examination() is not None or not network.weights("last").exists():
+        if not (network.lacks_measurements() and network.weights("last").exists()):
             return
         run = RunDir(folder.path)
         config, data = load_once(run.config())

@@ -24,6 +24,9 @@ PLACES: tuple[Place, ...] = get_args(Place)
 Role = Literal["cause", "positive control", "baseline"]
 Combine = Literal["none", "strongest"]
 
+# Of a study's trainings. Their weights go when they are measured, so nothing can wait.
+RECIPE = TrainConfig(rivals_budget=math.inf)
+
 BASELINE = "baseline"
 CELLS = "{cells}"  # in an intervention: the folder of the study's cells, as in a transplant
 # What belongs to the study as a whole, or is decided cell by cell.
@@ -295,7 +298,7 @@ class Study:
         for needed in ("accused", "reference", "arms"):
             if needed not in given:
                 raise ValueError(f"Expected `{needed}` in the study, but it is missing.")
-        given["base"] = _config(TrainConfig(), given["base"], "`base`")
+        given["base"] = _config(RECIPE, given["base"], "`base`")
         for place in PLACES:
             given[place] = Network.read(given[place], f"`{place}`")
         given["seeds"] = _seeds(given.get("seeds", 3))

@@ -14,6 +14,7 @@ from gradflow.files import DamagedFile, read_yaml
 from gradflow.interventions import Intervention, batches_per_step, parse
 from gradflow.nets import CHANNELS_PER_STAGE, NETWORKS, Init, Shortcut, Stem, stem_for
 from gradflow.record import MaxOverhead
+from gradflow.training.recipes import recipe_text
 from gradflow.typed import shown, typed, typed_fields
 
 BOTH = ("plain_34", "resnet_34")
@@ -37,10 +38,12 @@ LIMITS: dict[str, tuple[float, float]] = {
     "step_size": (1, 100_000),
     "gamma": (1e-30, 1e3),
     "patience": (0, 100_000),
+    "min_delta": (0, 1e6),
     "flip": (0, 1),
     "rotation": (0, 180),
     "every": (1, 10**9),
     "checkpoint_budget": (0, 1e6),
+    "rivals_budget": (0, math.inf),
     "val_fraction": (1e-6, 1 - 1e-6),
     "test_fraction": (1e-6, 1 - 1e-6),
 }
@@ -84,20 +87,20 @@ class TrainConfig:
     stem: Literal["auto", "photo", "small"] = "auto"
     """Photo: 7×7 convolution with stride and max pooling; small: 3×3 without (up to 48 px)."""
     width: float = 1.0
-    """Channels of every layer as a share of the published 64 to 512; 0.25 trains much faster."""
+    """Channels of every layer as a share of the published 64 to 512 (digits: 0.25)."""
     init: Init = "kaiming"
     """Kaiming: torchvision's, normal by fan-out; torch-default: PyTorch's own."""
     seeds: str = "1"
     """A count (5: the seeds 0 to 4), or the seeds themselves (3,7; one alone with a comma: 7,)."""
 
     epochs: int = 50
-    """Passes over the training set, at most."""
+    """Passes over the training set, at most (digits: 10)."""
     batch_size: int = 50
     """Images per optimizer step, over all processes together."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """The optimizer."""
     lr: float = 6e-4
-    """Learning rate at the start."""
+    """Learning rate at the start (digits: 0.002)."""
     weight_decay: float = 1e-4
     """Weight decay, on all parameters."""
     momentum: float = 0.9
@@ -105,7 +108,7 @@ class TrainConfig:
     label_smoothing: float = 0.2
     """Share of the target spread over all classes."""
     schedule: Literal["step", "cosine", "constant"] = "step"
-    """How the learning rate falls, epoch by epoch."""
+    """How the learning rate falls, epoch by epoch (digits: cosine)."""
     warmup: int = 0
     """Epochs in which it first rises to its full size, in equal steps; the schedule follows."""
     lr_sum: Literal["own", "step"] = "own"
@@ -118,6 +121,9 @@ class TrainConfig:
     patience: int = 10
     """Stop after so many epochs without a lower validation loss; 0 never stops. The original's
     early stopping never fired: 0 reproduces it."""
+    min_delta: float = 0.0
+    """How many nats lower a validation loss must be to count as lower for `patience`; 0 as in the
+    original. A learning rate near 0 lowers it in the fourth decimal for ever."""
     flip: float | None = None
     """Probability of a horizontal flip; by default 0.5, and 0 where mirrored images change their
     class (digits)."""
@@ -148,6 +154,9 @@ class TrainConfig:
     explanations are measured: of the network in training, and then of all networks together."""
     rivals: bool = True
     """Measure the rival explanations from the kept weights when training has ended."""
+    rivals_budget: float = 0.1
+    """What that may cost, as a share of the optimizer steps of the training; dearer ones wait for
+    `gradflow diagnose --measure`. inf measures all at once."""
     wandb: Literal["offline", "online", "off"] = "offline"
     """Weights & Biases: a local file (no account), the service, or nothing."""
     project: str = "gradflow"
@@ -262,7 +271,9 @@ class TrainConfig:
     def to_yaml(self) -> str:
         """The config as YAML that `--config` reads."""
         fields = dataclasses.asdict(self) | {"out": str(self.out)}
-        return yaml.safe_dump(fields, sort_keys=False)
+        own = recipe_text(fields)
+        comment = f"# The recipe of {self.data}: {own}.\n" if own else ""
+        return comment + yaml.safe_dump(fields, sort_keys=False)
 
     @classmethod
     def load(cls, path: Path) -> Self:

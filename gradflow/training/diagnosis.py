@@ -168,7 +168,7 @@ def network_dirs(path: Path) -> list[NetworkDir]:
 # What may differ between runs that are judged together: which networks, and how they were run.
 FREE = (
     "arch", "seeds", "out", "wandb", "project", "tensorboard", "device", "checkpoint_budget",
-    "rivals",
+    "rivals", "rivals_budget",
 )  # fmt: skip
 
 

@@ -27,6 +27,9 @@ from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import predict
 from gradflow.training.schedule import lr_factors
 
+# How far a training has come: what a checkpoint holds beside tensors.
+PROGRESS = ("epoch", "step", "best_val_loss", "best_epoch", "stop_val_loss", "stop_epoch")
+
 # Reading a loss waits for the device, so losses are read some steps at a time.
 LOSSES_READ_TOGETHER = 16
 
@@ -86,6 +89,9 @@ class TrainingState:
     step: int = 0
     best_val_loss: float = float("inf")
     best_epoch: int = -1
+    # For early stopping: the last epoch that was better by `min_delta`, and its loss.
+    stop_val_loss: float = float("inf")
+    stop_epoch: int = -1
 
     @property
     def scaler(self) -> Any:
@@ -106,7 +112,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler is not None else {},
-            "progress": [self.epoch, self.step, self.best_val_loss, self.best_epoch],
+            "progress": [getattr(self, name) for name in PROGRESS],
         }
 
     def load_dict(self, saved: dict[str, Any]) -> None:
@@ -116,7 +122,22 @@ class TrainingState:
         self.scheduler.load_state_dict(saved["scheduler"])
         if self.scaler is not None:
             self.scaler.load_state_dict(saved["scaler"])
-        self.epoch, self.step, self.best_val_loss, self.best_epoch = saved["progress"]
+        for name, value in zip(PROGRESS, saved["progress"], strict=True):
+            setattr(self, name, value)
+
+    def saw_validation(self, loss: float) -> bool:
+        """Whether the epoch that ends with this validation loss is the best so far.
+
+        The first one is, even where its loss is NaN: there must be one.
+        """
+        is_first = self.best_epoch < 0
+        is_best = is_first or loss < self.best_val_loss
+        loss = math.inf if math.isnan(loss) else loss
+        if is_best:
+            self.best_val_loss, self.best_epoch = loss, self.epoch
+        if is_first or loss < self.stop_val_loss - self.config.min_delta:
+            self.stop_val_loss, self.stop_epoch = loss, self.epoch
+        return is_best
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -173,9 +194,9 @@ def fit(
 
 
 def _should_stop(state: TrainingState) -> bool:
-    """Whether `patience` epochs have gone by since the lowest validation loss."""
+    """Whether `patience` epochs have gone by since one lowered the validation loss enough."""
     patience = state.config.patience
-    return patience > 0 and state.epoch - 1 - state.best_epoch >= patience
+    return patience > 0 and state.epoch - 1 - state.stop_epoch >= patience
 
 
 def _one_epoch(
@@ -186,11 +207,7 @@ def _one_epoch(
     losses = train_steps(state, training, on_step)
     seconds = time.perf_counter() - start
     val_loss, val_accuracy = _validate(state, validation)
-    # The first epoch is the best so far even where its loss is NaN: there must be one.
-    is_best = state.best_epoch < 0 or val_loss < state.best_val_loss
-    if is_best:
-        state.best_val_loss = math.inf if math.isnan(val_loss) else val_loss
-        state.best_epoch = state.epoch
+    is_best = state.saw_validation(val_loss)
     state.scheduler.step()
     state.epoch += 1
     return Epoch(

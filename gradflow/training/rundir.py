@@ -118,6 +118,11 @@ class NetworkDir:
         path = self.path / "examination.json"
         return _read(path, Examination) if path.exists() else None
 
+    def lacks_measurements(self) -> bool:
+        """Whether the kept weights were never examined, or something was left for later."""
+        found = self.examination()
+        return found is None or bool(found.get("left"))
+
     def save_examination(self, examination: Mapping[str, Any]) -> None:
         write_json(self.path / "examination.json", examination)
 

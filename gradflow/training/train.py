@@ -170,12 +170,13 @@ def train_network(
     accelerator: Accelerator,
     *,
     on_step: Callable[[], None] = lambda: None,
+    on_measured: Callable[[int, int], None] = lambda n_done, n: None,
 ) -> Iterator[tuple[Epoch, Trace | None]]:
     """Train one network, resuming it where it stands; yield each epoch and what it recorded.
 
     A killed process loses what came after the last checkpoint, and comes to the same end when it
     is resumed. Ends with the evaluation of the last and the best epoch and, of a recorded network,
-    with the measurements of the rival explanations.
+    with the measurements of the rival explanations, of which it tells `on_measured`.
     """
     model = build_network(network.arch, len(data.class_names), config, seed=network.seed)
     intervening = Intervening(network, config, data)
@@ -221,7 +222,7 @@ def train_network(
         _evaluate_network(network, state, data, recorder, intervening, first)
         network.checkpoint.unlink(missing_ok=True)
         # Last, when all else is on disk: a defect here must not cost the training.
-        measure_rivals(network, config, data, accelerator)
+        measure_rivals(network, config, data, accelerator, on_measured)
 
 
 def lacks_rivals(network: NetworkDir, config: TrainConfig) -> bool:
@@ -230,17 +231,28 @@ def lacks_rivals(network: NetworkDir, config: TrainConfig) -> bool:
 
 
 def measure_rivals(
-    network: NetworkDir, config: TrainConfig, data: Data, accelerator: Accelerator
+    network: NetworkDir,
+    config: TrainConfig,
+    data: Data,
+    accelerator: Accelerator,
+    on_measured: Callable[[int, int], None] = lambda n_done, n: None,
 ) -> None:
     """Examine the kept weights of a finished network, if that is wanted and was not done.
 
-    Then only those weights stay that fit into its part of the budget. What goes wrong is a warning:
+    As far as `rivals_budget` goes, of the steps that were taken. Then only those weights stay that fit into its part of the budget. What goes wrong is a warning:
     the training is complete, and other networks wait.
     """
     if not lacks_rivals(network, config):
         return
     try:
-        found = examine_network(network, config, data, device=accelerator.device)
+        found = examine_network(
+            network,
+            config,
+            data,
+            device=accelerator.device,
+            max_steps=config.rivals_budget * network.history()[-1]["step"],
+            progress=on_measured,
+        )
     except (RuntimeError, ValueError, ArithmeticError, FileNotFoundError) as error:
         warnings.warn(
             f"The rival explanations of {network.name} could not be measured ({error!r}). Its "

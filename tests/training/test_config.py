@@ -1,11 +1,13 @@
 """TrainConfig: the original's recipe, checked values, a file that comes back as it was."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
 
 from gradflow.training.config import TrainConfig
+from gradflow.training.recipes import RECIPES
 
 
 def test_defaults_are_the_original_recipe() -> None:
@@ -16,6 +18,20 @@ def test_defaults_are_the_original_recipe() -> None:
     assert got == (0.2, "step", 5, 0.1)
     assert (config.patience, config.rotation) == (10, 15.0)
     assert config.networks == ("plain_34", "resnet_34")
+
+
+def test_recipes_set_fields_that_there_are_and_the_help_and_the_config_say_so() -> None:
+    for data, recipe in RECIPES.items():
+        own = TrainConfig(data=data, **recipe.fields)
+        text = own.to_yaml()
+        comment = text.splitlines()[0]
+        assert comment.startswith(f"# The recipe of {data}: ")
+        assert recipe.why in comment
+        source = inspect.getsource(TrainConfig)
+        for name, value in recipe.fields.items():
+            assert f"{name} {value}" in comment
+            assert f"({data}: {value})" in source.split(f"    {name}: ")[1].split('"""')[1]
+    assert not TrainConfig().to_yaml().startswith("#"), "in Python all of it is the study's"
 
 
 def test_data_decide_what_is_left_open() -> None:
@@ -69,6 +85,8 @@ def test_seeds_are_a_count_or_a_list(seeds: str, expected: tuple[int, ...]) -> N
         ("image_size", 4),
         ("image_size", 0),
         ("patience", -1),
+        ("min_delta", -1e-3),
+        ("rivals_budget", -0.1),
         ("precision", "fp8"),
         ("split", "by hand"),
         ("max_overhead", "2 percent"),

@@ -3,21 +3,30 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 import gradflow.training.train
 from gradflow.examine.path import path_layers
 from gradflow.training.config import TrainConfig
-from gradflow.training.examination import MAX_IMAGES, STEPS, examine_network
+from gradflow.training.examination import (
+    MAX_IMAGES,
+    STEPS,
+    WORTH,
+    Which,
+    _affordable,
+    examine_network,
+)
 from gradflow.training.fit import make_accelerator
 from gradflow.training.rundir import NetworkDir, RunDir, build_network, load_tensors
-from gradflow.training.train import Data, load_data, train_network
+from gradflow.training.train import Data, load_data, measure_rivals, train_network
 
 Run = tuple[NetworkDir, TrainConfig, Data]
 MODES = {"running", "recalibrated", "batch"}
@@ -36,7 +45,8 @@ def prepare(folder: Path, **settings: Any) -> Run:
     config, data = load_data(
         TrainConfig(
             data=str(folder / "pictures"), image_size=8, arch="plain_18", width=0.125, batch_size=8,
-            log_grads=True, every=100, device="cpu", wandb="off", out=folder, **settings,
+            log_grads=True, every=100, device="cpu", wandb="off", out=folder,
+            **{"rivals_budget": math.inf} | settings,
         )
     )  # fmt: skip
     run = RunDir.create(config)
@@ -44,8 +54,12 @@ def prepare(folder: Path, **settings: Any) -> Run:
     return run.network("plain_18", 0), config, data
 
 
+def accelerator() -> Accelerator:
+    return make_accelerator(TrainConfig(device="cpu"))
+
+
 def train(network: NetworkDir, config: TrainConfig, data: Data) -> None:
-    list(train_network(network, config, data, make_accelerator(config)))
+    list(train_network(network, config, data, accelerator()))
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +146,18 @@ def test_values_agree_with_what_training_found(run: Run, examination: dict[str, 
     assert actual == pytest.approx(losses[1] - losses[0], abs=1e-5)
 
 
-def test_the_same_again_and_nothing_is_changed(run: Run, examination: dict[str, Any]) -> None:
-    network, config, data = run
+def unexamined(network: NetworkDir, folder: Path) -> NetworkDir:
+    """The same network as if it had just been trained."""
+    shutil.copytree(network.path, folder / network.name)
+    (folder / network.name / "examination.json").unlink()
+    return NetworkDir(folder / network.name, network.arch, network.seed)
+
+
+def test_the_same_again_and_nothing_is_changed(
+    run: Run, examination: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, config, data = run
+    network = unexamined(whole, tmp_path)
     files = {path: path.read_bytes() for path in network.path.glob("*.pt")}
     random = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
     told: list[tuple[int, int]] = []
@@ -145,6 +169,61 @@ def test_the_same_again_and_nothing_is_changed(run: Run, examination: dict[str, 
     assert {path: path.read_bytes() for path in network.path.glob("*.pt")} == files
     n_measured = sum(len(examination[name]) for name in (*STEPS, "linearity"))
     assert told == [(done, n_measured) for done in range(1, n_measured + 1)]
+
+
+def test_a_budget_is_spent_in_the_order_of_worth() -> None:
+    """On 1 step a measurement and 10 to recalibrate the weights of a step, which is paid once."""
+    costs = dict.fromkeys(STEPS, 1.0) | {"linearity": 4.0, "recalibration": 10.0}
+    points: list[tuple[str, Which]] = [("linearity", 0), ("shattering", 0), ("shattering", 90)]
+    points += [("dead", 90), ("noise", "last"), ("rank", 90)]
+    for budget, n_chosen in ((3.9, 1), (4, 1), (15, 2), (16, 3), (26, 3), (27, 4), (28, 5)):
+        chosen = _affordable(points, costs, budget)
+        assert len(chosen) == n_chosen, budget
+        assert chosen == [one for one in points if one in chosen]
+    assert _affordable(points, costs, 3.9) == [("noise", "last")]
+    assert _affordable(points, costs, 16) == [points[0], points[1], points[4]]
+    assert _affordable(points, costs, 28) == points[:5]
+    assert _affordable(points, costs, math.inf) == points
+    assert {name for name, _ in WORTH} == {*STEPS, "linearity"}
+
+
+def test_what_the_budget_left_is_measured_later_to_the_same_values(
+    run: Run, examination: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, config, data = run
+    network = unexamined(whole, tmp_path)
+    measure_rivals(network, dataclasses.replace(config, rivals_budget=0.7), data, accelerator())
+    first = network.examination()
+    assert first is not None
+    assert list(first["linearity"]) == ["0", "1"]  # 8 of the 8.4 steps
+    assert first["linearity"]["0"] == examination["linearity"]["0"]
+    assert ["linearity", "10"] in first["left"]
+    assert network.lacks_measurements()
+    network.weights(1).unlink()  # what was measured stays, without its weights
+    network.save_examination(examine_network(network, config, data))
+    found = network.examination()
+    assert found is not None
+    assert found["linearity"] == examination["linearity"]
+    assert found["batchnorm"] == examination["batchnorm"]
+    assert found["left"] == []
+    assert not network.lacks_measurements()
+
+
+def test_stopped_while_measuring_the_training_stays_and_the_rest_is_caught_up(
+    run: Run, examination: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, config, data = run
+    network = unexamined(whole, tmp_path)
+
+    def stop(n_done: int, n: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_rivals(network, config, data, accelerator(), stop)
+    assert network.is_finished
+    assert network.examination() is None
+    measure_rivals(network, config, data, accelerator())
+    assert network.examination() == examination
 
 
 def test_without_kept_weights_the_end_alone_is_measured(

@@ -114,12 +114,14 @@ def test_networks_of_a_seed_see_the_same_and_start_alike(pictures: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("val_losses", "patience", "n_epochs", "best"),
+    ("val_losses", "patience", "min_delta", "n_epochs", "best"),
     [
-        ([5, 4, 6, 5, 3, 2], 2, 4, 1),  # two epochs after the lowest, whatever would come
-        ([5, 4, 6, 3, 4, 2], 2, 6, 5),  # a lower loss starts the count anew
-        ([1, 2, 3, 4, 5, 6], 0, 6, 0),  # 0 never stops
-        ([float("nan"), 2, 3, 4, 5, 6], 2, 4, 1),
+        ([5, 4, 6, 5, 3, 2], 2, 0.0, 4, 1),  # two epochs after the lowest, whatever would come
+        ([5, 4, 6, 3, 4, 2], 2, 0.0, 6, 5),  # a lower loss starts the count anew
+        ([1, 2, 3, 4, 5, 6], 0, 0.0, 6, 0),  # 0 never stops
+        ([float("nan"), 2, 3, 4, 5, 6], 2, 0.0, 4, 1),
+        ([5, 4.9, 4.8, 4.7, 4.6, 4.5], 2, 0.5, 3, 2),  # too little each; the lowest is the best
+        ([5, 4.7, 4.4, 4.1, 3.8, 3.5], 2, 0.5, 6, 5),  # and small ones add up
     ],
 )
 def test_early_stopping_waits_for_a_lower_validation_loss(
@@ -128,10 +130,12 @@ def test_early_stopping_waits_for_a_lower_validation_loss(
     monkeypatch: pytest.MonkeyPatch,
     val_losses: list[float],
     patience: int,
+    min_delta: float,
     n_epochs: int,
     best: int,
 ) -> None:
     settings = TINY | {"epochs": 6, "patience": patience, "log_grads": False}
+    settings |= {"min_delta": min_delta}
     config = TrainConfig(data=str(pictures), out=tmp_path / "runs", **settings)
     told = iter(val_losses)
     monkeypatch.setattr("gradflow.training.fit._validate", lambda *_: (next(told), 0.5))
