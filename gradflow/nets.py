@@ -8,22 +8,15 @@ He et al. 2015, "Deep Residual Learning for Image Recognition", https://arxiv.or
 
 import hashlib
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Shortcut = Literal["A", "B"]
-Stem = Literal["photo", "small"]
-Init = Literal["kaiming", "torch-default"]
+from gradflow.architectures import CHANNELS_PER_STAGE, Init, Shortcut, Stem
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-CHANNELS_PER_STAGE = (64, 128, 256, 512)
-
-# The photo stem divides the side by 4 and the stages divide it by 8 more. Up to 48 px that leaves
-# one pixel to the last stage, so such images (CIFAR, digits) get the stem without stride.
-LARGEST_SMALL = 48
 
 
 class PadShortcut(nn.Module):
@@ -172,11 +165,6 @@ def initialise(model: nn.Module, init: Init = "kaiming", seed: int | None = None
 def _stream(seed: int, name: str) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def stem_for(image_size: int) -> Stem:
-    """The stem that suits images of `image_size` pixels a side."""
-    return "small" if image_size <= LARGEST_SMALL else "photo"
 
 
 def _build(depth: int, skip: float) -> Callable[..., ResNet]:

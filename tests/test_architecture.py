@@ -15,6 +15,8 @@ PACKAGE = Path(gradflow.__file__).parent
 ORDER = [
     "typed",
     "files",
+    "lazy",
+    "architectures",
     "nets",
     "record",
     "bridges",
@@ -91,30 +93,49 @@ def test_imports_point_one_way_and_heavy_libraries_have_one_owner(path: Path) ->
     here = path.relative_to(PACKAGE).as_posix()
     for name in imported(path):
         root, _, rest = name.partition(".")
+        theirs = rest.split(".")[0]
         if root == "gradflow" and rest:
-            theirs = rest.split(".")[0]
             assert ORDER.index(theirs) <= ORDER.index(part(path)), f"{here} imports {name}"
         assert here in OWNERS.get(root, {here}), f"{root} belongs to {OWNERS[root]}, not {here}"
         assert root != "torch" or part(path) != "analysis", f"{here} must not need torch"
         if part(path) in ("record", "bridges"):
-            theirs = rest.split(".")[0]
-            assert root != "gradflow" or theirs in ("record", "files", "typed"), (
+            assert root != "gradflow" or theirs in ("record", "files", "typed", "lazy"), (
                 f"{here} imports {name}"
             )
 
 
 def loaded_by(statement: str) -> set[str]:
-    code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    """The top-level names of the modules, and the modules themselves."""
+    code = f"import sys; {statement}; print(*sys.modules, file=sys.stderr)"
     result = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     )
-    return set(result.stdout.split())
+    modules = result.stderr.split()
+    return {*modules, *(name.split(".")[0] for name in modules)}
+
+
+HEAVY = {*OWNERS, "torch", "numpy", "accelerate", "pyarrow", "pandas", "scipy", "PIL"}
 
 
 def test_importing_gradflow_is_light() -> None:
-    heavy = {*OWNERS, "accelerate", "pyarrow", "pandas", "scipy", "PIL", "rich", "yaml"}
-    assert not loaded_by("import gradflow") & heavy
-    assert loaded_by("import gradflow.cli") >= {"cyclopts", "yaml"}, "this test can fail"
+    assert not loaded_by("import gradflow") & (HEAVY | {"rich", "yaml"})
+    assert loaded_by("import gradflow.nets") >= {"torch"}, "this test can fail"
+
+
+def test_help_waits_for_nothing_but_its_own_library() -> None:
+    help_ = "from gradflow.cli import main; main(['train', '--help'])"
+    assert loaded_by(help_) & HEAVY == {"cyclopts"}
+
+
+def test_a_diagnosis_needs_no_torch() -> None:
+    """Beside what draws its figure: NumPy, a part of scipy, and what reads the records."""
+    modules = ("training.diagnosis", "studies", "present.figures", "present.letter")
+    loaded = loaded_by(
+        "; ".join(f"import gradflow.{module}" for module in modules)
+        + "; from gradflow.studies import StudyDir"
+    )
+    assert not loaded & (HEAVY - {"numpy", "scipy", "matplotlib", "PIL", "filelock"})
+    assert "scipy.stats" not in loaded
 
 
 def test_public_names_are_the_list_of_the_front_door() -> None:

@@ -6,6 +6,7 @@ import torchvision
 from torch import nn
 
 from gradflow import nets
+from gradflow.architectures import stem_for
 from gradflow.nets import NETWORKS, BasicBlock, initialise, plain_34, resnet_34
 
 
@@ -86,7 +87,7 @@ def test_small_stem_keeps_the_image_at_full_size() -> None:
 
 @pytest.mark.parametrize(("size", "stem"), [(8, "small"), (32, "small"), (64, "photo")])
 def test_stem_follows_the_image_size(size: int, stem: str) -> None:
-    assert nets.stem_for(size) == stem
+    assert stem_for(size) == stem
 
 
 def test_networks_of_one_seed_share_the_values_of_the_tensors_they_share() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.statistics import MAX_SEEDS, Interval, holm, p_beyond, t_interval
@@ -106,7 +106,7 @@ def fieller(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, floa
     n = len(numerator)
     if n < 2:
         return math.nan, math.nan
-    quantile = float(stats.t.ppf(1 - ALPHA, n - 1))
+    quantile = float(stdtrit(n - 1, 1 - ALPHA))
     (xx, xy), (_, yy) = np.cov(numerator, denominator, ddof=1) * quantile**2 / n
     x, y = float(np.mean(numerator)), float(np.mean(denominator))
     a, b, c = y * y - yy, x * y - xy, x * x - xx
@@ -208,7 +208,7 @@ def seeds_for_width(spread: float, half_width: float) -> int | None:
     9
     """
     n = np.arange(2, MAX_SEEDS + 1)
-    widths = stats.t.ppf(1 - ALPHA, n - 1) * spread / np.sqrt(n)
+    widths = stdtrit(n - 1, 1 - ALPHA) * spread / np.sqrt(n)
     enough = np.flatnonzero(widths <= half_width)
     return int(n[enough[0]]) if len(enough) else None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit  # Student's t: the rest of scipy.stats is slow to load
 
 from gradflow.analysis.thresholds import CONFIDENCE, MIN_SEEDS
 
@@ -54,7 +54,7 @@ def t_interval(values: Sequence[float] | np.ndarray, confidence: float | None = 
     if n < 2:
         return Interval(mean, math.nan, math.nan, math.nan, n)
     sd = float(numbers.std(ddof=1))
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * sd / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, sd, n)
 
 
@@ -73,7 +73,7 @@ def p_beyond(
     error = float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
     if error <= 1e-12 * max(abs(threshold), abs(distance)):
         return 0.0 if distance > 0 else 1.0
-    return float(stats.t.sf(distance / error, len(numbers) - 1))
+    return float(stdtr(len(numbers) - 1, -distance / error))
 
 
 def p_equivalent(values: Sequence[float] | np.ndarray, margin: float) -> float:
@@ -110,7 +110,7 @@ def seeds_needed(
     if found.n < 2 or not distance > 0:
         return None
     n = np.arange(int(MIN_SEEDS.value), MAX_SEEDS + 1)
-    quantiles = stats.t.ppf(1 - level, n - 1) + stats.t.ppf(POWER, n - 1)
+    quantiles = stdtrit(n - 1, 1 - level) + stdtrit(n - 1, POWER)
     enough = np.flatnonzero(quantiles * found.sd / np.sqrt(n) <= distance)
     return int(n[enough[0]]) if len(enough) else None
 

@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,19 +63,21 @@ class _Plain(Console):
 
 @contextmanager
 def progress(
-    console: Console, name: str, total: float | None = None
+    console: Console,
+    name: str,
+    total: float | None = None,
+    columns: Sequence[TextColumn] = (),
 ) -> Iterator[tuple[Progress, TaskID]]:
-    """A progress bar with the time left, on a terminal only."""
+    """A progress bar, on a terminal only, with the time left or, in its place, `columns`."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        *(columns or (TextColumn("left"), TimeRemainingColumn())),
         console=console,
         transient=True,
         disable=not console.is_terminal or console.quiet,
     )
     with bar:
-        yield bar, bar.add_task(name, total=total)
+        yield bar, bar.add_task(name, total=total, left="")

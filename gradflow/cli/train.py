@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from gradflow.cli.announced import Told, announced
 from gradflow.cli.console import progress, show, show_json, stderr
 from gradflow.cli.options import INTERRUPTED, OK, Config, ConfigFile, Flag
 from gradflow.files import held
@@ -125,28 +126,27 @@ def _train_all(
 ) -> None:
     """Every network of every seed that is not finished yet."""
     from gradflow.present.tracking.budget import Budget
-    from gradflow.training.train import measure_rivals
+    from gradflow.training.train import measure_rivals, work_of_one
 
     budget = Budget()
-    cells = [(arch, seed) for seed in config.seed_list for arch in config.networks]
-    n_batches = data.training(config, 0).n_batches(accelerator.num_processes)
-    n_steps = -(-n_batches // (config.batches_per_step or n_batches)) * config.epochs
+    networks = [run.network(arch, seed) for seed in config.seed_list for arch in config.networks]
+    unfinished = [network for network in networks if not network.is_finished]
+    work = work_of_one(config, data, accelerator.num_processes)
     with (
-        progress(log, "training", total=n_steps * len(cells)) as (bar, task),
         _stopping_between_steps(log) as stop_if_asked,
+        announced(
+            log,
+            work,
+            len(unfinished),
+            at_most=config.patience > 0,
+            stop_if_asked=stop_if_asked,
+        ) as told,
     ):
-
-        def on_step() -> None:
-            bar.advance(task)
-            stop_if_asked()
-
-        for number, (arch, seed) in enumerate(cells, start=1):
-            network = run.network(arch, seed)
-            if not network.is_finished:
-                _train_one(run, network, config, data, accelerator, log, budget, on_step)
-            elif accelerator.is_main_process:
-                measure_rivals(network, config, data, accelerator)  # killed before it came to it
-            bar.update(task, completed=number * n_steps)
+        for network in networks:
+            if network in unfinished:
+                _train_one(run, network, config, data, accelerator, log, budget, told)
+            elif accelerator.is_main_process:  # killed before it came to it
+                measure_rivals(network, config, data, accelerator, told.measured)
             accelerator.wait_for_everyone()
 
 
@@ -158,14 +158,17 @@ def _train_one(
     accelerator: "Accelerator",
     log: Console,
     budget: "Budget",
-    on_step: Callable[[], None],
+    told: Told,
 ) -> None:
     """Train one network; print each epoch and tell it the trackers."""
     from gradflow.present import terminal
     from gradflow.present.tracking.start import network_log
     from gradflow.training.train import train_network
 
-    epochs = train_network(network, config, data, accelerator, on_step=on_step)
+    told.begin(network.name, len(network.history()))
+    epochs = train_network(
+        network, config, data, accelerator, on_step=told.step, on_measured=told.measured
+    )
     is_main = accelerator.is_main_process
     with network_log(run, network, config, budget, is_main=is_main) as trackers:
         for epoch, chunk in epochs:
@@ -175,8 +178,10 @@ def _train_one(
                 soft_wrap=True,
             )
             trackers.log_epoch(epoch, chunk)
+            told.epoch()
         if is_main:
             trackers.close(_accuracies(network))
+    told.end()
 
 
 @contextmanager

@@ -3,20 +3,25 @@
 An instrument that has not been shown a vanishing gradient proves nothing by not seeing one.
 """
 
-from gradflow.controls.cases import Case
-from gradflow.controls.closed_forms import (
-    expected_growth_bn_bias,
-    expected_growth_bn_leaky,
-    expected_growth_bn_linear,
-    expected_growth_bn_relu,
-    expected_growth_linear,
-    expected_growth_relu,
-    shattering_cosine,
-    sigmoid_rate,
-)
-from gradflow.controls.gate import CaseResult, Gate, load_gate, run_all
-from gradflow.controls.plain_34 import growth_with_norm, growth_without_norm
-from gradflow.controls.truths import CONTROLS, Control, ControlResult, Measured, measure, run
+from typing import TYPE_CHECKING
+
+from gradflow.lazy import lazy
+
+if TYPE_CHECKING:
+    from gradflow.controls.cases import Case
+    from gradflow.controls.closed_forms import (
+        expected_growth_bn_bias,
+        expected_growth_bn_leaky,
+        expected_growth_bn_linear,
+        expected_growth_bn_relu,
+        expected_growth_linear,
+        expected_growth_relu,
+        shattering_cosine,
+        sigmoid_rate,
+    )
+    from gradflow.controls.gate import CaseResult, Gate, load_gate, run_all
+    from gradflow.controls.plain_34 import growth_with_norm, growth_without_norm
+    from gradflow.controls.truths import CONTROLS, Control, ControlResult, Measured, measure, run
 
 __all__ = [
     "CONTROLS",
@@ -41,3 +46,38 @@ __all__ = [
     "shattering_cosine",
     "sigmoid_rate",
 ]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "cases": ("Case",),
+        "closed_forms": (
+            "expected_growth_bn_bias",
+            "expected_growth_bn_leaky",
+            "expected_growth_bn_linear",
+            "expected_growth_bn_relu",
+            "expected_growth_linear",
+            "expected_growth_relu",
+            "shattering_cosine",
+            "sigmoid_rate",
+        ),
+        "gate": (
+            "CaseResult",
+            "Gate",
+            "load_gate",
+            "run_all",
+        ),
+        "plain_34": (
+            "growth_with_norm",
+            "growth_without_norm",
+        ),
+        "truths": (
+            "CONTROLS",
+            "Control",
+            "ControlResult",
+            "Measured",
+            "measure",
+            "run",
+        ),
+    },
+)

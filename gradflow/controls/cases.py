@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from gradflow.analysis.rates import Label, trace_rate
+from gradflow.controls import networks
 from gradflow.record import Recorder, Trace
 
 # What the three gradient sizes are made of, and so all that a rate needs.
@@ -25,6 +27,28 @@ class Case:
     input_shape: tuple[int, ...]  # with the batch; of N(0, 1)
     label: Label
     dtype: torch.dtype = torch.float32  # as most networks are trained
+
+
+# In float32, so that the sums are taken as in training: by the kernel compiled on this machine.
+# Small where the truth is exact; elsewhere wide enough that no seed comes near the threshold: the
+# total of 20 Gaussian layers of 64 units has a standard deviation of √(2·20/64) / ln 100 = 0.17
+# decades.
+CASES: tuple[Case, ...] = (
+    Case("C1 linear, orthogonal, gain 0.5",
+         partial(networks.orthogonal_linear, 20, 16, 0.5), (4, 16), "vanishing"),
+    Case("C4 sigmoid, Xavier",
+         partial(networks.sigmoid_mlp, 12, 64, "xavier"), (4, 64), "vanishing"),
+    Case("C1 linear, orthogonal, gain 1",
+         partial(networks.orthogonal_linear, 20, 16, 1.0), (4, 16), "healthy"),
+    Case("C2 linear, Gaussian",
+         partial(networks.gaussian_linear, 20, 64), (4, 64), "healthy"),
+    Case("C7 residual, last γ = 0",
+         partial(networks.identity_residual, 6, 16), (16, 16), "healthy"),
+    Case("C1 linear, orthogonal, gain 1.5",
+         partial(networks.orthogonal_linear, 20, 16, 1.5), (4, 16), "exploding"),
+    Case("C5 BatchNorm and ReLU, batch 16",
+         partial(networks.batchnorm_mlp, 20, 64), (16, 64), "exploding"),
+)  # fmt: skip
 
 
 def record(case: Case, seed: int) -> Trace:

@@ -9,42 +9,18 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
-from scipy.stats import binomtest
+from typing import TYPE_CHECKING, Any
 
 import gradflow
 from gradflow.analysis.rates import Label
 from gradflow.analysis.thresholds import CONFIDENCE, FALSE_ALARM_RATE, HIT_RATE
-from gradflow.controls import networks
-from gradflow.controls.cases import Case, label_of
-from gradflow.controls.truths import ControlResult, Progress, run
+
+if TYPE_CHECKING:
+    from gradflow.controls.truths import ControlResult, Progress
 
 N_SEEDS = 20
-
-# In float32, so that the sums are taken as in training: by the kernel compiled on this machine.
-# Small where the truth is exact; elsewhere wide enough that no seed comes near the threshold: the
-# total of 20 Gaussian layers of 64 units has a standard deviation of √(2·20/64) / ln 100 = 0.17
-# decades.
-CASES: tuple[Case, ...] = (
-    Case("C1 linear, orthogonal, gain 0.5",
-         partial(networks.orthogonal_linear, 20, 16, 0.5), (4, 16), "vanishing"),
-    Case("C4 sigmoid, Xavier",
-         partial(networks.sigmoid_mlp, 12, 64, "xavier"), (4, 64), "vanishing"),
-    Case("C1 linear, orthogonal, gain 1",
-         partial(networks.orthogonal_linear, 20, 16, 1.0), (4, 16), "healthy"),
-    Case("C2 linear, Gaussian",
-         partial(networks.gaussian_linear, 20, 64), (4, 64), "healthy"),
-    Case("C7 residual, last γ = 0",
-         partial(networks.identity_residual, 6, 16), (16, 16), "healthy"),
-    Case("C1 linear, orthogonal, gain 1.5",
-         partial(networks.orthogonal_linear, 20, 16, 1.5), (4, 16), "exploding"),
-    Case("C5 BatchNorm and ReLU, batch 16",
-         partial(networks.batchnorm_mlp, 20, 64), (16, 64), "exploding"),
-)  # fmt: skip
 
 # What decides how a case is labelled: a change in any of it makes the gate anew.
 JUDGED = ("record", "analysis", "controls")
@@ -143,12 +119,16 @@ class Gate:
 
 
 def _wilson(n_hits: int, n: int) -> tuple[float, float]:
+    from scipy.stats import binomtest
+
     interval = binomtest(n_hits, n).proportion_ci(CONFIDENCE.value, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def gate(n_seeds: int = N_SEEDS) -> Gate:
     """Label every case on `n_seeds` networks. Takes a few seconds."""
+    from gradflow.controls.cases import CASES, label_of
+
     start = time.perf_counter()
     cases = tuple(
         CaseResult(
@@ -162,8 +142,10 @@ def gate(n_seeds: int = N_SEEDS) -> Gate:
     return Gate(cases, time.perf_counter() - start)
 
 
-def run_all(progress: Progress | None = None) -> tuple[list[ControlResult], Gate]:
+def run_all(progress: "Progress | None" = None) -> "tuple[list[ControlResult], Gate]":
     """Every control with all its seeds, and the gate, made anew. Takes a minute or two."""
+    from gradflow.controls.truths import run
+
     return run(progress=progress), gate()
 
 
@@ -216,7 +198,7 @@ def _cache_path() -> Path | None:
 
 def _fingerprint() -> str:
     """Of gradflow's version, PyTorch's, and the source that decides how a case is labelled."""
-    digest = hashlib.sha256(f"{gradflow.__version__}/{torch.__version__}".encode())
+    digest = hashlib.sha256(f"{gradflow.__version__}/{version('torch')}".encode())
     package = Path(gradflow.__file__).parent
     for folder in JUDGED:
         for path in sorted((package / folder).glob("*.*")):

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gradflow.nets import Init, ResNet, plain_34
+from gradflow.architectures import Init
+from gradflow.nets import ResNet, plain_34
 
 SigmoidInit = Literal["xavier", "torch-default"]
 

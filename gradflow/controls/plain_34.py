@@ -11,7 +11,8 @@ from math import pi
 
 import numpy as np
 
-from gradflow.nets import BLOCKS_PER_STAGE, CHANNELS_PER_STAGE, Init
+from gradflow.architectures import CHANNELS_PER_STAGE, Init
+from gradflow.nets import BLOCKS_PER_STAGE
 
 LAST_STAGE = len(CHANNELS_PER_STAGE) - 1
 TAPS = [(dy, dx) for dy in range(3) for dx in range(3)]

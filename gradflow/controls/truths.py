@@ -16,10 +16,10 @@ from torch import nn
 from gradflow.analysis.layers import body, main_path
 from gradflow.analysis.rates import Label, trace_rate
 from gradflow.analysis.thresholds import HIT_RATE
+from gradflow.architectures import Init
 from gradflow.controls import closed_forms, networks, plain_34
 from gradflow.controls.cases import Case, record
 from gradflow.controls.networks import PRECISE
-from gradflow.nets import Init
 
 Progress = Callable[[int, int], None]  # how many networks are done, of how many
 

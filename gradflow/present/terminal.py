@@ -2,22 +2,22 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradflow.analysis import DepthProfile
-from gradflow.analysis.rates import Label
-from gradflow.analysis.statistics import Interval
-from gradflow.controls.gate import Gate
-from gradflow.controls.truths import Control, ControlResult
-from gradflow.data.files import endings_text
-from gradflow.examine.initial import InitialCheck, Profile
-from gradflow.training.bench import Floor, Timing
-from gradflow.training.fit import Epoch
+if TYPE_CHECKING:
+    from gradflow.analysis import DepthProfile
+    from gradflow.analysis.rates import Label
+    from gradflow.analysis.statistics import Interval
+    from gradflow.controls.gate import Gate
+    from gradflow.controls.truths import Control, ControlResult
+    from gradflow.examine.initial import InitialCheck, Profile
+    from gradflow.training.bench import Floor, Timing
+    from gradflow.training.fit import Epoch
 
 BARS = "▁▂▃▄▅▆▇█"
 ASCII_BARS = "12345678"  # for a terminal that cannot show the bars
@@ -42,7 +42,7 @@ def bar_picture(values: np.ndarray, low: float, high: float, bars: str = BARS) -
     )
 
 
-def epoch_line(name: str, epoch: Epoch, n_epochs: int) -> str:
+def epoch_line(name: str, epoch: "Epoch", n_epochs: int) -> str:
     """One line for a finished epoch."""
     best = "  best so far" if epoch.is_best else ""
     return (
@@ -69,6 +69,8 @@ def audit_view(audit: Mapping[str, Any], n_shown: int = 10) -> Group:
     if audit["sizes"]:
         lines.append("sizes          " + _sizes(audit["sizes"]))
     if audit.get("unread"):  # not in runs from before it was counted
+        from gradflow.data.files import endings_text
+
         lines.append("not read       " + endings_text(audit["unread"]))
     if audit.get("labels_from"):
         lines.append("labels from    " + audit["labels_from"])
@@ -117,7 +119,7 @@ def split_view(split: Mapping[str, Any]) -> Text:
 
 
 def summary_view(
-    summary: Mapping[str, Any], profiles: Mapping[str, DepthProfile]
+    summary: Mapping[str, Any], profiles: Mapping[str, "DepthProfile"]
 ) -> RenderableType:
     """The end of a run: accuracies, the test between the networks, depth profiles, what next."""
     return Group(
@@ -148,7 +150,7 @@ def probabilities_view(networks: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
-def bench_view(timings: Sequence[Timing], title: str) -> Table:
+def bench_view(timings: Sequence["Timing"], title: str) -> Table:
     """Seconds per step and the ratio to the bare loop of the same round."""
     table = Table(title=title, title_justify="left")
     for name in ("", "ms per step (median)", "ratio to bare (median)", "quartiles"):
@@ -164,7 +166,7 @@ def bench_view(timings: Sequence[Timing], title: str) -> Table:
     return table
 
 
-def floor_line(floor: Floor, bare: Timing) -> Text:
+def floor_line(floor: "Floor", bare: "Timing") -> Text:
     """The least that recording at every step can cost here."""
     share = floor.seconds / float(np.median(bare.seconds))
     return Text(
@@ -174,7 +176,7 @@ def floor_line(floor: Floor, bare: Timing) -> Text:
     )
 
 
-def check_view(check: InitialCheck, name: str) -> Group:
+def check_view(check: "InitialCheck", name: str) -> Group:
     """What `gradflow check` found: the answer, the sizes by depth, what it means, what to do."""
     answer, *rest = check.sentences()
     shape = "×".join(map(str, check.input_shape))
@@ -196,7 +198,7 @@ _CHECK_ROWS = {
     "scale_invariant": "effect of a weight",
 }
 
-_NEXT: dict[Label, str] = {
+_NEXT: dict["Label", str] = {
     "vanishing": "Try an initialisation that suits the activation (kaiming_normal_ for ReLU), "
     "normalisation or skip connections, and check again.",
     "exploding": "Record the first steps of training, gradflow.Recorder(model, optimizer), to see "
@@ -207,7 +209,7 @@ _NEXT: dict[Label, str] = {
 }
 
 
-def _check_lines(key: str, profile: Profile) -> list[str]:
+def _check_lines(key: str, profile: "Profile") -> list[str]:
     """The picture of a size, and its numbers below: they fit 80 columns."""
     values = profile.median
     usable = values[np.isfinite(values) & (values > 0)]
@@ -232,7 +234,7 @@ def _few(values: np.ndarray) -> np.ndarray:
     return np.array([np.median(part) for part in np.array_split(values, MAX_BARS)])
 
 
-def _factor(rate: Interval) -> str:
+def _factor(rate: "Interval") -> str:
     """Decades per layer as a factor, which is easier to picture."""
     if not np.isfinite(rate.mean):
         return "unknown"
@@ -240,7 +242,7 @@ def _factor(rate: Interval) -> str:
     return text if np.isnan(rate.low) else f"{text} ({10**rate.low:.4g} to {10**rate.high:.4g})"
 
 
-def controls_view(results: Sequence[ControlResult], gate: Gate) -> Group:
+def controls_view(results: Sequence["ControlResult"], gate: "Gate") -> Group:
     """What `gradflow check --controls` found: each known truth, and the labels."""
     table = Table(title="λ: factor of the squared gradient per layer", title_justify="left")
     for name in ("control", "truth", "measured", "allowed", "labels", ""):
@@ -267,7 +269,7 @@ def controls_view(results: Sequence[ControlResult], gate: Gate) -> Group:
     )
 
 
-def _tolerance(control: Control) -> str:
+def _tolerance(control: "Control") -> str:
     if control.rtol > 0:
         return f"{control.rtol:.0%}" if control.rtol >= 0.01 else f"{control.rtol:g} of it"
     return f"{control.n_errors:g} standard errors"
@@ -353,7 +355,7 @@ def _comparison_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _profile_lines(
-    profiles: Mapping[str, DepthProfile], networks: Sequence[Mapping[str, Any]]
+    profiles: Mapping[str, "DepthProfile"], networks: Sequence[Mapping[str, Any]]
 ) -> list[Text]:
     if not profiles:
         return [Text("\nNo gradients were recorded: add --log-grads to see the depth profiles.")]

@@ -4,18 +4,23 @@ Needs torch and NumPy only (pyarrow for files, pandas for frames), and nothing e
 this is what other people's loops import.
 """
 
-from gradflow.record.measures import (
-    DEFAULT_MEASURES,
-    DERIVED,
-    MEASURES,
-    OUTPUT_MEASURES,
-    PARAMETER_MEASURES,
-    Derived,
-    Measure,
-)
-from gradflow.record.recorder import Recorder
-from gradflow.record.schedule import MaxOverhead, Schedule, every
-from gradflow.record.trace import NonFinite, Trace
+from typing import TYPE_CHECKING
+
+from gradflow.lazy import lazy
+
+if TYPE_CHECKING:
+    from gradflow.record.measures import (
+        DEFAULT_MEASURES,
+        DERIVED,
+        MEASURES,
+        OUTPUT_MEASURES,
+        PARAMETER_MEASURES,
+        Derived,
+        Measure,
+    )
+    from gradflow.record.recorder import Recorder
+    from gradflow.record.schedule import MaxOverhead, Schedule, every
+    from gradflow.record.trace import NonFinite, Trace
 
 __all__ = [
     "DEFAULT_MEASURES",
@@ -32,3 +37,28 @@ __all__ = [
     "Trace",
     "every",
 ]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "measures": (
+            "DEFAULT_MEASURES",
+            "DERIVED",
+            "MEASURES",
+            "OUTPUT_MEASURES",
+            "PARAMETER_MEASURES",
+            "Derived",
+            "Measure",
+        ),
+        "recorder": ("Recorder",),
+        "schedule": (
+            "MaxOverhead",
+            "Schedule",
+            "every",
+        ),
+        "trace": (
+            "NonFinite",
+            "Trace",
+        ),
+    },
+)

@@ -7,11 +7,12 @@ and sites at once. z is an output, n its number of elements, w a parameter, g = 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Of = Literal["output", "output gradient", "parameter"]
 # By name, each of shape (steps, sites); NaN where it was not taken.
@@ -58,7 +59,7 @@ class Measure:
     source: str = ""
     finish: Callable[[Sums], Table] | None = None
     read: str = "step"  # of a parameter: a key of READS
-    function: Callable[..., Tensor] | None = None
+    function: "Callable[..., Tensor] | None" = None
 
     def __post_init__(self) -> None:
         if self.of not in ("output", "output gradient", "parameter"):
@@ -72,9 +73,11 @@ class Measure:
                 "or `finish`, of sums."
             )
 
-    def number(self, *tensors: Tensor) -> Tensor:
+    def number(self, *tensors: "Tensor") -> "Tensor":
         """What the user's function says of these tensors, as a vector of one on their device."""
         assert self.function is not None
+        import torch  # whoever calls this has it; whoever reads a trace need not wait for it
+
         with torch.no_grad():
             value = torch.as_tensor(self.function(*tensors), device=tensors[0].device)
         if value.numel() != 1:

@@ -2,12 +2,17 @@
 gap goes away, over seeds.
 """
 
-from gradflow.studies.diagnosis import diagnose_study
-from gradflow.studies.engine import Engine
-from gradflow.studies.folder import StudyDir
-from gradflow.studies.results import Results, analyse, results
-from gradflow.studies.run import run_study
-from gradflow.studies.study import Arm, Cell, Network, Study
+from typing import TYPE_CHECKING
+
+from gradflow.lazy import lazy
+
+if TYPE_CHECKING:
+    from gradflow.studies.diagnosis import diagnose_study
+    from gradflow.studies.engine import Engine
+    from gradflow.studies.folder import StudyDir
+    from gradflow.studies.results import Results, analyse, results
+    from gradflow.studies.run import run_study
+    from gradflow.studies.study import Arm, Cell, Network, Study
 
 __all__ = [
     "Arm",
@@ -22,3 +27,24 @@ __all__ = [
     "results",
     "run_study",
 ]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "diagnosis": ("diagnose_study",),
+        "engine": ("Engine",),
+        "folder": ("StudyDir",),
+        "results": (
+            "Results",
+            "analyse",
+            "results",
+        ),
+        "run": ("run_study",),
+        "study": (
+            "Arm",
+            "Cell",
+            "Network",
+            "Study",
+        ),
+    },
+)

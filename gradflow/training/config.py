@@ -5,17 +5,25 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-import torch
 import yaml
 
+from gradflow.architectures import (
+    ARCHITECTURES,
+    CHANNELS_PER_STAGE,
+    Init,
+    Shortcut,
+    Stem,
+    stem_for,
+)
 from gradflow.files import DamagedFile, read_yaml
-from gradflow.interventions import Intervention, batches_per_step, parse
-from gradflow.nets import CHANNELS_PER_STAGE, NETWORKS, Init, Shortcut, Stem, stem_for
-from gradflow.record import MaxOverhead
 from gradflow.training.recipes import recipe_text
 from gradflow.typed import shown, typed, typed_fields
+
+if TYPE_CHECKING:
+    from gradflow.interventions import Intervention
+    from gradflow.record import MaxOverhead
 
 BOTH = ("plain_34", "resnet_34")
 MAX_SEEDS = 1000  # each is a training
@@ -196,10 +204,10 @@ class TrainConfig:
     def networks(self) -> tuple[str, ...]:
         """The names of the networks to train."""
         names = BOTH if self.arch == "both" else tuple(self.arch.replace(" ", "").split(","))
-        unknown = [name for name in names if name not in NETWORKS]
+        unknown = [name for name in names if name not in ARCHITECTURES]
         if unknown or len(set(names)) < len(names):
             raise ValueError(
-                f"Expected `arch` to be 'both' or different names of {', '.join(NETWORKS)}, "
+                f"Expected `arch` to be 'both' or different names of {', '.join(ARCHITECTURES)}, "
                 f"but got {self.arch!r}."
             )
         return names
@@ -226,16 +234,24 @@ class TrainConfig:
         return seeds
 
     @property
-    def interventions(self) -> tuple[Intervention, ...]:
+    def interventions(self) -> "tuple[Intervention, ...]":
         """What is changed on purpose, in the order of `intervene`."""
+        if not self.intervene:  # as mostly: nothing to load torch for
+            return ()
+        from gradflow.interventions import parse
+
         return parse(self.intervene)
 
     @property
     def batches_per_step(self) -> int:
         """Batches whose mean gradient makes one optimizer step; 0: all of an epoch."""
+        if not self.intervene:
+            return 1
+        from gradflow.interventions import batches_per_step
+
         return batches_per_step(self.interventions)
 
-    def record_schedule(self) -> int | MaxOverhead:
+    def record_schedule(self) -> "int | MaxOverhead":
         """When to record, for the Recorder of one network.
 
         >>> TrainConfig(max_overhead="2%").record_schedule().share
@@ -243,6 +259,8 @@ class TrainConfig:
         """
         if self.max_overhead == "off":
             return self.every
+        from gradflow.record import MaxOverhead
+
         text = self.max_overhead.strip()
         try:
             share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
@@ -261,7 +279,7 @@ class TrainConfig:
         # Below 8 channels PyTorch 2.13 writes beyond its memory in the backward pass of a 1×1
         # convolution with stride 2. A step on a CPU took 0.7 to 1.1 times as long as in the other
         # layout with 8 to 32, and 1.0 to 1.3 times with 64 (resnet_18, plain_34; 8 to 64 px).
-        on_cpu = self.device == "cpu" or not torch.cuda.is_available()
+        on_cpu = self.device == "cpu" or not _has_cuda()
         suits = 8 <= round(CHANNELS_PER_STAGE[0] * self.width) <= (32 if on_cpu else math.inf)
         layout = self.channels_last and suits
         return dataclasses.replace(
@@ -304,6 +322,12 @@ class TrainConfig:
             except ValueError as error:
                 raise ValueError(f"{path}, line {lines.get(str(name), 1)}: {error}") from None
         return found
+
+
+def _has_cuda() -> bool:
+    import torch  # what only asks for help need not wait for it
+
+    return torch.cuda.is_available()
 
 
 @cache

@@ -14,11 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import torch
-from torch import nn
 
 from gradflow.files import (
     DamagedFile,
@@ -29,7 +27,6 @@ from gradflow.files import (
     write_json,
     write_text,
 )
-from gradflow.nets import NETWORKS
 from gradflow.record.trace import FOLDER as RECORDS
 from gradflow.record.trace import PARTS, Trace, drop_from, load_parts
 from gradflow.training import origin
@@ -46,6 +43,9 @@ from gradflow.training.contents import (
     check_history,
 )
 from gradflow.training.notebook import network_html, run_html
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Weights = Literal["best", "last"]
 
@@ -163,7 +163,7 @@ class NetworkDir:
 
     def load_model(
         self, config: TrainConfig, n_classes: int, which: Weights | int = "best"
-    ) -> nn.Module:
+    ) -> "nn.Module":
         """The trained network on the CPU, in eval mode."""
         path = self.weights(which)
         if not path.exists():
@@ -317,11 +317,13 @@ class RunDir:
         write_json(self.path / "summary.json", summary)
 
 
-def build_network(arch: str, n_classes: int, config: TrainConfig, *, seed: int) -> nn.Module:
+def build_network(arch: str, n_classes: int, config: TrainConfig, *, seed: int) -> "nn.Module":
     """The network that a resolved config describes, freshly initialised.
 
     Without what an intervention makes of the first batch of images.
     """
+    from gradflow.nets import NETWORKS
+
     model = NETWORKS[arch](
         n_classes,
         shortcut=config.shortcut,
@@ -337,6 +339,8 @@ def build_network(arch: str, n_classes: int, config: TrainConfig, *, seed: int) 
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
     """Save tensors and plain numbers, all or nothing: a killed process leaves the old file."""
+    import torch
+
     with whole(path) as unfinished:
         try:
             torch.save(dict(content), unfinished)
@@ -346,6 +350,8 @@ def save_tensors(content: Mapping[str, Any], path: Path) -> None:
 
 def load_tensors(path: Path) -> dict[str, Any]:
     """Load on the CPU what `save_tensors` saved; never runs code from the file."""
+    import torch
+
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
@@ -356,7 +362,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
         raise DamagedFile(path, "weights, and nothing but numbers,", why, DO_NOT_TRUST) from None
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: "nn.Module", path: Path) -> None:
     """Load into `model` what `save_tensors` saved of one like it."""
     content = load_tensors(path)
     try:

@@ -35,6 +35,7 @@ from gradflow.training.examination import examine_network
 from gradflow.training.fit import Epoch, NonFiniteLoss, TrainingState, fit, start_training
 from gradflow.training.intervening import Intervening
 from gradflow.training.original import published, published_text
+from gradflow.training.remaining import FORWARD, Work
 from gradflow.training.rundir import (
     NetworkDir,
     RunDir,
@@ -225,6 +226,24 @@ def train_network(
         measure_rivals(network, config, data, accelerator, on_measured)
 
 
+def work_of_one(config: TrainConfig, data: Data, n_processes: int) -> Work:
+    """What training one network takes, as far as that is known before."""
+    training = data.training(config, 0)
+    n_batches = training.n_batches(n_processes)
+    n_steps = -(-n_batches // (config.batches_per_step or n_batches))
+    n_images = {part: len(getattr(data.split, part)) for part in ("train", "validation", "test")}
+    # Twice each part, and the training images twice more for the recalibrated loss.
+    n_evaluated = 2 * sum(n_images.values()) + 2 * n_images["train"]
+    rivals = config.rivals_budget if config.log_grads and config.rivals else 0.0
+    return Work(
+        n_steps,
+        config.epochs,
+        validation=FORWARD * n_images["validation"] / config.batch_size,
+        ending=FORWARD * n_evaluated / config.batch_size
+        + min(rivals, 1.0) * n_steps * config.epochs,
+    )
+
+
 def lacks_rivals(network: NetworkDir, config: TrainConfig) -> bool:
     """Whether the rival explanations of a finished network are wanted and were not measured."""
     return config.log_grads and config.rivals and network.examination() is None
@@ -239,8 +258,9 @@ def measure_rivals(
 ) -> None:
     """Examine the kept weights of a finished network, if that is wanted and was not done.
 
-    As far as `rivals_budget` goes, of the steps that were taken. Then only those weights stay that fit into its part of the budget. What goes wrong is a warning:
-    the training is complete, and other networks wait.
+    As far as `rivals_budget` goes, of the steps that were taken. Then only those weights stay that
+    fit into their part of the other budget. What goes wrong is a warning: the training is complete,
+    and other networks wait.
     """
     if not lacks_rivals(network, config):
         return

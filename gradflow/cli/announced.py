@@ -1,0 +1,90 @@
+"""What `gradflow train` says of the time that it still takes: one line, and a bar on a terminal."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import Progress, TaskID, TextColumn
+
+from gradflow.cli.console import progress
+from gradflow.training.remaining import Countdown, Work, time_text
+
+
+class Told:
+    """Is told what a training has done, and tells the person how long the rest will take."""
+
+    def __init__(
+        self,
+        log: Console,
+        bar: Progress,
+        task: TaskID,
+        work: Work,
+        n_networks: int,
+        *,
+        at_most: bool,
+        stop_if_asked: Callable[[], None],
+    ) -> None:
+        self._log, self._bar, self._task, self._work = log, bar, task, work
+        self._countdown = Countdown(work.total * n_networks)
+        self._at_most = "at most " if at_most else ""
+        self._stop_if_asked = stop_if_asked
+        self._of_this = 0.0  # work done for the network in training
+        self._is_said = False
+
+    def begin(self, network: str, n_epochs_done: int) -> None:
+        """The training of this network begins, or goes on after so many epochs."""
+        self._of_this = n_epochs_done * self._work.epoch
+        self._countdown.skip(self._of_this)
+        self._bar.update(self._task, description=network)
+
+    def step(self) -> None:
+        self._advance(1)
+        self._stop_if_asked()
+
+    def epoch(self) -> None:
+        self._advance(self._work.validation)
+
+    def measured(self, n_done: int, n: int) -> None:
+        """Of the rivals, which are the last part of a network's work."""
+        self._bar.update(self._task, description=f"rivals {n_done} of {n}")
+        self._stop_if_asked()
+
+    def end(self) -> None:
+        """The network is done; what it did not need, as after an early stop, is skipped."""
+        self._countdown.skip(self._work.total - self._work.ending - self._of_this)
+        self._advance(self._work.ending)
+
+    def _advance(self, work: float) -> None:
+        self._of_this += work
+        self._countdown.advance(work, time.monotonic())
+        left = self._countdown.left
+        if left is None:
+            return
+        text = f"{self._at_most}{time_text(left)} left"
+        self._bar.update(
+            self._task,
+            completed=round(self._countdown.done),
+            total=round(self._countdown.total),
+            left=text,
+        )
+        if not self._is_said:
+            self._is_said = True
+            rest = "evaluation and rivals included"
+            self._log.print(f"time           {text}, {rest}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def announced(
+    log: Console,
+    work: Work,
+    n_networks: int,
+    *,
+    at_most: bool,
+    stop_if_asked: Callable[[], None],
+) -> Iterator[Told]:
+    """Around the training of `n_networks` networks, each of `work`."""
+    total = round(work.total * n_networks)
+    column = TextColumn("{task.fields[left]}")
+    with progress(log, "training", total=total, columns=[column]) as (bar, task):
+        yield Told(log, bar, task, work, n_networks, at_most=at_most, stop_if_asked=stop_if_asked)
