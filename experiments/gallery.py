@@ -29,7 +29,7 @@ COMMON = (
     "--wandb", "off",
 )  # fmt: skip
 PHOTOGRAPHS = ("--image-size", "64", "--epochs", "8", "--seeds", "2")
-DIGITS = ("--epochs", "5")
+DIGITS = ("--width", "1", "--epochs", "5", "--lr", "6e-4", "--schedule", "step")
 OF_REPORT = (
     "gradient-profiles", "gradient-profiles-dark", "output-dead-window", "output-zero-fraction",
     "output-rms", "relative-update", "distance", "angle-from-start", "loss-by-epoch",

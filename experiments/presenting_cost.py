@@ -21,6 +21,7 @@ from trained import begun_in, finished, gradflow
 REPEATS = 2
 LONG = (
     "--data", "digits", "--arch", "both", "--width", "0.25", "--epochs", "50", "--seeds", "5",
+    "--lr", "6e-4", "--schedule", "step",
     "--patience", "0", "--log-grads", "--no-rivals", "--checkpoint-budget", "0", "--wandb", "off",
 )  # fmt: skip
 LARGE = (
