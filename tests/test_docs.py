@@ -15,7 +15,7 @@ from torch import nn
 import gradflow
 from gradflow.analysis.thresholds import THRESHOLDS
 from gradflow.analysis.verdict import OUTCOMES
-from gradflow.cli import app
+from gradflow.cli.entry import app
 from gradflow.interventions import INTERVENTIONS
 from gradflow.present import plots
 from gradflow.present.saliency import METHODS

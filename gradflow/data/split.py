@@ -195,8 +195,9 @@ def _check_classes(audit: Audit, unit_labels: np.ndarray, n_val: int, n_test: in
     if few:
         needed = next((count for count in range(3, 10 * n + 3) if is_enough(count)), None)
         twins = "" if audit.near_bits is None else f" (near twins: {audit.near_bits} bits or less)"
+        least = "more" if needed is None else f"at least {needed}"
         raise ValueError(
-            f"Expected at least {needed} distinct pictures per class, so that each class is in "
+            f"Expected {least} distinct pictures per class, so that each class is in "
             f"train, validation and test, but got {', '.join(few)}, where twins count once{twins}. "
             "Add pictures, leave the class out, use larger fractions, or keep only exact copies "
             "together (`--twins exact`)."

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -346,3 +347,11 @@ def test_drawing_does_not_load_pyplot():
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_pair_of_dollars_in_a_name_is_no_formula(tmp_path: Path) -> None:
+    """Matplotlib would set `$x$` in italics, and fail at `$\\foo{$`."""
+    names = ("$x$", "$\\foo{$")
+    ax = plots.confusion_plot(np.array([[3, 1], [1, 4]]), names, "$y$")
+    path = plots.save(plots.figure_of(ax), tmp_path / "x.svg")
+    assert all(name in path.read_text("utf-8") for name in (*names, "$y$"))

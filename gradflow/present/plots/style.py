@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Figure
+from matplotlib.text import Text
 
 from gradflow.files import whole
 
@@ -112,7 +113,7 @@ def _lay_out(fig: Figure, like: Figure | None) -> Figure:
     second placing, for the second file, pushes labels out of the picture.
     """
     if like is None:
-        fig.draw_without_rendering()
+        as_written(fig).draw_without_rendering()
     else:
         for ax, placed in zip(fig.axes, like.axes, strict=True):
             ax.set_position(placed.get_position(original=True))
@@ -140,7 +141,7 @@ def save(fig: Figure, path: Path, dpi: int = DPI) -> Path:
     left_out = FORMATS[path.suffix.lower()]
     options = matplotlib.rc_context({"svg.hashsalt": "gradflow", "svg.fonttype": "none"})
     with options, whole(path) as unfinished:
-        fig.savefig(unfinished, dpi=dpi, metadata=left_out)
+        as_written(fig).savefig(unfinished, dpi=dpi, metadata=left_out)
     return path
 
 
@@ -148,16 +149,25 @@ def to_svg(fig: Figure) -> bytes:
     """`fig` as an SVG picture, the same bytes every time."""
     file = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "gradflow", "svg.fonttype": "none"}):
-        fig.savefig(file, format="svg", metadata={"Date": None})
+        as_written(fig).savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
 
 
 def to_pixels(fig: Figure, dpi: int = DPI) -> np.ndarray:
     """`fig` as (height, width, 3) uint8."""
     fig.set_dpi(dpi)
-    canvas = FigureCanvasAgg(fig)
+    canvas = FigureCanvasAgg(as_written(fig))
     canvas.draw()  # type: ignore[no-untyped-call]
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
+
+
+def as_written(fig: Figure) -> Figure:
+    """`fig` with every $ in a name as it is: to Matplotlib a pair of them is a formula."""
+    for text in fig.findobj(Text):
+        assert isinstance(text, Text)
+        if "$" in text.get_text() and not text.get_text().startswith(r"$\mathdefault"):  # of a tick
+            text.set_parse_math(False)
+    return fig
 
 
 def ink_on(color: Any) -> str:
