@@ -23,6 +23,7 @@ from gradflow.present.saliency.trust import TRUST_THRESHOLDS
 from gradflow.record import DEFAULT_MEASURES, DERIVED, MEASURES, Recorder, Trace
 from gradflow.studies import Study
 from gradflow.training.config import TrainConfig
+from gradflow.training.recipes import RECIPES
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -114,9 +115,10 @@ def shown(default: Any) -> str:
 def test_options_of_train_equal_the_fields_of_the_config() -> None:
     _, text = page("command-line").split("## gradflow train\n")
     section = text.split("\n## ")[0]
-    documented = {flag: default.strip("`") for flag, default, _ in rows(section)}
+    documented = {flag: default.replace("`", "") for flag, default, _ in rows(section)}
+    own = {name: f" (digits: {value})" for name, value in RECIPES["digits"].fields.items()}
     assert documented == {
-        f"--{field.name.replace('_', '-')}": shown(field.default)
+        f"--{field.name.replace('_', '-')}": shown(field.default) + own.get(field.name, "")
         for field in dataclasses.fields(TrainConfig)
     }
 
