@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from gradflow.analysis.layers import Layer, align
 from gradflow.analysis.network import TrainedNetwork
 
 Number = TypeVar("Number", bool, float)
+# Where the records come from: what to do next depends on it.
+Source = Literal["traces", "records", "training", "study"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,8 @@ class Case:
     reference: tuple[TrainedNetwork, ...] = ()
     notes: tuple[str, ...] = ()  # what was left out
     changed: str = ""  # what was changed on purpose in these trainings, in a sentence
+    lost: tuple[int, int] = (0, 0)  # seeds that only the accused, only the reference did not finish
+    source: Source = "traces"
 
     @classmethod
     def of(
@@ -30,8 +34,9 @@ class Case:
             seeds = [network.seed for network in group]
             if len(set(seeds)) < len(seeds):
                 raise ValueError(
-                    f"Expected every seed of {group[0].name} once, but got {sorted(seeds)}. "
-                    "Leave out one of the runs."
+                    f"Expected every seed of {group[0].name} once, but got {sorted(seeds)}. Leave "
+                    "out one of the runs. The seed of records from a loop of one's own is the end "
+                    "of their folder's name: plain-s0, plain-s1."
                 )
         if not reference:
             return cls(tuple(sorted(accused, key=lambda one: one.seed)))
@@ -41,7 +46,8 @@ class Case:
             raise ValueError(
                 f"Expected {accused[0].name} and {reference[0].name} with a seed in common, but "
                 f"got {[one.seed for one in accused]} and {[one.seed for one in reference]}. Train "
-                "both with the same seeds: a difference is judged in pairs."
+                "both with the same seeds: a difference is judged in pairs. The seed of records "
+                "from a loop of one's own is the end of their folder's name: plain-s0, plain-s1."
             )
         pairs.sort(key=lambda pair: pair[0].seed)
         paired = {one.seed for one, _ in pairs}

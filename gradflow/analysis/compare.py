@@ -8,7 +8,6 @@ import numpy as np
 
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Case
-from gradflow.analysis.findings import enough_seeds
 from gradflow.analysis.network import TrainedNetwork, early, equal_loss_steps, mean_log_ratio
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.statistics import Interval, holm, p_beyond, t_interval
@@ -48,7 +47,7 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Whether some layer does: wrong in at most 5 % of comparisons of equal networks."""
+        """Whether some layer does: in three looks wrong in at most 5 % of comparisons of equals."""
         return any(layer.differs for layer in self.layers)
 
     def to_json(self) -> dict[str, Any]:
@@ -106,7 +105,7 @@ def _compare(case: Case, size: str, way: At, ratios: np.ndarray) -> Comparison:
     """`ratios` (seeds, layers) in decades."""
     p_values = holm([_two_sided(column) for column in ratios.T])
     layers = tuple(
-        LayerDifference(layer.name, t_interval(column), p, p <= 1 - at.CONFIDENCE.value)
+        LayerDifference(layer.name, t_interval(column), p, p <= at.ALPHA.value)
         for layer, column, p in zip(case.common_layers, ratios.T, p_values, strict=True)
     )
     return Comparison(case.name, case.reference_name, size, way, case.seeds, layers)
@@ -135,9 +134,7 @@ def _aligned_steps(
 
 
 def _two_sided(values: np.ndarray) -> float:
-    """The t test over seeds that the mean differs from 0; 1 with too few seeds."""
-    if not enough_seeds(int(np.isfinite(values).sum())):
-        return 1.0
+    """The t test over seeds that the mean differs from 0; 1 with few seeds."""
     return min(1.0, 2 * min(p_beyond(values, 0.0, "below"), p_beyond(values, 0.0, "above")))
 
 

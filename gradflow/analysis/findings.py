@@ -1,11 +1,12 @@
 """Evidence and findings: numbers per seed against thresholds, and how they combine."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gradflow.analysis.statistics import Interval, holm, p_beyond, seeds_needed, t_interval
-from gradflow.analysis.thresholds import CONFIDENCE, MIN_SEEDS, Threshold
+from gradflow.analysis.thresholds import ALPHA, CONFIDENCE, Threshold
 
 Side = Literal["below", "above"]
 Status = Literal["yes", "no", "undetermined", "not measured"]
@@ -29,7 +30,12 @@ class Evidence:
 
     @property
     def is_measured(self) -> bool:
-        return self.interval.n > 0
+        return not all(map(math.isnan, self.values))
+
+    @property
+    def n_failed(self) -> int:
+        """Seeds whose number is infinite: a training that failed."""
+        return sum(map(math.isinf, self.values))
 
     @property
     def p_for(self) -> float:
@@ -52,6 +58,7 @@ class Evidence:
             if found.n > 1
             else "one seed"
         )
+        spread += f"; {self.n_failed} more failed" if self.n_failed else ""
         unit = f" {self.unit}" if self.unit not in ("", "×") else ""
         return (
             f"{self.meaning} is {self._show(found.mean)}{unit} ({spread}); "
@@ -102,8 +109,9 @@ class Finding:
     p_against: float
     missing: tuple[str, ...] = ()  # what was not measured, and how to have it
     details: tuple[str, ...] = ()  # further numbers, which decide nothing
+    needs_weights: bool = False  # whether what is missing is measured on kept weights
     status: Status = "undetermined"
-    alpha: float = 1 - CONFIDENCE.value  # that each part must pass, among all that was asked
+    alpha: float = ALPHA.value  # that each part must pass, among all that was asked
 
     @property
     def is_measured(self) -> bool:
@@ -158,24 +166,19 @@ def decide(findings: Sequence[Finding]) -> list[Finding]:
     p_for = holm([one.p_for for one in family])
     p_against = holm([one.p_against for one in family])
     adjusted = {one.key: (a, b) for one, a, b in zip(family, p_for, p_against, strict=True)}
-    alpha = (1 - CONFIDENCE.value) / max(1, len(family))
+    alpha = ALPHA.value / max(1, len(family))
     return [replace(_with_status(one, adjusted.get(one.key)), alpha=alpha) for one in findings]
 
 
 def _with_status(finding: Finding, adjusted: tuple[float, float] | None) -> Finding:
     if adjusted is None:
         return replace(finding, status="not measured")
-    alpha = 1 - CONFIDENCE.value
     status: Status = "undetermined"
-    if adjusted[0] <= alpha:
+    if adjusted[0] <= ALPHA.value:
         status = "yes"
-    elif adjusted[1] <= alpha:
+    elif adjusted[1] <= ALPHA.value:
         status = "no"
     return replace(finding, status=status, p_for=adjusted[0], p_against=adjusted[1])
-
-
-def enough_seeds(n: int) -> bool:
-    return n >= MIN_SEEDS.value
 
 
 def _plain(value: float) -> float | None:

@@ -1,67 +1,15 @@
 """The numbers of one network that the rival explanations are judged by; NaN where not measured."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from gradflow.analysis.network import TrainedNetwork, early, first_drop, mean_of_layers, third
-from gradflow.analysis.profile import columns
+from gradflow.analysis.network import TrainedNetwork, third
+from gradflow.analysis.thresholds import LEFT_TO_LEARN
 
-# Adam's averages hold less than e⁻¹ of their start after 1 / (1 − β₁) steps.
-WARM_UP = 10
-SHORTEST_STAGE = 4  # steps of one learning rate, for a slope over their second half
-
-
-def first_step(network: TrainedNetwork) -> np.ndarray:
-    return np.asarray(np.arange(len(network.trace)) == 0)
-
-
-def share_of_first_third(network: TrainedNetwork) -> float:
-    """Of Σ |⟨g, Δw⟩| over the layers, early in training, the part of the first third."""
-    layers = network.layers
-    try:
-        changes = np.abs(columns(network.trace, "grad_dot_update", [one.weight for one in layers]))
-    except KeyError:
-        return math.nan
-    by_layer = np.nansum(changes[early(network)], axis=0)
-    total = float(by_layer.sum())
-    return float(by_layer[third(len(layers), "first")].sum()) / total if total > 0 else math.nan
-
-
-def is_early_step(step: int) -> bool:
-    return step < WARM_UP
-
-
-def is_later_step(step: int) -> bool:
-    return step >= WARM_UP
-
-
-def linearity(network: TrainedNetwork, chosen: Callable[[int], bool]) -> float:
-    """The median ratio of the actual to the promised change of the loss, over the chosen steps.
-
-    The median, because a step that promises next to nothing has a ratio without meaning.
-    """
-    by_step: Mapping[str, Any] = network.examined.get("linearity", {})
-    ratios = [found["all"]["ratio"] for step, found in by_step.items() if chosen(int(step))]
-    usable = [ratio for ratio in ratios if ratio is not None]
-    return float(np.median(usable)) if usable else math.nan
-
-
-def decorrelation(network: TrainedNetwork, step: str) -> float:
-    """The share of the way after which the input gradient's cosine falls below 1/e.
-
-    Only lags up to half of the way are seen: one that stays above it counts as 1/2, too little.
-    NaN where no cosine could be formed, as where all gradients are zero.
-    """
-    found = network.examined.get("shattering", {}).get(step)
-    if found is None:
-        return math.nan
-    share = found["decorrelation_share"]
-    if share is None and not any(cosine is not None for cosine in found["cosines"][1:]):
-        return math.nan
-    return 0.5 if share is None else float(share)
+SHORTEST_STAGE = 4  # steps before the fall of the learning rate, for a slope over their second half
 
 
 def dead(network: TrainedNetwork, step: str) -> dict[str, float]:
@@ -70,34 +18,53 @@ def dead(network: TrainedNetwork, step: str) -> dict[str, float]:
     return {stage: n_dead / n for stage, (n_dead, n) in found.items()}
 
 
-def changed_at_the_end(network: TrainedNetwork) -> float:
-    last_tenth = np.arange(len(network.trace)) >= 0.9 * len(network.trace)
-    if first_drop(network) is None:
+def fall_of_rate(network: TrainedNetwork) -> int | None:
+    """The step at which the learning rate has fallen to a half of its top; None if it never does.
+
+    None, too, where too few steps lie before it for a slope.
+    """
+    rates = network.learning_rates
+    if rates is None or network.losses is None:
+        return None
+    top = int(np.argmax(rates))
+    fallen = top + np.flatnonzero(rates[top:] <= rates[top] / 2)
+    return int(fallen[0]) if len(fallen) and fallen[0] >= SHORTEST_STAGE else None
+
+
+def left_to_learn(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
+    """nats: what the schedule took from the accused, less half the distance to the reference.
+
+    With the pace v of the training loss per unit of learning rate, over the second half of the
+    steps before the rate falls, and Λ the sum of what the later steps lack to that rate:
+    v Λ − (final loss − the reference's) / 2. The pace would slow down: v Λ is an upper bound.
+    """
+    drop = fall_of_rate(mine)
+    if drop is None or mine.losses is None or mine.learning_rates is None or theirs.losses is None:
         return math.nan
-    return mean_of_layers(network, "update_changed_fraction", network.layers, last_tenth)
+    rate = float(mine.learning_rates[drop - 1])
+    pace = -slope(mine.losses[drop // 2 : drop]) / rate
+    taken = float((rate - mine.learning_rates[drop:]).sum())
+    distance = _around(mine.losses, -1) - _around(theirs.losses, -1)
+    return pace * taken - LEFT_TO_LEARN.value * distance
+
+
+def fall_until(network: TrainedNetwork, step: int | None) -> float:
+    """nats: from the first training loss to that before `step`."""
+    if step is None or network.losses is None or len(network.losses) < step:
+        return math.nan
+    return float(network.losses[0]) - _around(network.losses, step)
 
 
 def slope(losses: np.ndarray) -> float:
-    """nats per step: least squares over the second half of the steps of one learning rate."""
-    half = np.asarray(losses[len(losses) // 2 :], dtype=np.float64)
-    return float(np.polyfit(np.arange(len(half)), half, 1)[0])
+    """nats per step, by least squares."""
+    values = np.asarray(losses, dtype=np.float64)
+    return float(np.polyfit(np.arange(len(values)), values, 1)[0])
 
 
-def slope_at_drop(network: TrainedNetwork) -> float:
-    """nats per step, before the learning rate first falls."""
-    drop = first_drop(network)
-    if drop is None or network.losses is None or drop < SHORTEST_STAGE:
-        return math.nan
-    return slope(network.losses[:drop])
-
-
-def fall_until_drop(network: TrainedNetwork) -> float:
-    """nats: the first training loss less the mean of a tenth of the steps before the drop."""
-    drop = first_drop(network)
-    if drop is None or network.losses is None or drop < SHORTEST_STAGE:
-        return math.nan
-    n = max(1, drop // 10)
-    return float(np.mean(network.losses[:1]) - np.mean(network.losses[drop - n : drop]))
+def _around(losses: np.ndarray, end: int) -> float:
+    """nats: the mean of the last tenth of the steps up to `end`; -1 is the end."""
+    until = losses if end == -1 else losses[:end]
+    return float(np.mean(until[-max(1, len(until) // 10) :]))
 
 
 def at_the_end(network: TrainedNetwork, part: str, mode: str, transform: str = "plain") -> float:
@@ -122,11 +89,19 @@ def mode_mismatch(network: TrainedNetwork) -> float:
     return test_loss(network) - at_the_end(network, "test", "recalibrated")
 
 
-def update_rms(network: TrainedNetwork) -> float:
-    """Over the early steps, without those in which Adam's averages still hold their start."""
-    steps = early(network) & (network.trace.steps >= WARM_UP)
-    layers = network.layers[third(len(network.layers), "first")]
-    return mean_of_layers(network, "adam_update_rms", layers, steps)
+def progress(network: TrainedNetwork, step: str = "10") -> float:
+    """The part of a noise-free step's progress that a step makes, in (0, 1].
+
+    1 / (1 + B_noise / B) with the noise scale B_noise and the batch size B, both in images.
+    McCandlish et al. 2018, https://arxiv.org/abs/1812.06162, equation 2.7. Where no signal is seen,
+    that at the upper end of its interval.
+    """
+    found = network.examined.get("noise", {}).get(step, {}).get("all")
+    if found is None or None in (found["noise"], found["signal"], *found["signal_interval"]):
+        return math.nan
+    signal = found["signal"] if found["signal"] > 0 else found["signal_interval"][1]
+    noise = found["noise"] / found["batch_size"]
+    return float(signal / (signal + noise)) if signal > 0 else math.nan
 
 
 def deep_rank(network: TrainedNetwork) -> float:

@@ -15,6 +15,7 @@ from gradflow.analysis.profile import (
     layer_table,
     typical,
 )
+from gradflow.analysis.thresholds import LOSS_OVERLAP
 from gradflow.record.trace import Trace
 
 # Without a known learning rate, "early" is this share of the recorded steps.
@@ -40,7 +41,7 @@ class TrainedNetwork:
         if not len(self.trace):
             raise ValueError(
                 f"Expected records of {self.name}, seed {self.seed}, but its trace is empty. "
-                "Train it with --log-grads."
+                "Record at least one step: `gradflow train --log-grads`, or a Recorder in a loop."
             )
         main_path(self.trace)  # says so where there is no depth
 
@@ -153,13 +154,13 @@ def equal_loss_steps(
 
     Ten levels between the first loss and the lowest that both reach. Of each network the recorded
     step nearest to where its smoothed loss first reaches the level. Empty where no loss is known
-    or there is no common range.
+    or the common range is narrower than `LOSS_OVERLAP`: one of the two has then learned nothing.
     """
     if accused.losses is None or reference.losses is None:
         return []
     mine, theirs = _reached(accused.losses), _reached(reference.losses)
     high, low = min(mine[0], theirs[0]), max(mine[-1], theirs[-1])
-    if not low < high < np.inf:
+    if not LOSS_OVERLAP.value <= high - low < np.inf:
         return []
     levels = np.linspace(high, low, LOSS_LEVELS)
     return [(_at(accused, mine, level), _at(reference, theirs, level)) for level in levels]

@@ -3,22 +3,38 @@
 from typing import TYPE_CHECKING
 
 from gradflow.analysis import thresholds as at
-from gradflow.analysis.findings import Evidence, enough_seeds
+from gradflow.analysis.case import Source
+from gradflow.analysis.findings import Evidence
 from gradflow.analysis.profile import GRADIENT_SIZES
-from gradflow.analysis.statistics import p_beyond, p_equivalent
-from gradflow.analysis.vanishing import JUDGED_SIZES, does_not_vanish, early_decades
+from gradflow.analysis.statistics import enough_seeds, p_beyond, p_equivalent
+from gradflow.analysis.vanishing import JUDGED_SIZES, directions, early_decades
 
 if TYPE_CHECKING:
     from gradflow.analysis.verdict import Verdict
 
 
-SURE = (1 - at.CONFIDENCE.value) / 2  # one-sided, so that it goes with the printed interval
 # As in `gradflow check`: a person who reads this first has not met the symbols.
 SIZE_WORDS = {
     "output_gradient": "the gradient passed on",
     "scale_invariant": "the effect of a weight",
 }
 GAP_WORDS = {"gap_train_loss": "training loss", "gap_test_accuracy": "test accuracy"}
+SEEDS = f"{at.MIN_SEEDS.value:g}"
+# How to have more seeds, by where the records come from.
+MORE_SEEDS: dict[Source, str] = {
+    "traces": "run your loop once for each, with a Recorder, and give one trace per seed",
+    "records": "run your loop once for each, with a Recorder, and name its folders by network and "
+    "seed, plain-s0, plain-s1 and so on",
+    "training": "`gradflow train --seeds {n} --log-grads`",
+    "study": "`seeds: {n}` in the study's file",
+}
+MEASURE: dict[Source, str] = {
+    "traces": "they need the weights and images of a `gradflow train`",
+    "records": "they need the weights and images of a `gradflow train`",
+    "training": "where the weights were kept, `gradflow diagnose RUN --measure` does; else train "
+    "again with a larger --checkpoint-budget",
+    "study": "where the weights were kept, `gradflow diagnose STUDY --measure` does",
+}
 
 
 def sentences(verdict: "Verdict") -> tuple[str, ...]:
@@ -32,98 +48,73 @@ def sentences(verdict: "Verdict") -> tuple[str, ...]:
 
 def _answer(verdict: "Verdict") -> str:
     case, outcome = verdict.case, verdict.outcome
-    name = case.name
-    if outcome == "no verdict":
-        return (
-            "No verdict: on this machine the instrument did not recognise enough of the networks "
-            "whose truth is known (`gradflow check --controls` shows which)."
-        )
-    if outcome == "undetermined" and not enough_seeds(len(case.seeds)):
-        n = len(case.seeds)
-        return (
-            f"Undetermined: {n} {'seed' if n == 1 else 'seeds'} of {name} can be described, but "
-            f"nothing can be concluded from fewer than {at.MIN_SEEDS.value:.0f}."
-        )
+    shrink = f"the gradients of {case.name} vanish towards the input"
+    if outcome == "undetermined":
+        return f"Undetermined: {_undetermined(verdict)}."
     because = {
-        "supported": f"Supported: the gradients of {name} vanish towards the input, and restoring "
-        f"them closes {_how_much(verdict)}.",
-        "present, not shown causal": f"Present, not shown causal: the gradients of {name} vanish "
-        f"towards the input; whether that causes anything is open{_learned(verdict)}.",
-        "present but not causal": f"Present but not causal: the gradients of {name} vanish towards "
-        f"the input, but {_broken_link(verdict)}.",
-        "matters only under SGD": f"Matters only under SGD: the gradients of {name} vanish towards "
-        f"the input, and restoring them lowers the training loss under SGD "
-        f"({verdict.size.helps_sgd}), but not in this experiment.",
-        "refuted": _refuted(verdict),
-        "exploding instead": f"Refuted: the gradients of {name} do not vanish towards the input; "
-        "they grow.",
-        "nothing to explain": f"Nothing to explain: {name} does no worse than "
-        f"{case.reference_name}.",
-        "undetermined": _undetermined(verdict),
+        "no verdict": "on this machine the instrument did not recognise enough of the networks "
+        "whose truth is known (`gradflow check --controls` shows which)",
+        "supported": f"{shrink}, and restoring them closes {_how_much(verdict)}",
+        "supported for signal and gradient": f"{shrink}, and what restores the signal on its way "
+        f"forward and the gradient on its way back closes {_how_much(verdict)}. Which of the two "
+        "it was, only a change of the gradients alone could tell",
+        "present, cause not tested": f"{shrink}; whether that causes anything was not tested"
+        f"{_against(verdict)}",
+        "present, not causal": f"{shrink}, but restoring them does not close the gap"
+        f"{_under_sgd(verdict)}",
+        "refuted": f"the gradients of {case.name} do not vanish towards the input"
+        f"{_they_grow(verdict)}",
+        "nothing to explain": f"{case.name} does no worse than {case.reference_name}",
     }
-    return because[outcome]
+    return f"{outcome[0].upper()}{outcome[1:]}: {because[outcome]}."
 
 
-def _refuted(verdict: "Verdict") -> str:
-    name = verdict.case.name
-    if does_not_vanish(verdict.case):
-        return f"Refuted: the gradients of {name} do not vanish towards the input."
-    return (
-        f"Refuted: whether the gradients of {name} vanish is open, but their size changes nothing "
-        f"here. Its {_stays(verdict)}, while a positive control reacts."
-    )
+def _they_grow(verdict: "Verdict") -> str:
+    return "; they grow" if "exploding" in directions(verdict.case) else ""
 
 
-def _stays(verdict: "Verdict") -> str:
-    arms = " and ".join(verdict.size.changes_nothing)
-    return f"training loss stays within {at.LOSS_MARGIN.value:g} nats in {arms}"
+def _under_sgd(verdict: "Verdict") -> str:
+    arm = verdict.restored.under_sgd
+    return f". Under SGD it lowers the training loss ({arm})" if arm else ""
 
 
 def _undetermined(verdict: "Verdict") -> str:
-    name, status = verdict.case.name, verdict.links[0].status
-    if status == "yes":
+    name, n = verdict.case.name, len(verdict.case.seeds)
+    if not enough_seeds(n):
         return (
-            "Undetermined: the evidence conflicts. Restoring the gradients closes the gap, and yet "
-            f"the early layers of {name} move as far as others."
+            f"{n} {'seed' if n == 1 else 'seeds'} of {name} can be described, but nothing can be "
+            f"concluded from fewer than {SEEDS}"
         )
-    if status == "no":
+    if len(directions(verdict.case)) > 1:
+        return f"of the two sizes of {name}'s gradients one vanishes and the other explodes"
+    there, reaches, _, caused = (link.status for link in verdict.links)
+    if there != "yes":
+        return f"whether the gradients of {name} vanish cannot be told from {n} seeds"
+    if verdict.gap_status != "yes":
+        return f"the gradients of {name} vanish, but that there is a gap to explain is not known"
+    if caused == "yes" and reaches == "no":
         return (
-            f"Undetermined: the gradients of {name} may shrink towards the input, but its early "
-            "layers receive no less than a third of what those of "
-            f"{verdict.case.reference_name} do."
+            "the evidence conflicts. Restoring the gradients closes the gap, and yet what the "
+            f"early layers of {name} receive does not hold them back"
         )
-    return (
-        f"Undetermined: whether the gradients of {name} vanish cannot be told from "
-        f"{len(verdict.case.seeds)} seeds."
-    )
+    return f"the gradients of {name} vanish; whether restoring them closes the gap is open"
 
 
-def _learned(verdict: "Verdict") -> str:
-    return ", though the early layers did learn" if verdict.links[2].status == "no" else ""
+def _against(verdict: "Verdict") -> str:
+    """What speaks against it, without ruling it out."""
+    _, reaches, matters, _ = (link.status for link in verdict.links)
+    if reaches == "no":
+        return ", and what the early layers receive does not hold them back (link 2)"
+    return ", though the early layers did learn (link 3)" if matters == "no" else ""
 
 
 def _how_much(verdict: "Verdict") -> str:
-    found = verdict.links[3].evidence
-    share = found[0].values if found else ()
-    is_main = p_beyond(share, at.SHARE_MAIN.value, "above") <= (1 - at.CONFIDENCE.value) / 2
+    is_main = p_beyond(verdict.restored.shares, at.SHARE_MAIN.value, "above") <= at.ALPHA.value
     return (
-        "more than half of the gap: they are its main cause"
+        "more than half of the gap: the main cause"
         if is_main
         else "a part of the gap: they contribute to it"
     )
-
-
-def _broken_link(verdict: "Verdict") -> str:
-    if verdict.links[0].status == "no":
-        return (
-            "its early layers receive no less than a third of what those of "
-            f"{verdict.case.reference_name} do"
-        )
-    if verdict.links[3].status == "no":
-        return "restoring them does not close the gap"
-    if verdict.size.changes_nothing:
-        return f"their size changes nothing: the {_stays(verdict)}"
-    return "that does not reach the weights: the early layers move far enough"
 
 
 def _numbers(verdict: "Verdict") -> str:
@@ -141,7 +132,14 @@ def _numbers(verdict: "Verdict") -> str:
             )
     if not parts:
         return ""
-    return f"Early in training, {'; '.join(parts)}. Vanishing would be below -1 decade."
+    limit = at.VANISHING_DECADES
+    return (
+        f"Early in training, {'; '.join(parts)}. Vanishing would be below -{limit.value:g} "
+        f"decade{'' if limit.value == 1 else 's'}."
+    )
+
+
+# -- the gap ---------------------------------------------------------------------------------------
 
 
 def _gap_sentence(verdict: "Verdict") -> str:
@@ -153,32 +151,52 @@ def _gap_sentence(verdict: "Verdict") -> str:
     numbers = [_worse_by(one) for one in verdict.gap]
     state = {
         "yes": "There is a gap to explain",
-        "no": "There is no gap beyond the margins of 0.05 nats and 0.05",
+        "no": f"There is no gap beyond the margins of {at.LOSS_MARGIN.value:g} nats and "
+        f"{at.ACCURACY_MARGIN.value:g}",
         "undetermined": "Whether there is a gap is open",
         "not measured": "The gap was not measured",
     }[verdict.gap_status]
     if is_discordant(verdict):
         state = "The two measures of a gap disagree"
     elif lacks_seeds(verdict):
-        state = f"There seems to be a gap (a claim needs {at.EFFECT_SEEDS.value:.0f} seeds)"
-    return f"{state}: {case.name} is {' and '.join(numbers)} than {case.reference_name}."
+        state = f"There seems to be a gap (a claim needs {SEEDS} seeds)"
+    said = f"{state}: {case.name} is {' and '.join(numbers)} than {case.reference_name}."
+    return said + _failed(verdict)
+
+
+def _failed(verdict: "Verdict") -> str:
+    """Trainings without a finite loss, or without an end: they count against their network."""
+    case = verdict.case
+    values = verdict.gap[0].values
+    counts = {
+        case.name: values.count(float("inf")),
+        case.reference_name: values.count(float("-inf")),
+    }
+    return "".join(
+        f" {n} of {len(values)} trainings of {name} failed where the other network's did not, "
+        "which counts against it."
+        for name, n in counts.items()
+        if n
+    )
+
+
+def is_no_gap(gap: Evidence) -> bool:
+    """Whether the accused does as well, within the margin, or better."""
+    alpha = at.ALPHA.value
+    return p_equivalent(gap.values, gap.threshold.value) <= alpha or gap.p_against <= alpha
 
 
 def is_discordant(verdict: "Verdict") -> bool:
     """Whether one outcome is surely worse, and the other surely not, beyond the margin."""
-    worse = [one.p_for <= SURE for one in verdict.gap]
-    equal = [
-        p_equivalent(one.values, one.threshold.value) <= 1 - at.CONFIDENCE.value
-        or one.p_against <= SURE
-        for one in verdict.gap
-    ]
+    worse = [one.p_for <= at.ALPHA.value for one in verdict.gap]
+    equal = map(is_no_gap, verdict.gap)
     return any(worse) and any(b and not a for a, b in zip(worse, equal, strict=True))
 
 
 def lacks_seeds(verdict: "Verdict") -> bool:
     """Whether there would be a gap by its intervals, over too few seeds to claim one."""
-    return verdict.gap_status == "undetermined" and all(
-        one.p_for <= SURE and one.interval.n < at.EFFECT_SEEDS.value for one in verdict.gap
+    return not enough_seeds(len(verdict.case.seeds)) and all(
+        one.interval.low > 0 for one in verdict.gap
     )
 
 
@@ -187,26 +205,20 @@ def _worse_by(gap: Evidence) -> str:
     unit = f" {gap.unit}" if gap.unit else ""
     ends = (found.low, found.high) if found.mean >= 0 else (-found.high, -found.low)
     spread = f" (95 % {ends[0]:+.3f} to {ends[1]:+.3f})" if found.n > 1 else ""
-    direction = "worse" if found.mean >= 0 else "better"
+    direction = "better" if found.mean < 0 else "worse"
+    if not found.n:
+        return f"worse without a number in {words}"
     return f"{direction} by {abs(found.mean):.3f}{unit}{spread} in {words}"
+
+
+# -- next ------------------------------------------------------------------------------------------
 
 
 def next_steps(verdict: "Verdict") -> tuple[str, ...]:
     """What to do now, the most telling first."""
-    steps: list[str] = []
-    case = verdict.case
     if verdict.outcome == "no verdict":
         return ("Run `gradflow check --controls` and report what fails.",)
-    if not enough_seeds(len(case.seeds)):
-        steps.append(
-            f"Train {at.EFFECT_SEEDS.value:.0f} seeds (`gradflow train --seeds "
-            f"{at.EFFECT_SEEDS.value:.0f} --log-grads`): fewer than "
-            f"{at.MIN_SEEDS.value:.0f} prove nothing."
-        )
-    elif verdict.links[0].status == "undetermined" and verdict.outcome != "refuted":
-        steps.append(_more_seeds(verdict))
-    elif verdict.gap_status == "undetermined" and not is_discordant(verdict):
-        steps.append(_seeds_for_the_gap(verdict))
+    steps = [*_seeds_step(verdict)]
     if verdict.links[0].status == "yes" and verdict.links[3].status == "not measured":
         steps.append(
             "Change the gradients on purpose (`gradflow study`, docs/studies.md): only if the gap "
@@ -218,29 +230,32 @@ def next_steps(verdict: "Verdict") -> tuple[str, ...]:
                 f"Look into {rival.title} ({rival.key}): the data are consistent with it. Change "
                 "it on purpose to see whether the gap closes."
             )
-    unmeasured = [
-        rival.key for rival in verdict.rivals if any("--measure" in need for need in rival.missing)
-    ]
+    unmeasured = [rival.key for rival in verdict.rivals if rival.needs_weights]
     if unmeasured:
-        steps.append(
-            f"Not fully measured: {', '.join(unmeasured)}. Where the weights were kept, `gradflow "
-            "diagnose RUN --measure` does; else train again with a larger --checkpoint-budget, for "
-            "more than 91 steps."
-        )
+        how = MEASURE[verdict.case.source]
+        steps.append(f"Not fully measured: {', '.join(unmeasured)}; {how}.")
     return tuple(steps)
 
 
-def _seeds_for_the_gap(verdict: "Verdict") -> str:
-    if lacks_seeds(verdict):
-        return f"Train {at.EFFECT_SEEDS.value:.0f} seeds: a gap is claimed from no fewer."
-    return "Train more seeds: whether there is a gap cannot be told from these."
+def _seeds_step(verdict: "Verdict") -> list[str]:
+    """How many seeds, and how to have them: where they would decide something."""
+    n = len(verdict.case.seeds)
+    if not enough_seeds(n):
+        return [f"Train {SEEDS} seeds, {_how(verdict, SEEDS)}: fewer prove nothing."]
+    if verdict.links[0].status == "undetermined" and len(directions(verdict.case)) < 2:
+        needed = verdict.links[0].seeds_needed
+        if needed is None:
+            return ["Train more seeds: what is open cannot be told from these."]
+        more = f"{max(needed, n + 1)}"
+        return [
+            f"Train about {more} seeds, {_how(verdict, more)}, and judge them all: with the mean "
+            "and the spread seen so far they decide about four times in five. The tests allow for "
+            "three looks in all; what is open after the third stays so."
+        ]
+    if verdict.gap_status == "undetermined" and not is_discordant(verdict):
+        return ["Train more seeds: whether there is a gap cannot be told from these."]
+    return []
 
 
-def _more_seeds(verdict: "Verdict") -> str:
-    needed = verdict.links[0].seeds_needed
-    if needed is None:
-        return "Train more seeds: what is open cannot be told from these."
-    return (
-        f"Train about {max(needed, len(verdict.case.seeds) + 1)} seeds: with the mean and the "
-        "spread seen so far they decide about four times in five."
-    )
+def _how(verdict: "Verdict", n: str) -> str:
+    return MORE_SEEDS[verdict.case.source].format(n=n)

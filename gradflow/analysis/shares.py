@@ -19,19 +19,23 @@ import numpy as np
 from scipy.special import stdtrit
 
 from gradflow.analysis import thresholds as at
-from gradflow.analysis.statistics import MAX_SEEDS, Interval, holm, p_beyond, t_interval
+from gradflow.analysis.statistics import (
+    MAX_SEEDS,
+    Interval,
+    enough_seeds,
+    holm,
+    p_beyond,
+    t_interval,
+)
 
 ShareStatus = Literal["main cause", "contributor", "not a cause", "undetermined"]
 
-# Of the two sides of an interval, the one that a rule asks about.
-ALPHA = (1 - at.CONFIDENCE.value) / 2
-LINK_ALPHA = 1 - at.CONFIDENCE.value  # by which link 4 of a verdict reads the same share
+ALPHA = at.ALPHA.value
 
 
 def is_sure_gap(gap: Sequence[float] | np.ndarray) -> bool:
-    """Whether there is something to explain: mean G > 0 by the t test, over at least five seeds."""
-    has_seeds = t_interval(gap).n >= at.EFFECT_SEEDS.value
-    return has_seeds and p_beyond(gap, 0.0, "above") <= ALPHA
+    """Whether there is something to explain: mean G > 0 by the t test."""
+    return p_beyond(gap, 0.0, "above") <= ALPHA
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def fieller(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, floa
     n = len(numerator)
     if n < 2:
         return math.nan, math.nan
-    quantile = float(stdtrit(n - 1, 1 - ALPHA))
+    quantile = float(stdtrit(n - 1, (1 + at.CONFIDENCE.value) / 2))
     (xx, xy), (_, yy) = np.cov(numerator, denominator, ddof=1) * quantile**2 / n
     x, y = float(np.mean(numerator)), float(np.mean(denominator))
     a, b, c = y * y - yy, x * y - xy, x * x - xx
@@ -122,8 +126,8 @@ class Judged:
 
     status: ShareStatus
     p_main: float  # that it exceeds a half
-    p_contributor: float  # a tenth
-    p_none: float  # that it stays within a fifth, either way
+    p_contributor: float  # a fifth
+    p_none: float  # that it stays within a tenth, either way
     p_widens: float  # that it lies below minus a fifth
     why: str = ""  # what keeps it undetermined, where that is not the interval
 
@@ -145,7 +149,7 @@ def judge_shares(
     main = holm([_above(one, at.SHARE_MAIN.value) for one in shares])
     contributor = holm([_above(one, at.SHARE_CONTRIBUTOR.value) for one in shares])
     none = holm([_within(one, at.SHARE_NONE.value) for one in shares])
-    widens = holm([one.p_beyond(-at.SHARE_NONE.value, "below") for one in shares])
+    widens = holm([one.p_beyond(-at.SHARE_CONTRIBUTOR.value, "below") for one in shares])
     p_values = zip(main, contributor, none, widens, strict=True)
     return [_judge(*row) for row in zip(shares, moved, sound, p_values, strict=True)]
 
@@ -194,8 +198,8 @@ def _judge(
 
 
 def _is_spoiled(share: Share) -> bool:
-    """Whether the gap closes, by what link 4 asks for, without a sure gain of a treated accused."""
-    closes = share.p_beyond(at.SHARE_CONTRIBUTOR.value, "above") <= LINK_ALPHA
+    """Whether the gap closes without a sure gain of a treated accused."""
+    closes = share.p_beyond(at.SHARE_CONTRIBUTOR.value, "above") <= ALPHA
     return closes and share.treats_accused and _p_gain(share) > ALPHA
 
 
@@ -208,7 +212,7 @@ def seeds_for_width(spread: float, half_width: float) -> int | None:
     9
     """
     n = np.arange(2, MAX_SEEDS + 1)
-    widths = stdtrit(n - 1, 1 - ALPHA) * spread / np.sqrt(n)
+    widths = stdtrit(n - 1, (1 + at.CONFIDENCE.value) / 2) * spread / np.sqrt(n)
     enough = np.flatnonzero(widths <= half_width)
     return int(n[enough[0]]) if len(enough) else None
 
@@ -225,8 +229,8 @@ class Interaction:
     @property
     def reads(self) -> str:
         """What its sign says."""
-        if not self.interval.low <= self.interval.high:
-            return "not known from one seed"
+        if not enough_seeds(self.interval.n):
+            return f"not known from fewer than {at.MIN_SEEDS.value:g} seeds"
         if self.interval.high < 0:
             return "they overlap: together they take less than the sum of both"
         if self.interval.low > 0:

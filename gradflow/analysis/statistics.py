@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import stdtr, stdtrit  # Student's t: the rest of scipy.stats is slow to load
 
-from gradflow.analysis.thresholds import CONFIDENCE, MIN_SEEDS
+from gradflow.analysis.thresholds import ALPHA, CONFIDENCE, MIN_SEEDS
 
 MAX_SEEDS = 1000  # beyond it "how many seeds" has no useful answer
 POWER = 0.8  # of the answer to "how many seeds": the chance that so many decide
@@ -23,6 +23,11 @@ class Interval:
     high: float
     sd: float
     n: int
+
+
+def enough_seeds(n: int) -> bool:
+    """Whether so many may decide anything; fewer describe."""
+    return n >= MIN_SEEDS.value
 
 
 def mean_and_range(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -63,17 +68,23 @@ def p_beyond(
 ) -> float:
     """The one-sided t test that the mean over seeds lies beyond `threshold`; 1 with few seeds.
 
-    Seeds without any spread decide by the side on which they stand.
+    NaN was not measured. An infinite number is that of a training which failed: on the other side
+    it forbids the claim, on its side it counts as the furthest of the finite ones, which is less
+    than it says. Seeds without any spread decide by the side on which they stand.
     """
-    numbers = _finite(values)
-    if len(numbers) < MIN_SEEDS.value:
+    sign = -1.0 if side == "below" else 1.0
+    numbers = np.asarray(values, dtype=np.float64)
+    distances = sign * (numbers[~np.isnan(numbers)] - threshold)
+    if not enough_seeds(len(distances)) or (distances == -math.inf).any():
         return 1.0
-    distance = float(numbers.mean()) - threshold
-    distance = -distance if side == "below" else distance
-    error = float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
-    if error <= 1e-12 * max(abs(threshold), abs(distance)):
-        return 0.0 if distance > 0 else 1.0
-    return float(stdtr(len(numbers) - 1, -distance / error))
+    finite = distances[np.isfinite(distances)]
+    if not len(finite):
+        return 0.0
+    distances = np.minimum(distances, finite.max())
+    mean, error = float(distances.mean()), float(distances.std(ddof=1)) / math.sqrt(len(distances))
+    if error <= 1e-12 * max(abs(threshold), abs(mean)):
+        return 0.0 if mean > 0 else 1.0
+    return float(stdtr(len(distances) - 1, -mean / error))
 
 
 def p_equivalent(values: Sequence[float] | np.ndarray, margin: float) -> float:
@@ -96,21 +107,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def seeds_needed(
-    values: Sequence[float] | np.ndarray, threshold: float, alpha: float | None = None
+    values: Sequence[float] | np.ndarray, threshold: float, alpha: float = ALPHA.value
 ) -> int | None:
     """How many seeds would tell the mean from `threshold`, if mean and spread stay as they are.
 
     The smallest n with (t at 1 − α + t at 0.8) · sd / √n ≤ |mean − threshold|: with a chance of
-    80 % at a one-sided level α, by default 0.025. None if that takes more than 1000, or if the
-    spread is not known.
+    80 % at the one-sided level α. None if that takes more than 1000, or if the spread is not known.
     """
-    level = (1 - CONFIDENCE.value) / 2 if alpha is None else alpha
     found = t_interval(values)
     distance = abs(found.mean - threshold)
     if found.n < 2 or not distance > 0:
         return None
     n = np.arange(int(MIN_SEEDS.value), MAX_SEEDS + 1)
-    quantiles = stdtrit(n - 1, 1 - level) + stdtrit(n - 1, POWER)
+    quantiles = stdtrit(n - 1, 1 - alpha) + stdtrit(n - 1, POWER)
     enough = np.flatnonzero(quantiles * found.sd / np.sqrt(n) <= distance)
     return int(n[enough[0]]) if len(enough) else None
 

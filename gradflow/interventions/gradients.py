@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradflow.analysis.outcome import Changes
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.examine.path import belonging
 from gradflow.interventions.intervention import Check, Evidence, GradientChange, Intervention
@@ -41,6 +42,7 @@ class GradientScale(Intervention):
     """
 
     name: ClassVar[str] = "gradient_scale"
+    changes: ClassVar[Changes] = "gradients"
     layers: str = ALL
     factor: float = 1.0
 
@@ -79,6 +81,7 @@ class Transplant(Intervention):
     """
 
     name: ClassVar[str] = "transplant"
+    changes: ClassVar[Changes] = "gradients"
     profile: str
     layers: str = ALL
     size: Size = "scale_invariant"
@@ -124,6 +127,7 @@ class Freeze(Intervention):
     """
 
     name: ClassVar[str] = "freeze"
+    changes: ClassVar[Changes] = "gradients"
     layers: str = ALL
 
     def __post_init__(self) -> None:

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from torch import Tensor, nn
 
+from gradflow.analysis.outcome import Changes
+
 
 @dataclass(frozen=True)
 class Check:
@@ -83,6 +85,8 @@ class Intervention:
     """
 
     name: ClassVar[str]  # in the text form
+    # What it touches: only what acts on gradients alone can show that gradients were the cause.
+    changes: ClassVar[Changes] = "signal and gradients"
 
     def describe(self) -> str:
         """In one sentence, what it changes."""

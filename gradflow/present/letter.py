@@ -10,10 +10,11 @@ from rich.text import Text
 
 from gradflow.analysis.compare import MEANINGS, Comparison
 from gradflow.analysis.findings import Finding
+from gradflow.analysis.outcome import OUTCOMES
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.statistics import Interval
 from gradflow.analysis.vanishing import JUDGED_SIZES
-from gradflow.analysis.verdict import OUTCOMES, Verdict
+from gradflow.analysis.verdict import Verdict
 from gradflow.present.terminal import ASCII_BARS, BARS, bar_picture
 from gradflow.present.terminal_plot import braille_profile
 

@@ -75,7 +75,7 @@ def _seeds_sentence(plan: Plan) -> str:
         else f"if runs of one recipe differ by 0.05 nats and the gap is {study.expected_gap:g} nats"
     )  # fmt: skip
     needed = "more than 1000" if plan.seeds_needed is None else str(plan.seeds_needed)
-    least = at.EFFECT_SEEDS.value
+    least = at.MIN_SEEDS.value
     few = f"; from fewer than {least:g} nothing is decided" if len(study.seeds) < least else ""
     return (
         f"shares of the gap to ±{study.precision:g} need {needed} seeds, {source} (this study has "
@@ -147,7 +147,7 @@ def remarks(found: Results) -> list[str]:
     if found.interaction is not None:
         pair = found.interaction
         lines.append(f"{pair.both}: interaction {_span(pair.interval)} of the gap; {pair.reads}")
-    lines += [line for one in found.causes if (line := equivalence_line(one))]
+    lines += [line for one in found.arms if (line := algebra_line(one))]
     lines += [line for one in found.arms if (line := why_line(one))]
     lines += [line for one in found.arms for line in check_lines(one, failed_only=True)]
     return [*lines, *(f"note: {note}" for note in found.notes)]
@@ -168,7 +168,7 @@ def gap_lines(found: Results) -> list[str]:
 
 
 def _why_unsure(gap: Interval) -> str:
-    least = at.EFFECT_SEEDS.value
+    least = at.MIN_SEEDS.value
     return f"a gap is claimed from {least} seeds" if gap.n < least else "not surely above zero"
 
 
@@ -198,15 +198,16 @@ def _seed_word(seeds: Sequence[int]) -> str:
     return "seed" if len(seeds) == 1 else "seeds"
 
 
-def equivalence_line(one: ArmResult) -> str | None:
-    """Whether the size of the gradients, changed alone, left the accused's training as it was."""
+def algebra_line(one: ArmResult) -> str | None:
+    """Of an arm that by algebra changes nothing, how near to that the trainings came."""
     found = one.equivalence
     if found is None:
         return None
     return (
-        f"{one.arm.name}: the accused's training loss equivalent within {at.LOSS_MARGIN.value:g} "
-        f"nats: {'yes' if found.holds else 'not shown'} (p = {found.p:.2g}, change "
-        f"{_span(found.change)})"
+        f"{one.arm.name} multiplies gradients by a constant, which AdamW divides away again: by "
+        "algebra it changes nothing, and is no evidence. It controls the machinery: training loss "
+        f"{_span(found.change)} nats, surely within {at.LOSS_MARGIN.value:g}: "
+        f"{'yes' if found.holds else 'not shown'} (p = {found.p:.2g})"
     )
 
 

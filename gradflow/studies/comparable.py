@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from gradflow.analysis.outcome import Changes
+from gradflow.analysis.thresholds import ATTENUATION
 from gradflow.interventions import (
     GradientScale,
     Intervention,
@@ -60,26 +62,40 @@ def diverged_seeds(
     ]
 
 
-def scales_gradients(study: Study, arm: Arm) -> bool:
-    """Whether the arm changes the size of the accused's gradients under AdamW, and nothing else.
+def changes(arm: Arm) -> Changes:
+    """Whether the arm touches gradients alone."""
+    added = _added(arm)
+    alone = bool(added) and all(one.changes == "gradients" for one in added)
+    return "gradients" if alone and not (arm.set or arm.tune) else "signal and gradients"
 
-    AdamW divides by that size: its training then tells whether the size matters at all.
+
+def is_algebra(study: Study, arm: Arm, attenuation: float) -> bool:
+    """Whether the arm multiplies gradients by a constant which AdamW divides away again.
+
+    m̂ / (√v̂ + ε) stays as it is as far as ε takes no part: `attenuation` is the baseline's mean
+    √v̂ / (√v̂ + ε), NaN where it was not recorded. Such an arm controls the machinery; that it
+    changes nothing was known before, and is no evidence.
     """
-    return not (arm.set or arm.tune) and _changes_size(study, arm, "adamw")
+    added = _added(arm)
+    return (
+        arm.role == "cause"
+        and not (arm.set or arm.tune)
+        and bool(added)
+        and all(isinstance(one, GradientScale) for one in added)
+        and all(study.config(arm.name, place, study.seeds[0]).optimizer == "adamw"
+                for place in arm.networks)
+        and not attenuation < ATTENUATION.value
+    )  # fmt: skip
 
 
 def is_size_control(study: Study, arm: Arm) -> bool:
-    """Whether the arm does the same under SGD, whose steps follow that size; lr may be tuned."""
-    return _changes_size(study, arm, "sgd")
-
-
-def _changes_size(study: Study, arm: Arm, optimizer: str) -> bool:
+    """Whether the arm changes the size of the accused's gradients under SGD; lr may be tuned."""
     added = _added(arm)
     return (
         "accused" in arm.networks
         and bool(added)
         and all(isinstance(one, GradientScale | Transplant) for one in added)
-        and study.config(arm.name, "accused", study.seeds[0]).optimizer == optimizer
+        and study.config(arm.name, "accused", study.seeds[0]).optimizer == "sgd"
     )
 
 

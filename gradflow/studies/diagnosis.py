@@ -28,9 +28,10 @@ def judge_study(folder: StudyDir, found: Results) -> Verdict:
     """The same, where the analysis is already there."""
     study = found.study
     case = Case.of(*(_networks(folder, study, place) for place in PLACES))
+    case = dataclasses.replace(case, source="study")
     why = found.why_open(case.seeds)
-    shares = () if why else found.gap_shares(case.seeds)
-    verdict = judge_case(case, load_gate(), shares, found.gradient_size)
+    restored = None if why else found.restored_shares(case.seeds)
+    verdict = judge_case(case, load_gate(), restored)
     notes = [f"Link 4 is open: {why}."] if why else []
     notes += contradictions(verdict.rivals, found)
     return dataclasses.replace(verdict, notes=(*verdict.notes, *notes))

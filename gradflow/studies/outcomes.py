@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradflow.analysis.network import early
+from gradflow.analysis.network import early, mean_of_layers, third
 from gradflow.analysis.vanishing import JUDGED_SIZES, decades
 from gradflow.studies.folder import CellDir, StudyDir
 from gradflow.studies.study import Arm, Place, Study
@@ -44,6 +44,7 @@ class Outcome:
     checks: tuple[Mapping[str, Any], ...] = ()
     decades: Mapping[str, float] = field(default_factory=dict)  # of each size, if it was recorded
     seconds: float = math.nan
+    attenuation: float = math.nan  # Adam's, in the first third of the layers, early in training
 
     def badness(self, measure: Measure) -> float:
         """Larger is worse."""
@@ -101,15 +102,19 @@ def _outcome(network: NetworkDir, arm: Arm, config: TrainConfig, without: TrainC
         train_loss=training_loss(evaluation),
         test_accuracy=float(test["accuracy"] if balanced is None else balanced),
         checks=(*checks, *_recipe_checks(network, arm, config, without)),
-        decades=_decades(network) if network.has_trace() else {},
         seconds=network.training_seconds(),
+        **(_recorded(network) if network.has_trace() else {}),
     )
 
 
-def _decades(network: NetworkDir) -> dict[str, float]:
-    """The change of each gradient size from the last to the first layer, early in training."""
+def _recorded(network: NetworkDir) -> dict[str, Any]:
+    """What the records tell of the early gradients."""
     trained = from_training(network)
-    return {size: decades(trained, size, early(trained)) for size in JUDGED_SIZES}
+    first = trained.layers[third(len(trained.layers), "first")]
+    return {
+        "decades": {size: decades(trained, size, early(trained)) for size in JUDGED_SIZES},
+        "attenuation": mean_of_layers(trained, "adam_attenuation", first, early(trained)),
+    }
 
 
 def _recipe_checks(

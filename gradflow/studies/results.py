@@ -18,11 +18,12 @@ from gradflow.analysis.shares import (
     judge_shares,
 )
 from gradflow.analysis.statistics import Interval, p_beyond, p_equivalent, t_interval
-from gradflow.analysis.verdict import GradientSize
+from gradflow.analysis.verdict import Restored
 from gradflow.studies.comparable import (
+    changes,
     diverged_seeds,
+    is_algebra,
     is_size_control,
-    scales_gradients,
     why_blind,
     why_missing,
 )
@@ -36,9 +37,9 @@ PRIMARY = MEASURES[0]  # an explanation of bad training is judged by the trainin
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Whether the training loss of the accused stays within the margin, in an arm on gradient size.
+    """How far an arm that by algebra changes nothing moved the training loss of the accused.
 
-    Two one-sided tests (TOST): p that |mean change| < margin.
+    Two one-sided tests (TOST): p that |mean change| < margin. It controls the machinery.
     """
 
     change: Interval  # of the training loss, in nats
@@ -46,7 +47,7 @@ class Equivalence:
 
     @property
     def holds(self) -> bool:
-        return self.p <= 1 - at.CONFIDENCE.value
+        return self.p <= ALPHA
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class ArmResult:
     checks: tuple[Mapping[str, Any], ...]  # of each network, the mean of each over seeds
     decades: Mapping[Place, Mapping[str, float]]
     seconds: float  # of one training, the mean
-    equivalence: Equivalence | None = None  # of arms that change gradient size under AdamW alone
+    equivalence: Equivalence | None = None  # of arms that by algebra change nothing
 
     @property
     def moved(self) -> bool:
@@ -131,50 +132,46 @@ class Results:
         """The arm that restores the gradients, where the file names one and it has a seed."""
         return next((one for one in self.causes if one.arm.name == self.study.restores), None)
 
-    def gap_shares(self, seeds: Sequence[int]) -> tuple[float, ...]:
-        """The share of the gap per seed that restoring the gradients takes: link 4 of a verdict.
+    def restored_shares(self, seeds: Sequence[int]) -> Restored:
+        """What the arm that restores the gradients found: link 4 of a verdict.
 
-        Raises ValueError where they prove nothing: see `why_open`.
+        Raises ValueError where it proves nothing: see `why_open`.
         """
         if why := self.why_open(seeds):
             raise ValueError(f"Expected an arm that can be judged for link 4, but {why}.")
         assert self.restored is not None
         shares = self.restored.shares[PRIMARY.name].per_seed
         by_seed = dict(zip(self.restored.seeds, shares, strict=True))
-        return tuple(by_seed[seed] for seed in seeds)
+        found = changes(self.restored.arm)
+        return Restored(tuple(by_seed[seed] for seed in seeds), found, self._under_sgd)
+
+    @property
+    def _under_sgd(self) -> str:
+        """The control in which what restores the gradients lowers the loss under SGD, or ""."""
+        restored = self.restored
+        helps = [
+            one.arm.name
+            for one in self.controls
+            if restored is not None
+            and one.reacts
+            and one.change.mean < 0
+            and is_size_control(self.study, one.arm)
+            and (one.arm.tests, one.arm.intervene) == (restored.arm.tests, restored.arm.intervene)
+        ]
+        return helps[0] if helps else ""
 
     def why_open(self, seeds: Sequence[int]) -> str:
         """Why the arm that restores the gradients says nothing of their part in the gap, or ""."""
         name, restored = self.study.restores, self.restored
         if not name:
             return "the study does not say with `restores` which arm restores the gradients"
+        if any(one.arm.name == name and one.equivalence is not None for one in self.arms):
+            return f"{name} multiplies gradients by a constant, which AdamW divides away again"
         done = restored.seeds if restored is not None else ()
         if restored is None or not set(seeds) <= set(done):
             return f"{name} is complete for {len(done)} of {len(self.study.seeds)} seeds"
         judged = restored.primary
         return f"{name} is left open: {judged.why}" if judged is not None and judged.why else ""
-
-    @property
-    def gradient_size(self) -> GradientSize:
-        """What the arms on the size of the accused's gradients say: see `GradientSize`."""
-        restored = self.restored
-        if restored is None:
-            return GradientSize()
-        tests = restored.arm.tests
-        doses = [one.name for one in self.study.arms if one.role == "cause" and one.tests == tests]
-        without = [one.arm.name for one in self.causes if _is_without_effect(one)]
-        controls = [
-            one
-            for one in self.controls
-            if one.arm.tests == tests and one.reacts and is_size_control(self.study, one.arm)
-        ]
-        is_nothing = len(doses) > 1 and set(doses) <= set(without) and controls
-        helps = [
-            one.arm.name
-            for one in controls
-            if one.arm.intervene == restored.arm.intervene and one.change.mean < 0
-        ]
-        return GradientSize(tuple(doses) if is_nothing else (), helps[0] if helps else "")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -323,21 +320,19 @@ def _arm_result(study: Study, outcomes: Outcomes, arm: Arm) -> ArmResult:
         tuple(check for place, found in cells.items() for check in _mean_checks(place, found)),
         {place: _mean_decades(found) for place, found in cells.items()},
         _mean([one.seconds for found in cells.values() for one in found]),
-        _equivalence(study, arm, shares),
+        _equivalence(study, outcomes, arm, shares),
     )
 
 
-def _equivalence(study: Study, arm: Arm, shares: Mapping[str, Share]) -> Equivalence | None:
-    if PRIMARY.name not in shares or not scales_gradients(study, arm):
+def _equivalence(
+    study: Study, outcomes: Outcomes, arm: Arm, shares: Mapping[str, Share]
+) -> Equivalence | None:
+    attenuation = _mean([one.attenuation for (name, place, _), one in outcomes.items()
+                         if (name, place) == (BASELINE, "accused")])  # fmt: skip
+    if PRIMARY.name not in shares or not is_algebra(study, arm, attenuation):
         return None
     change = -np.asarray(shares[PRIMARY.name].accused_gain)
     return Equivalence(t_interval(change), p_equivalent(change, at.LOSS_MARGIN.value))
-
-
-def _is_without_effect(one: ArmResult) -> bool:
-    """Whether nothing came of a change that was there, in an arm that may be judged."""
-    is_open = one.primary is None or one.primary.why
-    return one.equivalence is not None and one.equivalence.holds and not is_open
 
 
 def _levels(found: Sequence[Outcome]) -> dict[str, Interval]:
@@ -412,7 +407,7 @@ def _judged(
     failed: Mapping[str, str],
 ) -> list[ArmResult]:
     """Each arm with what it is, after Holm's correction over the candidates of the study."""
-    candidates = [one for one in arms if one.arm.role == "cause"]
+    candidates = [one for one in arms if one.arm.role == "cause" and one.equivalence is None]
     judged: dict[str, dict[str, Judged]] = {one.arm.name: {} for one in arms}
     for measure in MEASURES:
         blind = [why_blind(study, one.arm) if measure == PRIMARY else "" for one in candidates]
@@ -431,8 +426,8 @@ def _judged(
 
 def _unsound(one: ArmResult, controls: Sequence[Control]) -> str:
     """Why an arm may not be judged; "" where it may. The gap must be sure as for a verdict."""
-    if len(one.seeds) < at.EFFECT_SEEDS.value:
-        return f"{len(one.seeds)} seeds cannot decide; {at.EFFECT_SEEDS.value} are the least"
+    if len(one.seeds) < at.MIN_SEEDS.value:
+        return f"{len(one.seeds)} seeds cannot decide; {at.MIN_SEEDS.value} are the least"
     if deaf := _deaf_controls(one, controls):
         return f"no positive control reacted ({deaf})"
     open_gaps = [
@@ -498,6 +493,7 @@ def _arm_json(one: ArmResult) -> dict[str, Any]:
                 "reference_gain": _interval(t_interval(share.reference_gain)),
             }
             for name, share in one.shares.items()
+            if name in one.judged
         },
         "levels": {
             place: {name: _interval(found) for name, found in levels.items()}

@@ -5,35 +5,38 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork
-from gradflow.analysis.verdict import Verdict, judge_case
+from gradflow.analysis.outcome import Changes
+from gradflow.analysis.verdict import Restored, Verdict, judge_case
 from gradflow.controls.gate import load_gate
 from gradflow.files import refuse_links
 from gradflow.record import Trace
+from gradflow.record.trace import NONFINITE
 from gradflow.training.rundir import NetworkDir, RunDir
 
 # What a verdict reads of a trace; a long one is read faster without the rest.
 NEEDED = (
+    *NONFINITE,
     "output_grad_norm",
     "weight_norm",
     "grad_norm",
     "update_norm",
-    "update_changed_fraction",
-    "grad_dot_update",
     "adam_attenuation",
-    "adam_update_rms",
 )
 
 
 def judge(
     traces: Trace | Sequence[Trace] | Mapping[str, Trace | Sequence[Trace]],
     *,
+    losses: Mapping[str, Sequence[float]] | None = None,
+    accuracies: Mapping[str, Sequence[float]] | None = None,
     gap_shares: Sequence[float] = (),
+    restored: Changes | None = None,
 ) -> Verdict:
     """Do the gradients vanish towards the input, and would it explain the gap?
 
@@ -41,11 +44,15 @@ def judge(
     with, their traces in the order of the seeds::
 
         gradflow.judge({"plain": [Trace.load(run) for run in plain_runs],
-                        "residual": [Trace.load(run) for run in residual_runs]})
+                        "residual": [Trace.load(run) for run in residual_runs]},
+                       losses={"plain": [1.2, …], "residual": [0.4, …]})
 
-    `gap_shares` is what an intervention found, one per seed: the share of the gap that went away
-    when the gradients were restored. The first call on a machine checks the instrument on networks
-    whose truth is known, which takes some seconds.
+    `losses` and `accuracies` are how the networks ended, one number per seed: the training loss in
+    nats, NaN or inf of a training that failed, and the accuracy on test images. Without them
+    nothing is said of a gap. `gap_shares` is what an intervention found, one per seed: the share of
+    the gap that went away; `restored` says what it changed, "gradients" alone or "signal and
+    gradients", such as other first weights. The first call on a machine checks the instrument on
+    networks whose truth is known, which takes some seconds. Raises ValueError.
     """
     by_name = traces if isinstance(traces, Mapping) else {"the network": traces}
     if not 1 <= len(by_name) <= 2:
@@ -53,11 +60,39 @@ def judge(
             f"Expected one or two networks, but got {len(by_name)}: {', '.join(by_name)}. "
             "Judge them in pairs."
         )
+    if (restored is None) == bool(gap_shares):
+        raise ValueError(
+            "Expected `gap_shares` together with `restored`, which says what the intervention "
+            f"changed, but got {len(gap_shares)} shares and {restored!r}. It is one of "
+            f"{get_args(Changes)}."
+        )
     groups = [
-        [TrainedNetwork(name, seed, trace) for seed, trace in enumerate(_as_list(given))]
-        for name, given in by_name.items()
-    ]
-    return judge_case(Case.of(*groups), load_gate(), gap_shares)
+        [
+            TrainedNetwork(
+                name, seed, trace,
+                train_loss=_outcome("losses", losses, name, seed, len(list_)),
+                test_accuracy=_outcome("accuracies", accuracies, name, seed, len(list_)),
+            )
+            for seed, trace in enumerate(list_)
+        ]
+        for name, list_ in ((name, _as_list(given)) for name, given in by_name.items())
+    ]  # fmt: skip
+    found = Restored(tuple(gap_shares), restored) if restored is not None else None
+    return judge_case(Case.of(*groups), load_gate(), found)
+
+
+def _outcome(
+    what: str, given: Mapping[str, Sequence[float]] | None, name: str, seed: int, n: int
+) -> float | None:
+    """How one seed of a network ended; None where it was not given. Raises ValueError."""
+    if given is None:
+        return None
+    if name not in given or len(given[name]) != n:
+        raise ValueError(
+            f"Expected `{what}` to have one number for each of {n} traces of {name}, but got "
+            f"{given.get(name, 'none')}. Give them by network, in the order of the traces."
+        )
+    return float(given[name][seed])
 
 
 def _as_list(traces: Trace | Sequence[Trace]) -> Sequence[Trace]:
@@ -74,7 +109,8 @@ def open_case(
     one, the reference. Raises FileNotFoundError, ValueError.
     """
     networks, notes = load_networks(runs)
-    changed = changed_on_purpose([one for run in runs for one in network_dirs(run_folder(run))])
+    folders = [one for run in runs for one in network_dirs(run_folder(run))]
+    changed = changed_on_purpose(folders)
     names = list(networks)
     if not names:
         raise ValueError(
@@ -83,7 +119,23 @@ def open_case(
         )
     first, second = choose(names, accused, reference)
     case = Case.of(networks[first], networks[second] if second else ())
-    return Case(case.accused, case.reference, (*case.notes, *notes), changed)
+    return dataclasses.replace(
+        case,
+        notes=(*case.notes, *notes),
+        changed=changed,
+        lost=(_n_lost(folders, first, second), _n_lost(folders, second, first)),
+        source="training" if folders else "records",
+    )
+
+
+def _n_lost(folders: Sequence[NetworkDir], name: str | None, other: str | None) -> int:
+    """The seeds that `name` did not train to the end, and the other network did."""
+
+    def seeds(arch: str | None, *, finished: bool) -> set[int]:
+        return {one.seed for one in folders if (one.arch, one.is_finished) == (arch, finished)}
+
+    mine, theirs = seeds(name, finished=True), seeds(other, finished=True)
+    return len((seeds(name, finished=False) - mine) & theirs)
 
 
 def choose(
@@ -95,8 +147,8 @@ def choose(
             raise ValueError(f"Expected a network of {', '.join(names)}, but got {name!r}.")
     if len(names) > 2 and (accused is None or reference is None):
         raise ValueError(
-            f"Expected one or two networks, but the runs hold {', '.join(names)}. Say which two "
-            "with --accused and --reference."
+            f"Expected one or two networks, but the runs hold {', '.join(names)}. Name the two: "
+            "`accused` and `reference`."
         )
     first = accused or next(name for name in names if name != reference)
     others = [name for name in names if name != first]
@@ -116,7 +168,8 @@ def load_networks(runs: Sequence[Path]) -> tuple[dict[str, list[TrainedNetwork]]
             if not network.is_finished or not network.has_trace():
                 why = "has no records" if network.is_finished else "is not trained to the end"
                 notes.append(
-                    f"{network.name} in {network.path.parent.name} {why} and was left out."
+                    f"{network.name} in {network.path.parent.name} {why} and was left out"
+                    f"{'' if network.is_finished else '; it counts against its network'}."
                 )
                 continue
             try:

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gradflow.data import Batch, Batches, normalise
+from gradflow.data import Batch, Batches
 from gradflow.examine.batchnorm import bn_mode, divergence, recalibrated
 from gradflow.examine.dead import by_stage, dead_channels
-from gradflow.examine.linearity import linearity
 from gradflow.examine.noise import MIN_BATCHES, gradient_noise
 from gradflow.examine.path import path_layers, path_weights, thirds
 from gradflow.examine.rank import effective_rank, features, probe_accuracy, stable_rank
 from gradflow.examine.reset import reset_layers
-from gradflow.examine.shattering import gradient_path
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import Predictions, evaluate
 from gradflow.training.rundir import NetworkDir, load_tensors
@@ -37,21 +35,18 @@ Step = dict[str, Any]
 
 # At which weights each is measured, if they were kept.
 STEPS: dict[str, tuple[Which, ...]] = {
-    "dead": (0, 90, "last"),
+    "dead": (90, "last"),
     "batchnorm": ("last",),
-    "rank": (0, 10, "last"),
+    "rank": (0, 10),
     "reset": ("last",),
-    "noise": (90, "last"),
-    "shattering": (0, 90),
+    "noise": (10,),
 }
 
 # In the order of their worth for a verdict, which is the order in which a budget is spent: what
 # answers H2 and H10, then H3, H4, H6 and H7, H9, and then what a verdict tells beside its answers.
 WORTH: tuple[tuple[str, Which], ...] = (
-    ("linearity", 0), ("linearity", 90), ("linearity", 1), ("linearity", 10),
-    ("shattering", 0), ("shattering", 90), ("dead", 90), ("batchnorm", "last"),
-    ("rank", 0), ("rank", 10), ("dead", "last"), ("dead", 0), ("noise", "last"), ("noise", 90),
-    ("reset", "last"), ("rank", "last"),
+    ("noise", 10), ("dead", 90), ("batchnorm", "last"), ("rank", 0), ("rank", 10),
+    ("reset", "last"), ("dead", "last"),
 )  # fmt: skip
 
 QUALITY = ("loss", "cross_entropy", "accuracy", "balanced_accuracy")
@@ -113,10 +108,9 @@ def _key(which: Which) -> str:
 def _points(network: NetworkDir) -> list[tuple[str, Which]]:
     """What to measure at each kept step and at the end, in the order of worth."""
     kept = network.weight_steps()
-    wanted = STEPS | {"linearity": tuple(step for step in kept if step + 1 in kept)}
-    there = [(name, step) for name, steps in wanted.items() for step in steps
+    there = [(name, step) for name, steps in STEPS.items() for step in steps
              if step == "last" or step in kept]  # fmt: skip
-    return sorted(there, key=lambda point: WORTH.index(point) if point in WORTH else len(WORTH))
+    return sorted(there, key=WORTH.index)
 
 
 def _affordable(
@@ -136,7 +130,7 @@ def _affordable(
 
 
 # Those that look at a network with recalibrated BatchNorm.
-RECALIBRATED = ("dead", "batchnorm", "rank", "reset", "shattering")
+RECALIBRATED = ("dead", "batchnorm", "rank", "reset")
 
 
 def _costs(material: "_Material", n_layers: int) -> dict[str, float]:
@@ -154,8 +148,6 @@ def _costs(material: "_Material", n_layers: int) -> dict[str, float]:
         "rank": 0.25 * train + n_layers,
         "reset": 0.5 * train + 0.25 * 2 * train,
         "noise": 2.0 * MAX_NOISE_BATCHES,
-        "linearity": 4.0,
-        "shattering": 4.0,
     }
 
 
@@ -300,44 +292,12 @@ def _noise(examined: _Examined) -> Step | None:
     return {name: noise[name].to_json() for name in (*path_weights(examined.model), "all")}
 
 
-def _linearity(examined: _Examined) -> Step:
-    """Of the step that training took from here, on the batch that it took it on."""
-    on, step = examined.on, examined.which
-    assert step != "last"
-    epoch, index = divmod(step, len(on.training.batches))
-    batch = next(islice(on.training.epoch(epoch), index, None))
-    found = linearity(
-        examined.model,
-        load_tensors(on.network.weights(step + 1)),
-        (batch.images, batch.labels),
-        on.loss,
-        thirds(path_weights(examined.model)[:-1]),
-    )
-    return {group: values.to_json() for group, values in found.items()}
-
-
-def _shattering(examined: _Examined) -> Step | None:
-    """Between two training images of different classes, others for every seed."""
-    on, store = examined.on, examined.on.data.store
-    images = on.view("train", "plain").batches.indices
-    labels = store.labels.numpy()
-    random = np.random.default_rng(on.network.seed)
-    first = random.choice(images)
-    others = images[labels[images] != labels[first]]
-    if not len(others):
-        return None
-    pair = normalise(store.pixels[[first, random.choice(others)]].to(on.device))
-    return gradient_path(examined.recalibrated, pair[0], pair[1], int(labels[first])).to_json()
-
-
 MEASUREMENTS: dict[str, Callable[[_Examined], Step | None]] = {
     "dead": _dead,
     "batchnorm": _batchnorm,
     "rank": _rank,
     "reset": _reset,
     "noise": _noise,
-    "linearity": _linearity,
-    "shattering": _shattering,
 }
 
 

@@ -15,6 +15,7 @@ from gradflow.analysis.statistics import (
     seeds_needed,
     t_interval,
 )
+from gradflow.analysis.thresholds import ALPHA
 
 SEEDS = np.array([0.3, -0.2, 0.8, 0.5, 0.1])
 
@@ -50,18 +51,43 @@ def test_p_beyond_is_the_one_sided_t_test(
     assert p_beyond([*SEEDS, float("nan")], threshold, side) == pytest.approx(expected)
 
 
-def test_fewer_than_three_seeds_test_nothing() -> None:
-    assert p_beyond([5.0, 5.1], 0, "above") == 1
-    assert p_beyond([5.0, 5.1, float("nan")], 0, "above") == 1
-    assert p_beyond([5.0, 5.1, 5.2], 0, "above") < 0.001
+def test_fewer_than_five_seeds_test_nothing() -> None:
+    values = [5.0, 5.1, 5.2, 5.3]
+    assert p_beyond(values, 0, "above") == 1
+    assert p_beyond([*values, float("nan")], 0, "above") == 1
+    assert p_beyond([*values, 5.4], 0, "above") < 0.001
 
 
 def test_seeds_without_spread_stand_on_their_side() -> None:
-    assert p_beyond([1.0] * 3, 0, "above") == 0
-    assert p_beyond([1.0] * 3, 0, "below") == 1
+    assert p_beyond([1.0] * 5, 0, "above") == 0
+    assert p_beyond([1.0] * 5, 0, "below") == 1
     for value in (0.0, 1.0):  # on the very line
-        assert p_beyond([value] * 3, value, "above") == 1
-        assert p_beyond([value] * 3, value, "below") == 1
+        assert p_beyond([value] * 5, value, "above") == 1
+        assert p_beyond([value] * 5, value, "below") == 1
+
+
+def test_an_infinite_number_forbids_the_other_side_and_counts_as_the_furthest_on_its_own() -> None:
+    values, inf = [0.2, 0.1, 0.3, 0.2, 0.1], float("inf")
+    assert p_beyond([*values, inf], 1.0, "below") == 1
+    assert p_beyond(values, 1.0, "below") < 0.001
+    assert p_beyond([*values, inf], 0.0, "above") == p_beyond([*values, 0.3], 0.0, "above")
+    assert p_beyond([inf] * 5, 0.0, "above") == 0
+    assert p_beyond([-inf] * 5, 0.0, "above") == 1
+
+
+@pytest.mark.parametrize("looks", [(5, 10, 20), (5, 40, 320), (5, 6, 7)])
+def test_three_looks_at_one_question_decide_wrongly_in_five_of_a_hundred(
+    looks: tuple[int, ...],
+) -> None:
+    """Whose truth is the threshold itself; at 5 % for each look it would be 11 to 13."""
+    draws = np.random.default_rng(0).normal(0, 1, (20_000, looks[-1]))
+    smallest = np.min(
+        [stats.ttest_1samp(draws[:, :n], 0, axis=1, alternative="greater").pvalue for n in looks],
+        axis=0,
+    )
+    error = math.sqrt(0.05 * 0.95 / len(draws))
+    assert np.mean(smallest <= ALPHA.value) <= 0.05 + 3 * error
+    assert np.mean(smallest <= 3 * ALPHA.value) > 0.06
 
 
 def test_equivalence_is_two_one_sided_tests() -> None:
@@ -88,8 +114,8 @@ def test_holm_keeps_the_order_and_ends_at_one() -> None:
 
 
 def condition(values: np.ndarray, n: int, threshold: float) -> bool:
-    """(t₀.₉₇₅ + t₀.₈) · sd / √n ≤ |mean − threshold|."""
-    quantiles = stats.t.ppf(0.975, n - 1) + stats.t.ppf(0.8, n - 1)
+    """(t at 1 − α + t₀.₈) · sd / √n ≤ |mean − threshold|."""
+    quantiles = stats.t.ppf(1 - ALPHA.value, n - 1) + stats.t.ppf(0.8, n - 1)
     return bool(quantiles * values.std(ddof=1) / math.sqrt(n) <= abs(values.mean() - threshold))
 
 
@@ -98,17 +124,19 @@ def test_seeds_needed_is_the_smallest_number_that_is_enough(threshold: float) ->
     n = seeds_needed(SEEDS, threshold)
     assert n is not None
     assert condition(SEEDS, n, threshold)
-    assert n == 3 or not condition(SEEDS, n - 1, threshold)
+    assert n == 5 or not condition(SEEDS, n - 1, threshold)
 
 
-@pytest.mark.parametrize("effect", [0.4, 0.8, 1.2])
+@pytest.mark.parametrize("effect", [0.4, 0.8])
 def test_so_many_seeds_decide_four_times_in_five(effect: float) -> None:
-    """At a one-sided level of 2.5 %, if mean and spread are what the pilot said."""
+    """If mean and spread are what the pilot said."""
     pilot = np.array([-1.0, 0, 1]) + effect  # mean `effect`, standard deviation 1
     n = seeds_needed(pilot, 0)
     assert n is not None
     draws = np.random.default_rng(0).normal(effect, 1, (2000, n))
-    power = np.mean(stats.ttest_1samp(draws, 0, axis=1, alternative="greater").pvalue <= 0.025)
+    power = np.mean(
+        stats.ttest_1samp(draws, 0, axis=1, alternative="greater").pvalue <= ALPHA.value
+    )
     assert power == pytest.approx(0.8, abs=0.05)
 
 
@@ -118,4 +146,4 @@ def test_no_number_of_seeds_where_the_spread_or_the_distance_is_unknown() -> Non
     assert seeds_needed([-1.0, 1.0], 0) is None
     assert seeds_needed([-1.0, 1.001], 0) is None  # more than any one trains
     assert MAX_SEEDS == 1000
-    assert seeds_needed([1.0, 1.0], 0) == 3
+    assert seeds_needed([1.0, 1.0], 0) == 5

@@ -187,14 +187,6 @@ def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
 # -- longer trainings, with a learning rate that falls half-way ------------------------------------
 
 
-def share_of_first(share: float) -> dict[str, Any]:
-    """The first third of the layers makes this share of the first-order fall of the loss."""
-    changes = np.full(len(RESIDUAL), -(1 - share) / 6)
-    changes[:3] = -share / 3
-    changes[-1] = -1e3  # the classifier has no say
-    return {"grad_dot_update": changes}
-
-
 def losses(fall: float, seed: int, last: float = 0.3) -> np.ndarray:
     """Down by `fall` until the learning rate falls, a `last` part of it in the second half."""
     before = 2 - fall * np.concatenate([np.linspace(0, 1 - last, 25), np.linspace(1 - last, 1, 25)])
@@ -203,20 +195,11 @@ def losses(fall: float, seed: int, last: float = 0.3) -> np.ndarray:
     return np.concatenate([before, np.full(50, before[-1])]) + jitter
 
 
-def scheduled(fall: float, *, changed: float = 0.1, last: float = 0.3) -> dict[str, Any]:
+def scheduled(fall: float, *, last: float = 0.3) -> dict[str, Any]:
     return {
         "n_steps": N_LONG,
         "learning_rates": FALLS,
         "losses": lambda seed: losses(fall, seed, last),
-        "tables": lambda seed: {"update_changed_fraction": changed + seed * 1e-5},
-    }
-
-
-def stepping(rms: float) -> dict[str, Any]:
-    return {
-        "n_steps": N_LONG,
-        "learning_rates": FALLS,
-        "tables": lambda seed: {"adam_update_rms": rms + (seed % 10) * 1e-4},
     }
 
 
@@ -262,18 +245,14 @@ def rank(ranks: float, probe_drop: float = 0.0, seed: int = 0) -> dict[str, Any]
     return {"rank": {"0": found, "10": copy.deepcopy(found)}}
 
 
-def linearity(*, early: float = 1.0, later: float = 1.0, seed: int = 0) -> dict[str, Any]:
-    def step(ratio: float) -> dict[str, Any]:
-        ratio += wobble(seed)
-        return {"all": {"promised": -1.0, "actual": -ratio, "ratio": ratio}}
-
-    return {"linearity": {"0": step(early), "10": step(later), "90": step(later)}}
-
-
-def shattering(share: float | None, seed: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = {"cosines": [1.0, 0.9]}
-    found["decorrelation_share"] = None if share is None else share * 10 ** wobble(seed)
-    return {"shattering": {"0": found, "90": found}}
+def noise_scale(progress: float, seed: int = 0) -> dict[str, Any]:
+    """A step makes this part of the progress of one without noise."""
+    progress += wobble(seed)
+    found = {
+        "signal": progress, "noise": 50 * (1 - progress), "batch_size": 50,
+        "signal_interval": [progress / 2, 2 * progress],
+    }  # fmt: skip
+    return {"noise": {"10": {"all": found}}}
 
 
 def wobble(seed: int) -> float:

@@ -99,7 +99,10 @@ DOWN = {**SCALE, "intervene": "gradient_scale(layers=1-9, factor=0.1)"}
 
 
 def with_control(
-    levels: dict[str, float], check: dict[str, Any] = MOVED, failed: dict[str, str] | None = None
+    levels: dict[str, float],
+    check: dict[str, Any] = MOVED,
+    failed: dict[str, str] | None = None,
+    attenuation: float = 0.5,
 ) -> Results:
     """Five seeds of a gap of 0.4; `levels` of the accused in each arm, `check` of the control."""
     arms = {
@@ -115,6 +118,7 @@ def with_control(
             loss + WOBBLE[(seed + len(arm)) % 5], 1 - loss / 2,
             (check if arm == "sgd-down" else MOVED,),
             seconds=60.0,
+            attenuation=attenuation,
         )
         for arm, loss in losses.items()
         for seed in range(5)
@@ -147,9 +151,12 @@ def test_a_control_that_diverged_or_never_ended_is_told() -> None:
 
 
 @pytest.mark.parametrize(("level", "word"), [(1.4, "yes"), (1.5, "not shown")])
-def test_equivalence_of_a_change_of_gradient_size_is_told(level: float, word: str) -> None:
-    (line,) = (one for one in remarks(with_control({"down": level})) if "equivalent" in one)
-    assert f"down: the accused's training loss equivalent within 0.05 nats: {word} (p = " in line
+def test_what_changes_nothing_by_algebra_is_told_as_a_control(level: float, word: str) -> None:
+    found = with_control({"down": level}, attenuation=1.0)
+    (line,) = (one for one in remarks(found) if "algebra" in one)
+    assert line.startswith("down multiplies gradients by a constant, which AdamW divides away")
+    assert f"surely within 0.05: {word} (p = " in line
+    assert not found.causes
 
 
 def test_an_arm_that_surely_widens_the_gap_is_told() -> None:

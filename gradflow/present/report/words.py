@@ -11,9 +11,9 @@ import numpy as np
 
 from gradflow.analysis.compare import MEANINGS
 from gradflow.analysis.findings import Finding
+from gradflow.analysis.outcome import OUTCOMES
 from gradflow.analysis.statistics import Interval
 from gradflow.analysis.thresholds import MIN_SEEDS
-from gradflow.analysis.verdict import OUTCOMES
 from gradflow.present.letter import RIVAL_STATUS
 from gradflow.present.letter import question as question_of_verdict
 from gradflow.present.report.content import Report, Trained

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 
 from gradflow.analysis.findings import Finding
-from gradflow.analysis.verdict import OUTCOMES, Verdict
+from gradflow.analysis.outcome import OUTCOMES
+from gradflow.analysis.verdict import Verdict
 from gradflow.present import plots
 from gradflow.present.figures import verdict_figure
 from gradflow.present.letter import question
