@@ -8,7 +8,7 @@ judged as `gradflow diagnose` judges them.
     python experiments/rival_controls.py            # goes on where it was stopped
     python experiments/rival_controls.py --cases 3  # a quick look, printed and not kept
 
-Results: experiments/results/rival-controls.json, from which `TRIED` in gradflow/analysis/tried.py
+Results: experiments/results/rival-controls.json, from which `TRIED` in gradflow/analysis/rivals.py
 is copied; a test holds the two together.
 """
 
@@ -37,7 +37,7 @@ from gradflow.examine.noise import gradient_noise
 from gradflow.examine.rank import effective_rank, features, probe_accuracy
 
 RESULTS = Path(__file__).parent / "results" / "rival-controls.json"
-N_CASES, N_SEEDS = 20, 5
+N_CASES, N_SEEDS = 16, 5
 N_STEPS, FALLS_AT = 360, 120
 WIDTH, DEPTH = 32, 5
 N_TRAIN, N_RANKED = 1200, 400
@@ -201,7 +201,12 @@ def table(found: dict[str, dict[str, dict[str, str]]]) -> dict[str, Any]:
     for key in ("H4", "H5", "H6", "H7", "H8", "H9"):
         said = {name: [one[key] for one in cases.values()] for name, cases in found.items()}
         planted = next(one.name for one in CONDITIONS if one.key == key)
-        others = [status for name, all_ in said.items() if name != planted for status in all_]
+        others = [
+            status
+            for name, all_ in said.items()
+            for status in all_
+            if name != planted and status != "not measured"
+        ]
         rows[key] = {
             "planted": planted,
             "hits": said[planted].count("yes"),

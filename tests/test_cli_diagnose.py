@@ -48,11 +48,11 @@ def record(folder: Path, activation: type[nn.Module], seed: int, depth: int = 8)
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[str]:
-    """Three seeds of a sigmoid network, whose gradients vanish, and of a ReLU network."""
+    """Five seeds of a sigmoid network, whose gradients vanish, and of a ReLU network."""
     return [
         str(record(tmp_path / f"{name}-s{seed}", activation, seed))
         for name, activation in (("sigmoid", nn.Sigmoid), ("relu", nn.ReLU))
-        for seed in range(3)
+        for seed in range(5)
     ]
 
 
@@ -61,7 +61,7 @@ def test_a_letter_for_loops_of_ones_own(runs: list[str], tmp_path: Path, capsys:
     assert main(["diagnose", *runs, "-o", str(picture)]) == 0
     out = capsys.readouterr().out
     assert "Do the gradients of sigmoid vanish" in out
-    assert "Verdict  present, not shown causal" in out
+    assert "Verdict  present, cause not tested" in out
     for heading in ("Why", "Rivals", "Next", "Instrument"):
         assert f"\n{heading}" in out
     assert picture.exists()
@@ -75,14 +75,14 @@ def test_json_and_exit_codes_for_ci(runs: list[str], capsys: Capture) -> None:
     assert verdict["links"][0]["status"] == "yes"
     swapped = ["--accused", "relu", "--reference", "sigmoid"]
     assert main(["diagnose", *runs, *swapped, "--json", "--fail-on", "vanishing"]) == 0
-    assert json.loads(capsys.readouterr().out)["outcome"] in ("refuted", "exploding instead")
+    assert json.loads(capsys.readouterr().out)["outcome"] == "refuted"
 
 
 def test_one_seed_describes_and_says_so(runs: list[str], capsys: Capture) -> None:
     assert main(["diagnose", runs[0], "--json", "--fail-on", "vanishing"]) == 3
     verdict = json.loads(capsys.readouterr().out)
     assert verdict["outcome"] == "undetermined"
-    assert "nothing can be concluded from fewer than 3" in verdict["sentences"][0]
+    assert "nothing can be concluded from fewer than 5" in verdict["sentences"][0]
 
 
 def test_compare_shows_which_layers_differ(runs: list[str], capsys: Capture) -> None:

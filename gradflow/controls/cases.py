@@ -68,9 +68,9 @@ def record(case: Case, seed: int) -> Trace:
     return recorder.trace
 
 
-def label_of(case: Case, seed: int) -> Label:
+def label_of(trace: Trace) -> Label:
     """What the instrument calls the gradient of the outputs."""
-    return trace_rate(record(case, seed), "output_gradient").label
+    return trace_rate(trace, "output_gradient").label
 
 
 def _normal(shape: tuple[int, ...], dtype: torch.dtype, random: torch.Generator) -> Tensor:

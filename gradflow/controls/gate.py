@@ -7,18 +7,24 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import gradflow
+from gradflow.analysis.case import Case as Judged
+from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.rates import Label
 from gradflow.analysis.thresholds import CONFIDENCE, FALSE_ALARM_RATE, HIT_RATE
+from gradflow.analysis.vanishing import Direction
+from gradflow.analysis.verdict import judge_case
 
 if TYPE_CHECKING:
+    from gradflow.controls.cases import Case
     from gradflow.controls.truths import ControlResult, Progress
+    from gradflow.record import Trace
 
 N_SEEDS = 20
 
@@ -34,6 +40,7 @@ class CaseResult:
     label: Label
     n_right: int
     n: int
+    verdict_is_right: bool = True  # that of all its networks together, as seeds of one
 
     def __post_init__(self) -> None:
         if not 0 <= self.n_right <= self.n or self.n == 0:
@@ -83,13 +90,16 @@ class Gate:
 
     @property
     def passed(self) -> bool:
-        """Whether every single case has its label often enough: a mean could hide one."""
+        """Whether every single case has its label often enough, and the right verdict.
+
+        A mean over the cases could hide one.
+        """
         return all(
             (case.n - case.n_right) / case.n <= FALSE_ALARM_RATE.value
             if case.label == "healthy"
             else case.n_right / case.n >= HIT_RATE.value
             for case in self.cases
-        )
+        ) and all(case.verdict_is_right for case in self.cases)
 
     def _counts(self, *, healthy: bool) -> tuple[int, int]:
         """Right ones and all."""
@@ -126,20 +136,33 @@ def _wilson(n_hits: int, n: int) -> tuple[float, float]:
 
 
 def gate(n_seeds: int = N_SEEDS) -> Gate:
-    """Label every case on `n_seeds` networks. Takes a few seconds."""
-    from gradflow.controls.cases import CASES, label_of
+    """Label every case on `n_seeds` networks, and judge these together. Takes a few seconds."""
+    from gradflow.controls.cases import CASES, record
 
     start = time.perf_counter()
-    cases = tuple(
-        CaseResult(
-            case.name,
-            case.label,
-            sum(label_of(case, seed) == case.label for seed in range(n_seeds)),
-            n_seeds,
-        )
-        for case in CASES
-    )
+    cases = tuple(_result(case, [record(case, seed) for seed in range(n_seeds)]) for case in CASES)
     return Gate(cases, time.perf_counter() - start)
+
+
+def _result(case: "Case", traces: "Sequence[Trace]") -> CaseResult:
+    from gradflow.controls.cases import label_of
+
+    n_right = sum(label_of(trace) == case.label for trace in traces)
+    return CaseResult(case.name, case.label, n_right, len(traces), _is_judged_right(case, traces))
+
+
+def _is_judged_right(case: "Case", traces: "Sequence[Trace]") -> bool:
+    """Whether the verdict, end to end, says of these networks what they are."""
+    seeds = [TrainedNetwork(case.name, seed, trace) for seed, trace in enumerate(traces)]
+    try:
+        verdict = judge_case(Judged.of(seeds))
+    except ValueError:  # it sees no gradient
+        return False
+    outcome = "present, cause not tested" if case.label == "vanishing" else "refuted"
+    if verdict.outcome not in (outcome, "undetermined"):  # C7 has no ŝ, which leaves it open
+        return False
+    found = [label for label in get_args(Direction) if verdict.has(label)]
+    return found == ([] if case.label == "healthy" else [case.label])
 
 
 def run_all(progress: "Progress | None" = None) -> "tuple[list[ControlResult], Gate]":

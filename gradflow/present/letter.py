@@ -12,7 +12,7 @@ from gradflow.analysis.compare import MEANINGS, Comparison
 from gradflow.analysis.findings import Finding
 from gradflow.analysis.outcome import OUTCOMES
 from gradflow.analysis.profile import GRADIENT_SIZES
-from gradflow.analysis.statistics import Interval
+from gradflow.analysis.statistics import Interval, enough_seeds
 from gradflow.analysis.vanishing import JUDGED_SIZES
 from gradflow.analysis.verdict import Verdict
 from gradflow.present.terminal import ASCII_BARS, BARS, bar_picture
@@ -211,7 +211,7 @@ def _comparison_sentences(comparisons: Sequence[Comparison]) -> list[str]:
     lines = []
     for one in comparisons:
         n = sum(layer.differs for layer in one.layers)
-        if len(one.seeds) < 3:
+        if not enough_seeds(len(one.seeds)):
             lines.append(
                 f"{one.at}: described only, since nothing can be told from {len(one.seeds)} "
                 f"seed{'s' if len(one.seeds) > 1 else ''}."

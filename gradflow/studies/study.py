@@ -15,6 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
+from gradflow.analysis.thresholds import MIN_SEEDS
 from gradflow.files import read_yaml
 from gradflow.training.config import MAX_SEEDS, TrainConfig
 from gradflow.typed import shown, typed, typed_fields
@@ -199,6 +200,7 @@ class Study:
     combine: Combine | tuple[str, str] = "none"
     threads: int = 1
     keep_weights: bool = False
+    split_by_seed: bool = False  # `split_seed: seed` in `base`: a split of its own for every seed
     expected_gap: float = 0.3  # nats of training loss, for the plan
     precision: float = 0.25  # wished half width of the interval of a share, for the plan
     source: Mapping[str, Any] = field(default_factory=dict, repr=False)  # as the file gave it
@@ -298,10 +300,10 @@ class Study:
         for needed in ("accused", "reference", "arms"):
             if needed not in given:
                 raise ValueError(f"Expected `{needed}` in the study, but it is missing.")
-        given["base"] = _config(RECIPE, given["base"], "`base`")
+        given["base"], given["split_by_seed"] = _read_base(given["base"])
         for place in PLACES:
             given[place] = Network.read(given[place], f"`{place}`")
-        given["seeds"] = _seeds(given.get("seeds", 3))
+        given["seeds"] = _seeds(given.get("seeds", int(MIN_SEEDS.value)))
         if not isinstance(given["arms"], Mapping) or not given["arms"]:
             raise ValueError("Expected `arms` to be a mapping from names to arms, but it is not.")
         arms = {str(key): Arm.read(str(key), value) for key, value in given["arms"].items()}
@@ -344,7 +346,9 @@ class Study:
         key = (name, place)
         if key not in self._recipes:
             self._recipes[key] = self._recipe(name, place)
-        return dataclasses.replace(self._recipes[key], seeds=f"{seed},")
+        recipe = self._recipes[key]
+        split = seed if self.split_by_seed else recipe.split_seed
+        return dataclasses.replace(recipe, seeds=f"{seed},", split_seed=split)
 
     @cached_property
     def _recipes(self) -> dict[tuple[str, Place], TrainConfig]:
@@ -500,6 +504,13 @@ def _with_absolute_data(base: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(data, str) and Path(data).exists():
         return {**base, "data": str(Path(data).resolve())}
     return dict(base)
+
+
+def _read_base(given: Mapping[str, Any]) -> tuple[TrainConfig, bool]:
+    """The recipe, and whether each seed draws a split of its own."""
+    by_seed = given.get("split_seed") == "seed"
+    fields = {name: one for name, one in given.items() if not (by_seed and name == "split_seed")}
+    return _config(RECIPE, fields, "`base`"), by_seed
 
 
 def _intervened(config: TrainConfig, added: str, where: str) -> TrainConfig:

@@ -35,7 +35,7 @@ def recall_differences(
 ) -> list[RecallDifference]:
     """Class by class, one evaluation per seed of each network, on the same images.
 
-    From three seeds on, a t interval over the paired differences. With fewer, the interval of the
+    From `MIN_SEEDS` on, a t interval over the paired differences. With fewer, the interval of the
     first seed's images, Newcombe's for paired proportions: it holds for these two trainings only.
     All classes together are covered with 95 % (Bonferroni: each with 1 − 0.05 / classes), so that
     the one that differs most may be picked out. Raises ValueError where the seeds do not pair.
@@ -86,7 +86,7 @@ def _labels(part: Part) -> np.ndarray:
     # Of a wrong answer the matrix alone does not tell the class of the single image.
     raise ValueError(
         "Expected the label of every image, but this run did not keep them. Train again, or give "
-        "three seeds or more."
+        f"{MIN_SEEDS.value:g} seeds or more."
     )
 
 

@@ -93,6 +93,8 @@ def evaluate(
     reliability diagram and the worst mistakes are made of.
     """
     labels, predicted = predictions.labels, predictions.predicted
+    confidence = np.exp(predictions.log_probabilities.max(axis=1))
+    found = reliability(confidence, predictions.is_right)
     n_correct, n = int(predictions.is_right.sum()), len(labels)
     everyone = list(range(len(class_names)))
     kept = {}
@@ -109,7 +111,8 @@ def evaluate(
         else None,
         "loss": predictions.loss(label_smoothing),
         "cross_entropy": predictions.loss(0.0),
-        "calibration_error": calibration_error(predictions),
+        "calibration_error": found.calibration_error,
+        "calibration_error_if_perfect": found.error_if_perfect,
         "report": classification_report(
             labels,
             predicted,
@@ -162,6 +165,16 @@ class Reliability:
     confidence: np.ndarray
     accuracy: np.ndarray
     n: np.ndarray
+    variance: np.ndarray  # Σ p (1 − p): of the number of right answers, if each p were true
+
+    @property
+    def error_if_perfect(self) -> float:
+        """What `calibration_error` is on average if every confidence is true: the binning's own.
+
+        Σ_bins √(2 variance / π) / n, the mean of a normal value without its sign: with few images
+        a perfectly calibrated network has an error well above 0.
+        """
+        return float(np.sqrt(2 * self.variance / np.pi).sum() / self.n.sum())
 
     @property
     def calibration_error(self) -> float:
@@ -185,13 +198,8 @@ def reliability(
             np.bincount(bins, weights=confidence, minlength=n_bins) / n,
             np.bincount(bins, weights=is_right, minlength=n_bins) / n,
             n,
+            np.bincount(bins, weights=confidence * (1 - confidence), minlength=n_bins),
         )
-
-
-def calibration_error(predictions: Predictions) -> float:
-    """Expected calibration error of `reliability`, in [0, 1]."""
-    confidence = np.exp(predictions.log_probabilities.max(axis=1))
-    return reliability(confidence, predictions.is_right).calibration_error
 
 
 def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, Any]:

@@ -43,7 +43,7 @@ STEPS: dict[str, tuple[Which, ...]] = {
 }
 
 # In the order of their worth for a verdict, which is the order in which a budget is spent: what
-# answers H2 and H10, then H3, H4, H6 and H7, H9, and then what a verdict tells beside its answers.
+# answers H8, H4, H6 and H7, H9, then link 3, and then what a verdict tells beside its answers.
 WORTH: tuple[tuple[str, Which], ...] = (
     ("noise", 10), ("dead", 90), ("batchnorm", "last"), ("rank", 0), ("rank", 10),
     ("reset", "last"), ("dead", "last"),

@@ -47,7 +47,8 @@ def summarise(run: RunDir) -> dict[str, Any]:
 def _network_summary(network: NetworkDir) -> dict[str, Any]:
     evaluation = network.evaluation()
     history = network.history()
-    keys = ("accuracy", "accuracy_interval", "loss", "n", "n_correct", "calibration_error")
+    keys = ("accuracy", "accuracy_interval", "loss", "n", "n_correct", "calibration_error",
+            "calibration_error_if_perfect")  # fmt: skip
     summary: dict[str, Any] = {
         "name": network.name,
         "arch": network.arch,
@@ -60,7 +61,7 @@ def _network_summary(network: NetworkDir) -> dict[str, Any]:
     }
     for which in ("last", "best"):
         summary[which] = {"epoch": evaluation[which]["epoch"]} | {
-            part: {key: evaluation[which][part][key] for key in keys}
+            part: {key: evaluation[which][part].get(key) for key in keys}
             for part in ("train", "validation", "test")
         }
     if network.has_trace():

@@ -113,7 +113,7 @@ def test_what_is_printed_of_the_controls_is_what_was_measured(key: str) -> None:
     saved = json.loads(CONTROLS.read_text(encoding="utf-8"))["rivals"][key]
     names = ("planted", "hits", "n_planted", "false_alarms", "n_others")
     assert dataclasses.astuple(TRIED[key]) == tuple(saved[name] for name in names)
-    assert saved["n_planted"] == 20
+    assert saved["n_planted"] == 16
     assert saved["hits"] >= HIT_RATE.value * saved["n_planted"]
     assert saved["false_alarms"] <= FALSE_ALARM_RATE.value * saved["n_others"]
     assert str(TRIED[key]) in judged(make_case({}, {}))[key].details

@@ -25,6 +25,7 @@ def made() -> Gate:
 def test_every_network_of_known_truth_gets_its_label(made: Gate) -> None:
     assert [case.n for case in made.cases] == [20] * len(CASES)
     assert [case.n_right for case in made.cases] == [20] * len(CASES)
+    assert all(case.verdict_is_right for case in made.cases)
     assert (made.hit_rate, made.false_alarm_rate, made.passed) == (1.0, 0.0, True)
     assert made.seconds < 60, "a few seconds, on a machine that does nothing else"
 
@@ -86,6 +87,13 @@ def test_rates_and_their_intervals() -> None:
 def test_one_case_of_eighteen_in_twenty_shuts_the_gate(counts: tuple[int, int, int]) -> None:
     """Though the rate over both kinds of hit is 38 of 40."""
     assert not with_counts(*counts).passed
+
+
+def test_one_wrong_verdict_shuts_the_gate() -> None:
+    """Though every network has its label."""
+    first, *others = with_counts(20, 20, 20).cases
+    wrong = Gate((replace(first, verdict_is_right=False), *others), 1.0)
+    assert (wrong.hit_rate, wrong.false_alarm_rate, wrong.passed) == (1.0, 0.0, False)
 
 
 def test_json_there_and_back(made: Gate) -> None:

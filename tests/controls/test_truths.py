@@ -30,7 +30,7 @@ def test_the_instrument_finds_the_truth(control: Control) -> None:
 
 
 def test_every_family_has_a_control() -> None:
-    assert {name[:2] for name in CONTROLS} == {f"C{number}" for number in range(1, 8)}
+    assert {name[:2] for name in CONTROLS} == {"C1", "C2", "C4", "C5", "C6", "C7"}
     assert {control.label for control in CONTROLS.values()} == {"vanishing", "healthy", "exploding"}
 
 

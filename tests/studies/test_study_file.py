@@ -219,3 +219,16 @@ def test_a_file_that_is_no_yaml_and_one_that_is_not_there_say_so(tmp_path: Path)
     path.write_text("- just a list", encoding="utf-8")
     with pytest.raises(ValueError, match=r"study\.yaml: Expected the study to be a mapping"):
         Study.load(path)
+
+
+def test_the_split_may_vary_with_the_seed() -> None:
+    content = {
+        "base": {"data": "digits", "split_seed": "seed"}, "accused": "plain_18",
+        "reference": "resnet_18", "seeds": [3, 8],
+        "arms": {"constant": {"set": {"schedule": "constant"}}},
+    }  # fmt: skip
+    study = Study.read(content, name="study", changes={})
+    splits = {cell.seed: cell.config.split_seed for cell in study.cells(Path())}
+    assert splits == {3: 3, 8: 8}
+    fixed = Study.read(content | {"base": {"split_seed": 7}}, name="study", changes={})
+    assert {cell.config.split_seed for cell in fixed.cells(Path())} == {7}

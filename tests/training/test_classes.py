@@ -44,8 +44,8 @@ def test_a_bin_holds_its_mean_confidence_and_accuracy() -> None:
     assert bins.n.tolist() == [0, 3]
 
 
-def test_recall_differences_over_three_seeds_are_paired_t_intervals() -> None:
-    first, second = ([random_part(seed + k) for seed in range(3)] for k in (0, 10))
+def test_recall_differences_over_five_seeds_are_paired_t_intervals() -> None:
+    first, second = ([random_part(seed + k) for seed in range(5)] for k in (0, 10))
     found = recall_differences(first, second, NAMES)
     for one in found:
         recalls = [
@@ -54,7 +54,7 @@ def test_recall_differences_over_three_seeds_are_paired_t_intervals() -> None:
         ]
         expected = t_interval(recalls, 1 - 0.05 / len(NAMES))  # Bonferroni, over the classes
         assert (one.mean, one.low, one.high) == (expected.mean, expected.low, expected.high)
-        assert "3 seeds" in one.method
+        assert "5 seeds" in one.method
 
 
 def test_with_one_seed_the_difference_is_that_of_its_images() -> None:

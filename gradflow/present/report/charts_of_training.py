@@ -121,12 +121,15 @@ def _calibration(report: Report) -> Iterator[Chart]:
     pooled = reliabilities(report)
     if not pooled:
         return
-    errors = ", ".join(f"{name} {one.calibration_error:.3f}" for name, one in pooled.items())
+    errors = ", ".join(
+        f"{name} {one.calibration_error:.3f} ({one.error_if_perfect:.3f} if calibrated perfectly)"
+        for name, one in pooled.items()
+    )
     bins = {name: (one.confidence, one.accuracy, one.n) for name, one in pooled.items()}
     yield Chart(
         "calibration",
         "calibration",
-        f"How sure, how right: expected calibration error {errors}",
+        f"How sure, how right: calibration error {errors}",
         "On the dotted line a network that is 70 % sure is right 70 % of the time; below it, it is "
         "too sure. All seeds together, test images.",
         lambda: plots.figure_of(plots.reliability_plot(bins, "")),

@@ -35,6 +35,7 @@ def numbers(report: Report) -> dict[str, Any]:
                 "accuracy": one.accuracy.tolist(),
                 "n": one.n.tolist(),
                 "expected_error": one.calibration_error,
+                "expected_error_if_perfect": one.error_if_perfect,
             }
             for name, one in reliabilities(report).items()
         },

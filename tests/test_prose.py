@@ -1,0 +1,125 @@
+"""Numbers in prose are those of the stored results: each phrase is read against its JSON."""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results"
+WORKED = "docs/worked-example.md"
+OVERVIEW = "experiments/README.md"
+
+
+@cache
+def stored(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def first_over_last(verdict: Any, network: str, size: str) -> float:
+    (band,) = (one for one in verdict["profiles"] if (one["network"], one["size"]) ==
+               (network, size))  # fmt: skip
+    return float(10 ** (band["mean"][0] - band["mean"][-1]))
+
+
+def photographs(network: str, size: str = "output_gradient") -> float:
+    return first_over_last(stored("vanishing-verdict-64px")["verdict"], network, size)
+
+
+def conv1(way: str) -> Any:
+    (found,) = (one for one in stored("vanishing-verdict-64px")["comparison"]
+                if (one["size"], one["at"]) == ("output_gradient", way))  # fmt: skip
+    return found["layers"][0]
+
+
+def decades(way: str) -> str:
+    one = conv1(way)
+    low, high = one["interval"]
+    return f"{one['log10_ratio']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def n_different(way: str) -> str:
+    (found,) = (one for one in stored("vanishing-verdict-64px")["comparison"]
+                if (one["size"], one["at"]) == ("output_gradient", way))  # fmt: skip
+    return f"{sum(one['differs'] for one in found['layers'])} of {len(found['layers'])}"
+
+
+def evidence(key: str, name: str) -> float:
+    findings = stored("vanishing-verdict-64px")["verdict"]
+    (link,) = (one for one in (*findings["links"], *findings["rivals"]) if one["key"] == key)
+    return float(next(one["mean"] for one in link["evidence"] if one["name"] == name))
+
+
+def share(study: str, arm: str) -> str:
+    (one,) = (one for one in stored(f"studies/{study}")["arms"] if one["name"] == arm)
+    found = one["shares"]["train_loss"]
+    low, high = found["interval"]
+    return f"{found['mean']:.2f} | {low:.2f} to {high:.2f}".replace("-", "−")
+
+
+def again(name: str) -> str:
+    return str(stored("judged-again")["verdicts"][name]["outcome"])
+
+
+def arm_again(study: str, arm: str) -> str:
+    return str(stored("judged-again")["studies"][study][arm]["status"])
+
+
+# Page, the phrase with a hole, and what the stored results put into it.
+PHRASES: tuple[tuple[str, str, Callable[[], str]], ...] = (
+    (WORKED, "the gradient δ of Plain-34 is {} times larger",
+     lambda: f"{photographs('plain_34'):.1f}"),
+    (WORKED, "and ŝ {} times (geometric",
+     lambda: f"{photographs('plain_34', 'scale_invariant'):.1f}"),
+    (WORKED, "in ResNet-34 {} and", lambda: f"{photographs('resnet_34'):.1f}"),
+    (WORKED, "{} times. An earlier version",
+     lambda: f"{photographs('resnet_34', 'scale_invariant'):.1f}"),
+    (WORKED, "at the first step, Plain-34 over ResNet-34, decades | | | {} |",
+     lambda: decades("start")),
+    (WORKED, "over the early steps that both recorded | | | {} |", lambda: decades("equal step")),
+    (WORKED, "conv1 of Plain-34 receives {} times as much",
+     lambda: f"{10 ** conv1('start')['log10_ratio']:.1f}"),
+    (WORKED, "still {} times, which is", lambda: f"{10 ** conv1('equal step')['log10_ratio']:.1f}"),
+    (WORKED, "a difference in {} layers", lambda: n_different("equal step")),
+    (WORKED, "rms of {} where 0.229 is pure noise", lambda: f"{evidence('H8', 'update_rms'):.3f}"),
+    (WORKED, "The verdict is *{}*.", lambda: again("photographs, 64 px")),
+    (OVERVIEW, "(the gradient is {} times *larger*", lambda: f"{photographs('plain_34'):.1f}"),
+    (OVERVIEW, "δ {} times from the last layer",
+     lambda: f"{first_over_last(stored('studies/digits-verdict'), 'plain_34', 'output_gradient'):.0f}"),  # noqa: E501
+    (OVERVIEW, "The machinery answers **{}**",
+     lambda: again("vanishing-control, restored by fixed-init")),
+    (OVERVIEW, "the same trainings say **{}**",
+     lambda: again("vanishing-control, restored by gradients-up")),
+    (OVERVIEW, "| early-up: early gradients × 1000 | {} |",
+     lambda: arm_again("digits", "early-up")),
+    (OVERVIEW, "| bias-1 | **{}** | 1.03", lambda: arm_again("digits", "bias-1")),
+    (OVERVIEW, "| constant-lr | **{}** | 0.40", lambda: arm_again("digits", "constant-lr")),
+    (OVERVIEW, "found in {} cases of its own",
+     lambda: "{hits} of {n_planted}".format(**stored("rival-controls")["rivals"]["H4"])),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("page", "phrase", "number"), PHRASES, ids=lambda one: str(one)[:40])
+def test_a_number_in_prose_is_that_of_the_stored_results(
+    page: str, phrase: str, number: Callable[[], str]
+) -> None:
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    assert phrase.format(number()) in text
+
+
+@pytest.mark.parametrize("arm", ["bias-1", "constant-lr", "skip-0.25"])
+def test_the_shares_of_the_front_page_are_those_of_the_digits(arm: str) -> None:
+    (line,) = (one for one in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+               if one.startswith(f"{arm} "))  # fmt: skip
+    assert arm_again("digits", arm) in line
+    for number in share("digits", arm).split(" | "):
+        assert number in line
+
+
+@pytest.mark.parametrize("gone", ["26 times *larger*", "make no difference to δ", "They halve the"])
+def test_what_rested_on_the_old_statistics_is_gone(gone: str) -> None:
+    for page in (WORKED, OVERVIEW, "README.md"):
+        assert gone not in (ROOT / page).read_text(encoding="utf-8")
