@@ -88,7 +88,7 @@ def test_one_seed_describes_and_says_so(runs: list[str], capsys: Capture) -> Non
 def test_compare_shows_which_layers_differ(runs: list[str], capsys: Capture) -> None:
     assert main(["compare", *runs, "--fail-on", "difference"]) == 3
     out = capsys.readouterr().out
-    assert "sigmoid over relu, 3 seeds" in out
+    assert "sigmoid over relu, 5 seeds" in out
     assert " *" in out
     assert main(["compare", *runs, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
