@@ -1,6 +1,8 @@
 """The verdict, end to end, on simulated studies whose truth is planted."""
 
+import json
 import math
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -8,6 +10,8 @@ import pytest
 from gradflow.analysis.outcome import Outcome
 from gradflow.controls.verdicts import PLANTED, Planted, Tally, simulate
 
+ROOT = Path(__file__).parents[2]
+SAVED = ROOT / "experiments" / "results" / "verdict-controls.json"
 LARGEST_ERROR = 0.05
 
 
@@ -39,3 +43,14 @@ def test_at_most_five_of_a_hundred_verdicts_are_wrong(planted: Planted) -> None:
     found = simulate(planted, 500, seed=1000)
     error = math.sqrt(LARGEST_ERROR * (1 - LARGEST_ERROR) / found.n)
     assert found.n_wrong / found.n <= LARGEST_ERROR + 3 * error, found.said
+
+
+def test_the_saved_table_is_of_these_studies_and_stands_in_the_docs() -> None:
+    saved = json.loads(SAVED.read_text(encoding="utf-8"))["studies"]
+    assert [one["planted"]["name"] for one in saved] == [one.name for one in PLANTED]
+    page = (ROOT / "docs" / "controls.md").read_text(encoding="utf-8")
+    for one in saved:
+        assert one["n"] == 500
+        assert one["wrong"] / one["n"] <= LARGEST_ERROR
+        shares = " | ".join(f"{100 * one[key] / 500:.1f}" for key in ("right", "open", "wrong"))
+        assert f"| {one['planted']['name']} | {one['planted']['truth']} | {shares} |" in page
