@@ -150,6 +150,11 @@ def remarks(found: Results) -> list[str]:
     lines += [line for one in found.arms if (line := algebra_line(one))]
     lines += [line for one in found.arms if (line := why_line(one))]
     lines += [line for one in found.arms for line in check_lines(one, failed_only=True)]
+    if not found.study.split_by_seed:
+        lines.append(
+            "all seeds share one split of the data: the intervals say nothing of other test images "
+            "(`split_seed: seed` in `base` draws another one for every seed)"
+        )
     return [*lines, *(f"note: {note}" for note in found.notes)]
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from gradflow.studies.diagnosis import diagnose_study
     from gradflow.studies.engine import Engine
     from gradflow.studies.folder import StudyDir
-    from gradflow.studies.results import Results, analyse, results
+    from gradflow.studies.results import Results, analyse
     from gradflow.studies.run import run_study
     from gradflow.studies.study import Arm, Cell, Network, Study
 
@@ -24,7 +24,6 @@ __all__ = [
     "StudyDir",
     "analyse",
     "diagnose_study",
-    "results",
     "run_study",
 ]
 
@@ -37,7 +36,6 @@ __getattr__ = lazy(
         "results": (
             "Results",
             "analyse",
-            "results",
         ),
         "run": ("run_study",),
         "study": (

@@ -239,11 +239,6 @@ def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None =
         for one in plain
         if len(one.seeds) < len(study.seeds)
     ]
-    if not study.split_by_seed:
-        notes.append(
-            "All seeds share one split of the data: the intervals say nothing of other test images "
-            "(`split_seed: seed` in `base` draws another one for every seed)."
-        )
     if study.combine == "strongest" and not any(" + " in name for name in study.names):
         notes.append(
             "The two strongest arms are combined when every training has ended, if they changed "

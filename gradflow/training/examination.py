@@ -33,17 +33,8 @@ SUBSET_SEED = 0  # the same images for every network, so that networks can be co
 Which = int | Literal["last"]
 Step = dict[str, Any]
 
-# At which weights each is measured, if they were kept.
-STEPS: dict[str, tuple[Which, ...]] = {
-    "dead": (90, "last"),
-    "batchnorm": ("last",),
-    "rank": (0, 10),
-    "reset": ("last",),
-    "noise": (10,),
-}
-
-# In the order of their worth for a verdict, which is the order in which a budget is spent: what
-# answers H8, H4, H6 and H7, H9, then link 3, and then what a verdict tells beside its answers.
+# What is measured at which weights, if they were kept, in the order of worth for a verdict, in which
+# a budget is spent: what answers H8, H4, H6 and H7, H9, then link 3, and then what is told beside.
 WORTH: tuple[tuple[str, Which], ...] = (
     ("noise", 10), ("dead", 90), ("batchnorm", "last"), ("rank", 0), ("rank", 10),
     ("reset", "last"), ("dead", "last"),
@@ -106,11 +97,9 @@ def _key(which: Which) -> str:
 
 
 def _points(network: NetworkDir) -> list[tuple[str, Which]]:
-    """What to measure at each kept step and at the end, in the order of worth."""
-    kept = network.weight_steps()
-    there = [(name, step) for name, steps in STEPS.items() for step in steps
-             if step == "last" or step in kept]  # fmt: skip
-    return sorted(there, key=WORTH.index)
+    """What to measure of the weights that were kept and of the last ones."""
+    kept = ("last", *network.weight_steps())
+    return [(name, which) for name, which in WORTH if which in kept]
 
 
 def _affordable(

@@ -196,7 +196,7 @@ def test_full_batch_is_the_mean_gradient_of_the_batches(pictures: Path) -> None:
         for name, p in model.named_parameters():
             assert p.grad is not None
             gradient[name] = gradient.get(name, 0) + batch.n_total * p.grad.double()
-    before, after = (load_tensors(only(whole).weights(step)) for step in (0, 1))
+    before, after = (load_tensors(only(whole).weights(step)) for step in (0, "last"))
     for name, total in gradient.items():
         moved = after[name].double() - before[name].double()
         torch.testing.assert_close(moved, -config.lr * total / n_images, rtol=1e-3, atol=2e-7)

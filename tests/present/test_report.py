@@ -642,7 +642,7 @@ def test_of_many_classes_those_that_differ_most_are_drawn(report: Report) -> Non
         rows = {name: {"recall": float(low * rng.random())} for name in names}
         return Trained(arch, seed, [], {"last": {"test": {"report": rows}}})
 
-    trained = [of_seed(seed, arch, low) for seed in range(3)
+    trained = [of_seed(seed, arch, low) for seed in range(5)
                for arch, low in (("plain_18", 0.2), ("resnet_18", 1.0))]  # fmt: skip
     many = replace(report, trained=tuple(trained), class_names=names)
     (chart,) = _differences(many)

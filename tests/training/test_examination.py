@@ -18,7 +18,7 @@ from gradflow.examine.path import path_layers
 from gradflow.training.config import TrainConfig
 from gradflow.training.examination import (
     MAX_IMAGES,
-    STEPS,
+    MEASUREMENTS,
     WORTH,
     Which,
     _affordable,
@@ -80,7 +80,7 @@ def examination(run: Run) -> dict[str, Any]:
 def test_every_measurement_is_there_at_its_steps(run: Run, examination: dict[str, Any]) -> None:
     network, _, data = run
     assert network.weight_steps() == [0, 10]
-    assert {name: list(examination[name]) for name in STEPS} == {
+    assert {name: sorted(examination[name]) for name in MEASUREMENTS} == {
         "dead": ["end"],
         "batchnorm": ["end"],
         "rank": ["0", "10"],
@@ -147,24 +147,23 @@ def test_the_same_again_and_nothing_is_changed(
     assert torch.equal(torch.get_rng_state(), random[0])
     assert np.random.get_state()[1].tolist() == random[1]  # type: ignore[index]
     assert {path: path.read_bytes() for path in network.path.glob("*.pt")} == files
-    n_measured = sum(len(examination[name]) for name in STEPS)
+    n_measured = sum(len(examination[name]) for name in MEASUREMENTS)
     assert told == [(done, n_measured) for done in range(1, n_measured + 1)]
 
 
 def test_a_budget_is_spent_in_the_order_of_worth() -> None:
     """On 1 step a measurement and 10 to recalibrate the weights of a step, which is paid once."""
-    costs = dict.fromkeys(STEPS, 1.0) | {"linearity": 4.0, "recalibration": 10.0}
-    points: list[tuple[str, Which]] = [("linearity", 0), ("shattering", 0), ("shattering", 90)]
-    points += [("dead", 90), ("noise", "last"), ("rank", 90)]
-    for budget, n_chosen in ((3.9, 1), (4, 1), (15, 2), (16, 3), (26, 3), (27, 4), (28, 5)):
+    costs = dict.fromkeys(MEASUREMENTS, 1.0) | {"noise": 4.0, "recalibration": 10.0}
+    points: list[tuple[str, Which]] = [("noise", 10), ("dead", 0), ("dead", 90)]
+    points += [("rank", 90), ("noise", "last"), ("reset", 10)]
+    for budget, n_chosen in ((3.9, 0), (4, 1), (15, 2), (26, 3), (27, 4), (31, 5)):
         chosen = _affordable(points, costs, budget)
         assert len(chosen) == n_chosen, budget
         assert chosen == [one for one in points if one in chosen]
-    assert _affordable(points, costs, 3.9) == [("noise", "last")]
-    assert _affordable(points, costs, 16) == [points[0], points[1], points[4]]
-    assert _affordable(points, costs, 28) == points[:5]
+    assert _affordable(points, costs, 19) == [points[0], points[1], points[4]]
+    assert _affordable(points, costs, 27) == points[:4]
     assert _affordable(points, costs, math.inf) == points
-    assert {name for name, _ in WORTH} == {*STEPS, "linearity"}
+    assert {name for name, _ in WORTH} == set(MEASUREMENTS)
 
 
 def test_what_the_budget_left_is_measured_later_to_the_same_values(
@@ -172,18 +171,18 @@ def test_what_the_budget_left_is_measured_later_to_the_same_values(
 ) -> None:
     whole, config, data = run
     network = unexamined(whole, tmp_path)
-    measure_rivals(network, dataclasses.replace(config, rivals_budget=0.7), data, accelerator())
+    measure_rivals(network, dataclasses.replace(config, rivals_budget=1.5), data, accelerator())
     first = network.examination()
     assert first is not None
-    assert list(first["linearity"]) == ["0", "1"]  # 8 of the 8.4 steps
-    assert first["linearity"]["0"] == examination["linearity"]["0"]
-    assert ["linearity", "10"] in first["left"]
+    assert list(first["noise"]) == ["10"]  # 16 of the 18 steps
+    assert first["noise"] == examination["noise"]
+    assert ["rank", "0"] in first["left"]
     assert network.lacks_measurements()
-    network.weights(1).unlink()  # what was measured stays, without its weights
+    network.weights(10).rename(tmp_path / "kept.pt")  # what was measured stays, without its weights
     network.save_examination(examine_network(network, config, data))
     found = network.examination()
     assert found is not None
-    assert found["linearity"] == examination["linearity"]
+    assert found["noise"] == examination["noise"]
     assert found["batchnorm"] == examination["batchnorm"]
     assert found["left"] == []
     assert not network.lacks_measurements()
@@ -216,7 +215,7 @@ def test_without_kept_weights_the_end_alone_is_measured(
     weights["layer4.1.conv2.weight"].fill_(math.nan)
     torch.save(weights, network.weights("last"))
     found = examine_network(network, config, data)
-    assert [name for name in STEPS if found[name]] == ["dead", "batchnorm"]
+    assert [name for name in MEASUREMENTS if found[name]] == ["dead", "batchnorm"]
     assert found["reset"] == found["rank"] == found["noise"] == {}
     assert found["dead"]["end"]["layer1"] == examination["dead"]["end"]["layer1"]
     table = found["batchnorm"]["end"]
@@ -228,7 +227,7 @@ def test_without_kept_weights_the_end_alone_is_measured(
 def test_a_large_set_is_bounded(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole, config, data = run
     monkeypatch.setattr("gradflow.training.examination.MAX_IMAGES", 10)
-    monkeypatch.setattr("gradflow.training.examination.STEPS", {"rank": ("last",)})
+    monkeypatch.setattr("gradflow.training.examination.WORTH", (("rank", "last"),))
     network = NetworkDir(tmp_path, whole.arch, whole.seed)
     torch.save(load_tensors(whole.weights("last")), network.weights("last"))
     assert examine_network(network, config, data)["n_images"] == 10
