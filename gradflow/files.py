@@ -154,7 +154,8 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[str]:
             "is at work there. Wait for it, or choose another folder."
         ) from None
     try:
-        before = _holder(path)
+        if before := _holder(path):
+            drop_unfinished(folder)
         path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield f"{before} had {folder} and ended without letting it go." if before else ""
     finally:

@@ -140,3 +140,18 @@ def test_a_diagnosis_needs_no_torch() -> None:
 
 def test_public_names_are_the_list_of_the_front_door() -> None:
     assert all(hasattr(gradflow, name) for name in gradflow.__all__)
+
+
+@pytest.mark.parametrize("package", ["controls", "record", "studies"])
+def test_no_name_that_is_looked_up_late_is_also_a_module(package: str) -> None:
+    """Importing the module would put it in the place of what has its name."""
+    code = ast.parse((PACKAGE / package / "__init__.py").read_text(encoding="utf-8"))
+    (late,) = (one for one in ast.walk(code) if isinstance(one, ast.Call))
+    names = {
+        name.value
+        for home, found in zip(late.args[1].keys, late.args[1].values, strict=True)
+        if home.value
+        for name in found.elts
+    }
+    assert names
+    assert not names & {path.stem for path in (PACKAGE / package).glob("*.py")}

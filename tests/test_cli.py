@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import gradflow
-from gradflow.cli import app, main
+from gradflow.cli import main
+from gradflow.cli.entry import app
 from gradflow.controls import CaseResult, Gate
 from gradflow.training.rundir import RunDir
 

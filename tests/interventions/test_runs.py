@@ -199,7 +199,9 @@ def test_full_batch_is_the_mean_gradient_of_the_batches(pictures: Path) -> None:
     before, after = (load_tensors(only(whole).weights(step)) for step in (0, "last"))
     for name, total in gradient.items():
         moved = after[name].double() - before[name].double()
-        torch.testing.assert_close(moved, -config.lr * total / n_images, rtol=1e-3, atol=2e-7)
+        expected = -config.lr * total / n_images
+        # Of the vector: where float32 sums cancel, a single small element has fewer digits.
+        assert (moved - expected).norm() <= 1e-3 * expected.norm() + 2e-7
     assert only(whole).history()[0]["step"] == 1
     assert int(after["bn1.num_batches_tracked"]) == 3, "ghost batches: each has its statistics"
 

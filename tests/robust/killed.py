@@ -40,15 +40,20 @@ def run(arguments: list[str], at: int | None, before: bool, log: Path) -> None:
     os._exit(main(arguments))
 
 
-for line in sys.stdin:
-    asked = json.loads(line)
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        log.touch()
-        child = os.fork()
-        if not child:
-            os.dup2(2, 1)
-            run(asked["arguments"], asked["at"], asked["before"], log)
-        _, status = os.waitpid(child, 0)
-        code = os.waitstatus_to_exitcode(status)
-        print(json.dumps({"code": code, "files": log.read_text().splitlines()}), flush=True)
+def serve() -> None:
+    for line in sys.stdin:
+        asked = json.loads(line)
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "log"
+            log.touch()
+            child = os.fork()
+            if not child:
+                os.dup2(2, 1)
+                run(asked["arguments"], asked["at"], asked["before"], log)
+            _, status = os.waitpid(child, 0)
+            code = os.waitstatus_to_exitcode(status)
+            print(json.dumps({"code": code, "files": log.read_text().splitlines()}), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -331,7 +331,7 @@ def test_a_second_resume_is_refused_and_a_dead_process_is_taken_over(
         )
     finally:
         holder.kill()
-        holder.wait()
+        holder.communicate()
     said = command("train", "--resume", run, "--json")
     assert said.code == 0
     assert f"Taken over: process {holder.pid} on" in said.err

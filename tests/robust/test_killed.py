@@ -51,8 +51,7 @@ def server() -> Iterator[Server]:
         return answer
 
     yield ask
-    process.stdin.close()
-    process.wait()
+    process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +136,11 @@ def test_a_study_killed_while_it_writes_comes_to_the_same_results(
     file.write_text(STUDY.format(data=pictures), encoding="utf-8")
     whole = server("study", file, "--out", tmp_path / "whole", "--workers", "1")
     assert whole["code"] == 0
-    shutil.copytree(tmp_path / "whole" / "cells", tmp_path / "killed" / "cells")  # trained already
-    at = of(whole["files"], name, 0)
+    for copy in ("dry", "killed"):  # trained already
+        shutil.copytree(tmp_path / "whole" / "cells", tmp_path / copy / "cells")
+    dry = server("study", file, "--out", tmp_path / "dry", "--workers", "1")
     again = ("study", file, "--out", tmp_path / "killed", "--workers", "1")
+    at = of(dry["files"], name, 0)
     assert server(*again, at=at, before=True)["code"] == -signal.SIGKILL
     assert server(*again)["code"] == 0
     results = [(tmp_path / one / "results.json").read_text("utf-8") for one in ("whole", "killed")]
