@@ -20,8 +20,7 @@ LAYERS = (nn.ReLU, nn.GELU, nn.Tanh, nn.MultiheadAttention, nn.modules.batchnorm
 
 
 def is_site(module: nn.Module) -> bool:
-    is_leaf = not list(module.children())
-    return isinstance(module, LAYERS) or (is_leaf and bool(list(module.parameters())))
+    return isinstance(module, LAYERS) or bool(list(module.parameters(recurse=False)))
 
 
 def first(output: Any) -> Tensor:
@@ -94,6 +93,8 @@ class ByHand:
     ) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
+            if not torch.is_grad_enabled():
+                return output
             call = calls[name] = calls.get(name, -1) + 1
             site = f"{name}#{call}" if call else name
             seen.setdefault(site, []).append(
@@ -148,7 +149,7 @@ class ByHand:
             if g is None:
                 continue
             delta = parameter.detach().double() - w
-            row = (g.flatten(1), w.flatten(1)) if w.dim() > 1 else (g[None], w[None])
+            row = (g.flatten(1), w.flatten(1)) if w.dim() > 1 else (g.view(1, -1), w.view(1, -1))
             squares = row[0].square().sum(1) * row[1].square().sum(1)
             rows[name] |= {
                 "grad_norm": g.norm().item(),

@@ -1,0 +1,301 @@
+"""Random small networks in random training loops: every number as plain autograd has it in float64,
+and the training bit by bit as without a Recorder.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from byhand import ByHand
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from gradflow import Recorder
+
+WIDTH = 3
+
+
+# -- networks ----------------------------------------------------------------------------------
+
+
+class Bias(nn.Module):
+    """A layer of no known type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.bias.exp()
+
+
+class Block(nn.Module):
+    """A layer inside, and a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.gain = nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * self.gain
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(WIDTH, WIDTH),
+    "relu": nn.ReLU,
+    "relu_": lambda: nn.ReLU(inplace=True),
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "norm": lambda: nn.LayerNorm(WIDTH),
+    "batchnorm": lambda: nn.BatchNorm1d(WIDTH),
+    "bias": Bias,
+    "block": Block,
+    "tuple": lambda: nn.LSTM(WIDTH, WIDTH),
+}
+
+
+@dataclass(frozen=True)
+class Move:
+    """What happens in the network: a layer runs, alone or beside what it is added to."""
+
+    layer: int
+    kind: str = "plain"
+
+
+class Net(nn.Module):
+    def __init__(self, names: list[str], moves: list[Move], frozen: list[int], seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.ModuleList(LAYERS[name]() for name in names)
+        self.head = nn.Linear(WIDTH, 2)
+        self.moves = moves
+        for i in frozen:
+            self.layers[i % len(names)].requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for move in self.moves:
+            layer = self.layers[move.layer % len(self.layers)]
+            if move.kind == "in place":
+                x = x * 1
+                x.mul_(0.5)
+            before = x.clone() if move.kind == "branch" else None
+            if move.kind == "aside":
+                with torch.no_grad():
+                    layer(x.clone())
+            x = run(layer, x)
+            if before is not None:
+                x = x * 1
+                x += before
+            if move.kind == "twice":
+                x = run(layer, x)
+        return self.head(x)
+
+
+# They need what they gave for their derivative: nothing may change it in place.
+KEEPS_OUTPUT = ("Relu", "Tanh", "Squeeze", "Cudnn", "Stack", "Transpose", "Slice", "Unbind")
+
+
+def run(layer: nn.Module, x: Tensor) -> Tensor:
+    is_kept = x.grad_fn is None or any(name in x.grad_fn.name() for name in KEEPS_OUTPUT)
+    out = layer(x * 1 if is_kept and getattr(layer, "inplace", False) else x)
+    return out[0] if isinstance(out, tuple) else out
+
+
+# -- loops -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """One forward pass of a step and what comes after it."""
+
+    kind: str  # how it comes to gradients
+    before: str  # what happens before it
+    weight: float
+
+
+@dataclass(frozen=True)
+class Loop:
+    optimizer: str
+    steps: list[list[Part]]
+    interval: int
+    set_to_none: bool
+    clip: bool
+    seed: int
+    frozen_later: list[int] = field(default_factory=list)
+
+
+class Run:
+    """A loop over a network, watched by hand where `hand` is given."""
+
+    def __init__(self, net: Net, loop: Loop, hand: ByHand | None) -> None:
+        self.net, self.loop, self.hand = net, loop, hand
+        kinds: dict[str, Any] = {
+            "sgd": lambda: torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.5),
+            "adamw": lambda: torch.optim.AdamW(net.parameters(), lr=0.01),
+            "closure": lambda: torch.optim.SGD(net.parameters(), lr=0.05),
+            "two": lambda: (
+                torch.optim.SGD(net.layers.parameters(), lr=0.05)
+                if any(True for _ in net.layers.parameters())
+                else torch.optim.SGD(net.head.parameters(), lr=0.05)
+            ),
+        }
+        self.optimizers = [kinds[loop.optimizer]()]
+        if loop.optimizer == "two" and any(True for _ in net.layers.parameters()):
+            self.optimizers.append(torch.optim.AdamW(net.head.parameters(), lr=0.01))
+        self.generator = torch.Generator().manual_seed(loop.seed)
+
+    def forward(self, counts: bool = True) -> Tensor:
+        x = torch.randn(4, WIDTH, generator=self.generator)
+        with self.hand.forward() if self.hand is not None and counts else nullcontext():
+            return self.net(x)
+
+    def aside(self) -> Any:
+        return self.hand.aside() if self.hand is not None else nullcontext()
+
+    def zero(self) -> None:
+        self.net.zero_grad(set_to_none=self.loop.set_to_none)
+
+    def interlude(self, kind: str, is_first: bool) -> None:
+        """Things that people do between passes, and that belong to no step."""
+        if kind == "evaluates":
+            self.net.eval()
+            with torch.no_grad():
+                self.forward(counts=False)
+            self.net.train()
+        elif kind == "acts":
+            self.forward(counts=False)
+        elif kind == "derives":
+            z = self.forward(counts=False)
+            torch.autograd.grad(z.square().sum(), self.net.head.weight, retain_graph=True)
+        elif kind == "attacks":
+            x = torch.randn(4, WIDTH, generator=self.generator, requires_grad=True)
+            torch.autograd.grad(self.net(x).sum(), x, create_graph=True)
+        elif kind == "throws away" and is_first:  # or else what counts would go with it
+            self.forward(counts=False).square().sum().backward()
+            self.zero()
+
+    def backward(self, part: Part) -> None:
+        z = self.forward()
+        loss = part.weight * (z - 1).square().mean()
+        if part.kind == "two":
+            loss.backward(retain_graph=True)
+            z.abs().sum().backward()
+        elif part.kind == "kept":
+            loss.backward(retain_graph=True)
+        elif part.kind == "inputs":
+            loss.backward(inputs=[p for p in self.net.parameters() if p.requires_grad])
+        elif part.kind == "penalty":
+            with self.aside():
+                (g,) = torch.autograd.grad(loss, self.net.head.weight, create_graph=True)
+            (loss + g.square().sum()).backward()
+        elif part.kind == "thrown through":  # the first of two backward passes is zeroed
+            with self.aside():
+                loss.backward(retain_graph=True)
+            self.zero()
+            loss.backward()
+        else:
+            loss.backward()
+
+    def gradients(self, parts: list[Part]) -> None:
+        for i, part in enumerate(parts):
+            self.interlude(part.before, i == 0)
+            kind = "plain" if part.kind == "thrown through" and i else part.kind
+            self.backward(Part(kind, part.before, part.weight))
+
+    def step(self, parts: list[Part]) -> None:
+        self.zero()
+        if self.loop.optimizer == "closure":
+
+            def closure() -> None:
+                self.zero()
+                self.gradients(parts)
+                if self.hand is not None:
+                    self.hand.before_step()
+
+            self.optimizers[0].step(closure)
+            if self.hand is not None:
+                self.hand.after_step()
+            return
+        self.gradients(parts)
+        if self.loop.clip:
+            nn.utils.clip_grad_norm_(self.net.parameters(), 0.5)
+        with self.hand.step() if self.hand is not None else nullcontext():
+            for optimizer in self.optimizers:
+                optimizer.step()
+
+    def train(self) -> None:
+        for parts in self.loop.steps:
+            self.step(parts)
+
+
+# -- drawing them ------------------------------------------------------------------------------
+
+MOVES = st.builds(
+    Move,
+    st.integers(0, 4),
+    st.sampled_from(["plain", "plain", "in place", "branch", "aside", "twice"]),
+)
+NETS = st.fixed_dictionaries({
+    "names": st.lists(st.sampled_from(list(LAYERS)), min_size=1, max_size=4),
+    "moves": st.lists(MOVES, min_size=1, max_size=5),
+    "frozen": st.lists(st.integers(0, 3), max_size=2),
+    "seed": st.integers(0, 99),
+})  # fmt: skip
+PARTS = st.builds(
+    Part,
+    st.sampled_from(["plain", "plain", "two", "kept", "inputs", "penalty", "thrown through"]),
+    st.sampled_from(["", "", "evaluates", "acts", "derives", "attacks", "throws away"]),
+    st.sampled_from([1.0, 0.5, -2.0]),
+)
+LOOPS = st.builds(
+    Loop,
+    st.sampled_from(["sgd", "adamw", "closure", "two"]),
+    st.lists(st.lists(PARTS, min_size=1, max_size=3), min_size=1, max_size=3),
+    st.integers(1, 2),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 99),
+)
+
+
+def check(net: dict[str, Any], loop: Loop) -> None:
+    plain = Run(Net(**net), loop, None)
+    plain.train()
+    watched = Net(**net)
+    hand = ByHand(watched)
+    run = Run(watched, loop, hand)
+    random = torch.get_rng_state()
+    with Recorder(watched, run.optimizers, every=loop.interval) as recorder:
+        run.train()
+    hand.compare(recorder.trace, steps=range(0, len(loop.steps), loop.interval))
+    assert recorder.skipped_steps == []
+    assert torch.equal(random, torch.get_rng_state())
+    for one, other in zip(
+        plain.net.state_dict().values(), watched.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other)
+    assert not any(module._forward_hooks for module in watched.modules())
+
+
+def test_random_training_is_recorded_as_by_hand() -> None:
+    examples(30)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_much_random_training_is_recorded_as_by_hand() -> None:
+    examples(300)
+
+
+def examples(n: int) -> None:
+    settings(
+        max_examples=n,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )(given(net=NETS, loop=LOOPS)(check))()
