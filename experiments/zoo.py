@@ -30,8 +30,13 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from zoo_networks import N_CLASSES, Network, networks
 
+import gradflow
+from gradflow.examine.trainability import plain
+
 RESULTS = Path(__file__).parent / "results"
 TRUTH = RESULTS / "zoo-truth.json"
+CHECKS = RESULTS / "zoo-check.json"
+DRAWS = 5
 
 # -- the recipe --------------------------------------------------------------------------------
 
@@ -151,6 +156,27 @@ def train(only: str = "", results: Path = TRUTH) -> None:
         found[network.name] = truth
         _write(results, found)
         print(f"{time.perf_counter() - start:6.1f} s  {network.name}: {truth}", flush=True)
+
+
+@app.command
+def measure(only: str = "", results: Path = CHECKS) -> None:
+    """Check every network that has no result yet, as a user would: by its factory and its shape."""
+    found = _read(results)
+    for network in networks():
+        if only not in network.name or network.name in found:
+            continue
+        checked = gradflow.check(network.build, network.shape, draws=DRAWS)
+        typical = checked.path.typical
+        found[network.name] = {
+            "outlook": checked.outlook,
+            "cause": checked.cause,
+            "decades": plain(typical.delta.decades),
+            "n_without": typical.delta.n_without,
+            "differing": plain(typical.differing),
+            "output_rms": plain(typical.output_rms),
+            "norm": checked.norm,
+        }
+        _write(results, found)
 
 
 def _read(path: Path) -> dict[str, Any]:

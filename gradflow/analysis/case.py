@@ -1,11 +1,15 @@
 """The case to judge: a network that is said to suffer, beside one that does not, seed by seed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self, TypeVar
 
-from gradflow.analysis.layers import Layer, align
-from gradflow.analysis.network import TrainedNetwork
+import numpy as np
+
+from gradflow.analysis.layers import Layer, align, depth_note, paths
+from gradflow.analysis.network import TrainedNetwork, early
+from gradflow.analysis.profile import layer_table, typical
+from gradflow.analysis.rates import Rate
 
 Number = TypeVar("Number", bool, float)
 # Where the records come from: what to do next depends on it.
@@ -38,8 +42,9 @@ class Case:
                     "out one of the runs. The seed of records from a loop of one's own is the end "
                     "of their folder's name: plain-s0, plain-s1."
                 )
+        accused, reference, asked = _along_one_path(accused, reference)
         if not reference:
-            return cls(tuple(sorted(accused, key=lambda one: one.seed)))
+            return cls(tuple(sorted(accused, key=lambda one: one.seed)), (), asked)
         theirs = {network.seed: network for network in reference}
         pairs = [(one, theirs[one.seed]) for one in accused if one.seed in theirs]
         if not pairs:
@@ -57,7 +62,7 @@ class Case:
         )
         align(pairs[0][0].layers, pairs[0][1].layers)  # says so where they do not compare
         mine, others = zip(*pairs, strict=True)
-        return cls(tuple(mine), tuple(others), notes)
+        return cls(tuple(mine), tuple(others), (*notes, *asked))
 
     @property
     def name(self) -> str:
@@ -88,3 +93,40 @@ class Case:
         if not self.reference:
             return ()
         return tuple(map(number, self.accused, self.reference))
+
+
+def _along_one_path(
+    accused: Sequence[TrainedNetwork], reference: Sequence[TrainedNetwork]
+) -> tuple[Sequence[TrainedNetwork], Sequence[TrainedNetwork], tuple[str, ...]]:
+    """Both with the path along which the accused's δ shrinks most, and what is said of it."""
+    first = accused[0]
+    of_networks = [(group[0].name, depth_note(group[0].trace)) for group in (accused, reference)
+                   if group]  # fmt: skip
+    notes = [f"{name}: {note}" for name, note in of_networks if note]
+    n_paths = min(len(paths(one.trace)) for one in (*accused, *reference))
+    if n_paths == 1:
+        return accused, reference, tuple(notes)
+    changes = [np.mean([_early_change(one, path) for one in accused]) for path in range(n_paths)]
+    asked = int(np.argmin(np.nan_to_num(changes)))
+    found = paths(first.trace)
+    said = [
+        f"from {path[0].name} to {path[-1].name} (first over last δ {10**change:.3g})"
+        for path, change in zip(found, changes, strict=False)
+    ]
+    others = ", ".join(one for i, one in enumerate(said) if i != asked)
+    notes.append(
+        f"{first.name} has {n_paths} paths. Asked is the one along which δ shrinks most early in "
+        f"training, {said[asked]}; not {others}."
+    )
+    mine, theirs = ([replace(one, path=asked) for one in group] for group in (accused, reference))
+    return mine, theirs, tuple(notes)
+
+
+def _early_change(network: TrainedNetwork, path: int) -> float:
+    """Decades from the last to the first layer; NaN where the gradient was not recorded."""
+    along = replace(network, path=path)
+    try:
+        values = layer_table(network.trace, "output_gradient", along.layers).values
+    except KeyError:
+        return np.nan
+    return Rate(typical(values[early(network)])).decades

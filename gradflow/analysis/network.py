@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradflow.analysis.layers import Layer, body, counterparts, main_path
+from gradflow.analysis.layers import Layer, body, counterparts, main_path, paths
 from gradflow.analysis.profile import (
     SMALLEST,
     columns,
@@ -36,6 +36,7 @@ class TrainedNetwork:
     train_loss: float | None = None  # nats: training images without augmentation
     test_accuracy: float | None = None  # balanced over classes
     examined: Mapping[str, Any] = field(default_factory=dict)  # see training/examination.py
+    path: int = 0  # of `paths`, along which depth is asked for
 
     def __post_init__(self) -> None:
         if not len(self.trace):
@@ -48,7 +49,7 @@ class TrainedNetwork:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The path without the classifier."""
-        return body(main_path(self.trace))
+        return body(paths(self.trace)[self.path])
 
 
 def drops(network: TrainedNetwork) -> list[int]:
@@ -143,8 +144,9 @@ def mean_log_ratio(
     found = geometric_mean(np.array(ratios))
     mine_at = typical(np.concatenate([my_values[a] for a, _ in pairs]))
     theirs_at = typical(np.concatenate([their_values[b] for _, b in pairs]))
-    is_gone = (mine_at == SMALLEST) != (theirs_at == SMALLEST)
-    return np.asarray(np.log10(np.where(is_gone, mine_at / theirs_at, found)))
+    is_gone = (mine_at == 0) != (theirs_at == 0)
+    ratio_of_ends = np.maximum(mine_at, SMALLEST) / np.maximum(theirs_at, SMALLEST)
+    return np.asarray(np.log10(np.where(is_gone, ratio_of_ends, found)))
 
 
 def equal_loss_steps(

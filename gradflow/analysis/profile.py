@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradflow.analysis.layers import PATH_KINDS, PROJECTION, Layer, body, main_path
+from gradflow.analysis.layers import Layer, body, main_path, paths
 from gradflow.record.trace import Table, Trace
 
 SMALLEST = 2.0**-149  # of float32 above zero
@@ -97,13 +97,12 @@ def _sizes(trace: Trace, sites: Sequence[str]) -> np.ndarray:
     return np.array([sizes.get(site, 0) for site in sites], dtype=np.float64)
 
 
-def weight_table(
-    trace: Trace, measure: str = "grad_norm", kinds: tuple[str, ...] = PATH_KINDS
-) -> Table:
-    """`measure` of the convolution and linear weights on the main path, steps × layers."""
-    table = trace.select(measure, kinds)
-    keep = [i for i, site in enumerate(table.sites) if PROJECTION not in f".{site}"]
-    return Table(table.steps, tuple(table.sites[i] for i in keep), table.values[:, keep])
+def weight_table(trace: Trace, measure: str = "grad_norm") -> Table:
+    """`measure` of the weights on the longest path where it was taken, steps × layers."""
+    path = next(iter(paths(trace)), ())
+    taken = set(trace.select(measure).sites)
+    sites = tuple(layer.weight for layer in path if layer.weight in taken)
+    return Table(trace.steps, sites, columns(trace, measure, sites))
 
 
 def depth_profile(trace: Trace, measure: str = "grad_norm") -> DepthProfile:
@@ -113,31 +112,26 @@ def depth_profile(trace: Trace, measure: str = "grad_norm") -> DepthProfile:
 
 
 def first_to_last(trace: Trace, measure: str = "grad_norm") -> np.ndarray:
-    """(steps,): first convolution over last convolution, below 1 where it shrinks to the input.
+    """(steps,): the first layer's over the last's, below 1 where it shrinks towards the input.
 
-    The classifier is left out, since a gradient of its few weights does not compare with that of
-    a convolution. In a network with fewer than two convolutions it is first over last layer.
+    The classifier is left out, since a gradient of its few weights does not compare.
     """
-    table = weight_table(trace, measure, ("conv.weight",))
-    if len(table.sites) < 2:
-        table = weight_table(trace, measure)
-    if len(table.sites) < 2:
-        raise ValueError(
-            f"Expected at least two layers with weights, but the trace has {len(table.sites)}."
-        )
+    ends = body([layer for layer in main_path(trace) if layer.weight])
+    values = columns(trace, measure, [ends[0].weight, ends[-1].weight])
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(table.values[:, 0] / table.values[:, -1])
+        return np.asarray(values[:, 0] / values[:, 1])
 
 
 def typical(values: np.ndarray) -> np.ndarray:
-    """(layers,): the geometric mean over steps, where a layer without any gradient counts.
+    """(layers,): the geometric mean over steps; 0 for a layer that has no gradient at any of them.
 
-    One that is zero at every one of several steps has the value of the smallest float32: nothing
-    vanishes more. A single zero, as in a block that starts as the identity, is left out.
+    Inf where it was never finite. What is 0 or not finite at some steps is left out there.
     """
+    values = np.asarray(values)
+    never = np.where((values == 0).any(axis=0), 0.0, np.where(np.isinf(values).any(axis=0), np.inf,
+                                                              np.nan))  # fmt: skip
     found = geometric_mean(values)
-    is_gone = (values == 0).all(axis=0) & (len(values) > 1)
-    return np.asarray(np.where(is_gone, SMALLEST, found))
+    return np.asarray(np.where(np.isnan(found), never, found))
 
 
 def geometric_mean(values: np.ndarray) -> np.ndarray:

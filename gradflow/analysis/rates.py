@@ -1,4 +1,4 @@
-"""Rates: by how much a gradient changes from one layer to the next, towards the input."""
+"""Rates: by how much a gradient changes along a path, towards the input."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +15,71 @@ Label = Literal["vanishing", "healthy", "exploding", "unknown"]
 
 
 @dataclass(frozen=True)
-class Rate:
-    """The change of a gradient size per layer, on the way from output to input.
+class Drop:
+    """The largest fall from one layer to the layer before it."""
 
-    The slope of log10 of the size over the depth, with an intercept for each stage, by least
-    squares: a step between stages, where width and resolution change, does not count.
+    decades: float  # below 0
+    index: int  # of the layer that receives less, counted from the input
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How a gradient size changes along a path, on the way from output to input.
+
+    `values` (layers,), input first: NaN where nothing was measured. A zero is the smallest gradient
+    there is. Zeros that end before the input are a branch that begins as the identity, round which
+    the gradient goes; they are left out.
     """
 
-    decades_per_layer: float  # below 0 it shrinks towards the input, above 0 it grows
-    n_layers: int
+    values: np.ndarray
+
+    @property
+    def decades(self) -> float:
+        """log10 of the first layer over the last: below 0 it shrinks towards the input."""
+        logs = self._logs()
+        known = logs[np.isfinite(logs)]
+        return float(known[0] - known[-1]) if len(known) > 1 else np.nan
+
+    @property
+    def span(self) -> float:
+        """log10 of the largest over the smallest."""
+        known = self._logs()[np.isfinite(self._logs())]
+        return float(np.ptp(known)) if len(known) > 1 else np.nan
+
+    @property
+    def drop(self) -> Drop | None:
+        """The largest single fall towards the input; None where it never falls."""
+        logs = self._logs()
+        places = np.flatnonzero(np.isfinite(logs))
+        falls = -np.diff(logs[places])
+        if not len(falls) or falls.min() >= 0:
+            return None
+        worst = int(falls.argmin())
+        return Drop(float(falls[worst]), int(places[worst]))
+
+    @property
+    def n_without(self) -> int:
+        """How many layers at the input end have no gradient at all."""
+        known = self.values[~np.isnan(self.values)]
+        return int((known == 0).cumprod().sum())
+
+    @property
+    def decades_per_layer(self) -> float:
+        """The slope of log10 over the depth, by least squares: a description, not what it comes to.
+
+        Zeros are left out of it.
+        """
+        return float(slopes(np.asarray(self.values)[np.newaxis])[0])
+
+    @property
+    def residual(self) -> float:
+        """The rms distance of log10 from the line with that slope, in decades."""
+        known = np.isfinite(self.values) & (self.values > 0)
+        if known.sum() < 2:
+            return np.nan
+        logs, depth = np.log10(self.values[known]), -np.flatnonzero(known)
+        off = logs - logs.mean() - self.decades_per_layer * (depth - depth.mean())
+        return float(np.sqrt(np.mean(off**2)))
 
     @property
     def growth(self) -> float:
@@ -34,13 +90,19 @@ class Rate:
         return float(10 ** (2 * self.decades_per_layer))
 
     @property
-    def decades(self) -> float:
-        """Over the whole depth: the rate times the number of steps from the last to the first."""
-        return self.decades_per_layer * (self.n_layers - 1)
+    def n_layers(self) -> int:
+        return len(self.values)
 
     @property
     def label(self) -> Label:
-        """Vanishing or exploding where it changes more than ten-fold over the depth."""
+        """Vanishing or exploding where first and last layer differ more than ten-fold.
+
+        That says what the gradient does, not whether the network trains.
+        """
+        if np.isinf(self.values).any():
+            return "exploding"
+        if self.n_without and self.n_without == np.isfinite(self.values).sum():
+            return "vanishing"
         margin = thresholds.VANISHING_DECADES.value
         if not np.isfinite(self.decades):
             return "unknown"
@@ -48,36 +110,29 @@ class Rate:
             return "healthy"
         return "vanishing" if self.decades < 0 else "exploding"
 
+    def _logs(self) -> np.ndarray:
+        """(layers,): log10, NaN for what is left out; zeros at the input end are `SMALLEST`."""
+        values = np.where(np.isfinite(self.values), self.values, np.nan)
+        if not (values > 0).any():
+            return np.full(len(values), np.nan)  # without any gradient there is no change
+        reached = np.logical_or.accumulate(values > 0)
+        values = np.where(~reached & (values == 0), SMALLEST, values)
+        return np.asarray(np.log10(np.where(values > 0, values, np.nan)))
 
-def rate(profile: np.ndarray, stages: Sequence[str] | None = None) -> Rate:
-    """The rate of one profile (layers,), input first; one stage unless `stages` says otherwise.
 
-    >>> rate(np.array([1e-3, 1e-2, 1e-1, 1.0])).decades_per_layer
-    -1.0
-    """
-    slope = float(slopes(np.asarray(profile)[np.newaxis], stages)[0])
-    return Rate(slope, len(profile))
-
-
-def slopes(values: np.ndarray, stages: Sequence[str] | None = None) -> np.ndarray:
+def slopes(values: np.ndarray) -> np.ndarray:
     """(steps,): decades per layer towards the input of each row of `values` (steps, layers).
 
-    Zeros, NaN and inf are left out; NaN where no stage has two layers left.
+    Zeros, NaN and inf are left out; NaN where fewer than two layers are left.
     """
     values = np.asarray(values, dtype=np.float64)
-    n_steps, n_layers = values.shape
-    names = [""] * n_layers if stages is None else list(stages)
-    if len(names) != n_layers:
-        raise ValueError(f"Expected one stage for each of {n_layers} layers, but got {len(names)}.")
     usable = np.isfinite(values) & (values > 0)
     logs = np.log10(values, where=usable, out=np.zeros_like(values))
-    member = np.array([[name == stage for stage in dict.fromkeys(names)] for name in names], float)
-    depth = np.arange(n_layers, 0, -1.0)  # counted from the output: it grows towards the input
-    n = usable @ member  # (steps, stages)
-    mean_depth = np.divide((usable * depth) @ member, n, where=n > 0, out=np.zeros_like(n))
-    centred = (depth - mean_depth @ member.T) * usable
+    depth = np.arange(values.shape[1], 0, -1.0)  # it grows towards the input
+    n = np.maximum(usable.sum(axis=1, keepdims=True), 1)
+    centred = (depth - (usable * depth).sum(axis=1, keepdims=True) / n) * usable
     spread = (centred**2).sum(axis=1)
-    none = np.full(n_steps, np.nan)
+    none = np.full(len(values), np.nan)
     found: np.ndarray = np.divide(
         (centred * logs).sum(axis=1), spread, where=spread > 1e-9, out=none
     )
@@ -87,13 +142,10 @@ def slopes(values: np.ndarray, stages: Sequence[str] | None = None) -> np.ndarra
 def trace_rate(
     trace: Trace, size: str, steps: np.ndarray | None = None, layers: Sequence[Layer] | None = None
 ) -> Rate:
-    """The rate of a gradient size over `steps` (a mask; by default all): of the typical value."""
+    """The rate of a gradient size over `steps` (a mask; by default all): of the typical value.
+
+    Along the longest path without its classifier, or along `layers`.
+    """
     layers = body(main_path(trace)) if layers is None else layers
     table = layer_table(trace, size, layers).values
-    profile = typical(table if steps is None else table[steps])
-    is_gone = profile == SMALLEST
-    if is_gone.sum() == np.isfinite(profile).sum():
-        profile = np.full_like(profile, np.nan)  # without any gradient there is no rate
-    elif is_gone.any():
-        return rate(profile)  # an intercept for each stage could hide that a whole stage is gone
-    return rate(profile, [layer.stage for layer in layers])
+    return Rate(typical(table if steps is None else table[steps]))

@@ -11,7 +11,7 @@ from gradflow.cli.options import FAILED, JUDGED, OK, Flag
 def check(
     model: str | None = None,
     *,
-    input: str | None = None,
+    input: list[str] | None = None,
     draws: int = 5,
     batch_size: int = 8,
     seed: int = 0,
@@ -19,17 +19,18 @@ def check(
     controls: Flag = False,
     json: Flag = False,
 ) -> int:
-    """See without any training whether gradients vanish or explode at the initialisation.
+    """See without any training whether a network is likely to train from its initialisation.
 
     With --controls: measure networks whose truth is known, to see whether gradflow finds it.
 
     Parameters
     ----------
     model
-        MODULE:FACTORY, a function or class that makes the network without arguments; or the name
-        of a network of torchvision (resnet50) or of gradflow (plain_34).
+        MODULE:FACTORY, a function or class that makes the network without arguments (or returns the
+        network and its inputs); or the name of a network of torchvision (resnet50) or of gradflow
+        (plain_34).
     input
-        Shape of one input: 3,224,224 for images, 128 for vectors.
+        Shape of one input: 3,224,224 for images, 128 for vectors. Once for each of several.
     draws
         Fresh initialisations.
     batch_size
@@ -37,7 +38,7 @@ def check(
     seed
         Of weights, inputs and labels.
     fail_on
-        Exit with 3 if the gradient does this, or where anything is NaN or inf.
+        Exit with 3 where this speaks against training, or where anything is NaN or inf.
     controls
         Check gradflow itself, without a model. Exits with 1 if it fails.
     json
@@ -56,13 +57,13 @@ def check(
     from gradflow.examine.initial import check as check_initial
     from gradflow.present import terminal
 
-    shape = _shape(input)
+    shapes = [_shape(text) for text in input] if input else None
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
     factory = load_factory(model)
     with progress(stderr(), "draws", total=draws) as (bar, task):
         found = check_initial(
             factory,
-            shape,
+            shapes,
             draws=draws,
             batch_size=batch_size,
             seed=seed,
@@ -72,18 +73,18 @@ def check(
         show_json({"model": model, **found.to_json()})
     else:
         show(terminal.check_view(found, model))
-    is_judged = fail_on is not None and (found.label == fail_on or bool(found.nonfinite))
+    is_judged = fail_on is not None and (found.cause == fail_on or bool(found.nonfinite))
     return JUDGED if is_judged else OK
 
 
-def _shape(text: str | None) -> tuple[int, ...]:
+def _shape(text: str) -> tuple[int, ...]:
     """3,224,224 or 3x224x224."""
-    parts = (text or "").replace("x", ",").split(",")
+    parts = text.replace("x", ",").split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(
             f"Expected --input to be the shape of one input, such as 3,224,224 (C,H,W), but got "
-            f"{'none' if text is None else repr(text)}. Models that read token ids are checked "
-            "from Python: gradflow.check(model, ids), with a tensor of them."
+            f"{text!r}. Models that read token ids are checked with a function that returns "
+            "`model, ids`, or from Python: gradflow.check(model, ids)."
         )
     return tuple(int(part) for part in parts)
 

@@ -1,8 +1,8 @@
 """Plain-34 at its start, layer by layer, from mean-field theory: no network is built.
 
 Both functions follow the squared gradient from the pooling back to the first stage, pixel by pixel,
-and take the slope within the stages, as the instrument does. Zero padding is what makes pixels
-differ: at the border a 3×3 convolution adds up 4 or 6 neighbours, not 9.
+and take the slope over all layers behind the stem, as the instrument does. Zero padding is what
+makes pixels differ: at the border a 3×3 convolution adds up 4 or 6 neighbours, not 9.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ import numpy as np
 from gradflow.architectures import CHANNELS_PER_STAGE, Init
 from gradflow.nets import BLOCKS_PER_STAGE
 
-LAST_STAGE = len(CHANNELS_PER_STAGE) - 1
 TAPS = [(dy, dx) for dy in range(3) for dx in range(3)]
 
 
@@ -47,7 +46,7 @@ def sides(image_size: int) -> list[int]:
 
 
 def growth_without_norm(init: Init, image_size: int) -> float:
-    """λ of Plain-34 without BatchNorm, within stages.
+    """λ of Plain-34 without BatchNorm, behind the stem.
 
     Each convolution turns the map v of squared gradients by pixel, summed over channels, into
     ½ C_in σ_w² Kᵀv, where K adds up the neighbours. The ReLU's ½ holds at any scale, since nothing
@@ -57,16 +56,15 @@ def growth_without_norm(init: Init, image_size: int) -> float:
     """
     all_sides = sides(image_size)
     v = np.ones(all_sides[-1])  # along one side; the pooling gives every pixel the same
-    squares, stages = [1.0], [LAST_STAGE]
+    squares = [1.0]
     for conv in reversed(convolutions()[1:]):
         stage = conv.stage if conv.stride == 1 else conv.stage - 1
         spread = _neighbours(all_sides[stage])[:: conv.stride].T @ v
         variance = 2 / (9 * conv.n_out) if init == "kaiming" else 1 / (27 * conv.n_in)
         factor = conv.n_in * variance / 2 * (spread.sum() / v.sum()) ** 2
         squares.append(squares[-1] * float(factor))
-        stages.append(stage)
         v = spread
-    return _growth_within_stages(squares, stages)
+    return _growth(squares)
 
 
 def _neighbours(n_pixels: int) -> np.ndarray:
@@ -121,7 +119,7 @@ class Layer:
 
 
 def growth_with_norm(image_size: int, batch_size: int) -> float:
-    """λ of Plain-34 with BatchNorm, within stages.
+    """λ of Plain-34 with BatchNorm, behind the stem.
 
     Forward, the covariance of z between pixels goes through the arc-cosine kernel, the convolution
     and BatchNorm. Back, the covariance Γ of the gradient goes through the ReLU's kernel of order 0,
@@ -136,7 +134,7 @@ def growth_with_norm(image_size: int, batch_size: int) -> float:
     layers, masks, outputs = _forward(sides(image_size)[0], batch_size)
     n_pixels = sides(image_size)[-1] ** 2
     behind = Kernels(np.ones_like(masks.same), np.zeros_like(masks.other))  # ∂L/∂relu(z)
-    squares, stages = [float(behind.times(masks).diagonal().sum())], [LAST_STAGE]
+    squares = [float(behind.times(masks).diagonal().sum())]
     for layer in reversed(layers[1:]):
         along = outputs.times(behind).total(batch_size) / (batch_size * n_pixels)
         before = behind.times(masks).centred(batch_size)
@@ -146,8 +144,7 @@ def growth_with_norm(image_size: int, batch_size: int) -> float:
         behind = behind.scaled(kept * layer.inverse_variance)
         n_pixels = len(masks.same) ** 2
         squares.append(float(behind.times(masks).diagonal().sum()))
-        stages.append(layer.conv.stage - (layer.conv.stride - 1))
-    return _growth_within_stages(squares, stages)
+    return _growth(squares)
 
 
 def _forward(side: int, batch_size: int) -> tuple[list[Layer], Kernels, Kernels]:
@@ -204,12 +201,9 @@ def _back_through(stride: int, kernels: Kernels, side: int) -> Kernels:
 # -- the slope ---------------------------------------------------------------------------------
 
 
-def _growth_within_stages(squares: Sequence[float], stages: Sequence[int]) -> float:
-    """λ by least squares of the logarithm over the index, with an intercept for each stage.
+def _growth(squares: Sequence[float]) -> float:
+    """λ by least squares of the logarithm over the index.
 
     Not the instrument's own `slopes`: a mistake there must not be in the truth as well.
     """
-    members = np.equal.outer(stages, np.unique(stages)).astype(float)
-    design = np.column_stack([np.arange(len(squares)), members])
-    slope = np.linalg.lstsq(design, np.log(squares), rcond=None)[0][0]
-    return float(np.exp(slope))
+    return float(np.exp(np.polyfit(np.arange(len(squares)), np.log(squares), 1)[0]))

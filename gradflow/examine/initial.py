@@ -10,18 +10,30 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from gradflow.analysis import thresholds
-from gradflow.analysis.layers import Layer, body, main_path
+from gradflow.analysis.layers import Layer, body, depth_note, main_path, paths
 from gradflow.analysis.profile import GRADIENT_SIZES, columns, layer_table
-from gradflow.analysis.rates import Label, Rate, slopes
+from gradflow.analysis.rates import Rate
 from gradflow.analysis.statistics import Interval, t_interval
-from gradflow.examine.trainability import Trainability, has_joins, predict
+from gradflow.examine.trainability import (
+    OUTLOOKS,
+    Cause,
+    Outlook,
+    Prospect,
+    differing_share,
+    norm_of,
+    plain,
+    typical,
+)
 from gradflow.record import NonFinite, Recorder, Trace
 from gradflow.record.sites import first_floating_tensor
 from gradflow.typed import shown
 
-Model = nn.Module | Callable[[], nn.Module]
+Inputs = tuple[Any, ...]  # what the model is called with
+Made = nn.Module | tuple[nn.Module, Any]  # a network, or one with its inputs
+Model = nn.Module | Callable[[], Made]
+Input = tuple[int, ...] | Tensor | Sequence["tuple[int, ...] | Tensor"] | None
 
 # No update is made, so nothing of it is read.
 MEASURES = (
@@ -44,8 +56,6 @@ class Profile:
     symbol: str
     unit: str
     per_draw: np.ndarray  # (draws, layers), input first
-    rate: Interval  # decades per layer, one number per draw; of gradients towards the input,
-    # of the signal towards the output
 
     @property
     def median(self) -> np.ndarray:
@@ -54,64 +64,104 @@ class Profile:
         return np.array([np.median(column) if len(column) else np.nan for column in finite])
 
     @property
-    def overall(self) -> Rate:
-        """The mean rate, with what it comes to over the whole depth."""
-        return Rate(self.rate.mean, self.per_draw.shape[1])
+    def change(self) -> Interval:
+        """log10 of the first layer over the last, one number per draw."""
+        return t_interval([Rate(row).decades for row in self.per_draw])
 
     @property
-    def label(self) -> Label:
-        return self.overall.label
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether both ends of the interval bear the label; False for a single draw."""
-        n_layers = self.per_draw.shape[1]
-        ends = {Rate(end, n_layers).label for end in (self.rate.low, self.rate.high)}
-        return ends == {self.label} and self.label != "unknown"
+    def rate(self) -> Rate:
+        """Of the median over the draws."""
+        return Rate(self.median)
 
     def to_json(self) -> dict[str, Any]:
+        rate, change = self.rate, self.change
         return {
             "symbol": self.symbol,
             "unit": self.unit,
-            "median": _plain(self.median),
-            "per_draw": _plain(self.per_draw),
-        }
+            "median": _list(self.median),
+            "per_draw": [_list(row) for row in self.per_draw],
+            "first_over_last_decades": {
+                "mean": plain(change.mean), "low": plain(change.low), "high": plain(change.high),
+                "n": change.n,
+            },
+            "span_decades": plain(rate.span),
+            "slope_decades_per_layer": plain(rate.decades_per_layer),
+            "residual_decades": plain(rate.residual),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PathCheck:
+    """What the draws show along one path through the network, without its classifier.
+
+    `profiles` holds "forward", the rms of each layer's output z, and the sizes of the gradient that
+    `GRADIENT_SIZES` defines. Where a norm follows right behind a layer, z is the norm's output,
+    which it sets to about 1.
+    """
+
+    layers: tuple[str, ...]
+    profiles: dict[str, Profile]
+    prospects: tuple[Prospect, ...]  # one per draw
+
+    @property
+    def typical(self) -> Prospect:
+        """The draw in the middle."""
+        return typical(list(self.prospects))
 
 
 @dataclass(frozen=True)
 class InitialCheck:
-    """What one forward and one backward pass show, before any training.
-
-    `profiles` holds "forward", the rms of each layer's output z, and the sizes of the gradient that
-    `GRADIENT_SIZES` defines, of the weight layers from the first to the last but the classifier.
-    Where a norm follows right behind a layer, z is the norm's output, which it sets to about 1.
-    """
+    """What one forward and one backward pass show, before any training."""
 
     n_draws: int
     drawn: str  # what differs from draw to draw
-    input_shape: tuple[int, ...]  # with the batch
+    input_shape: tuple[int, ...]  # of the first input, with the batch
     loss: str
     has_zero_head: bool  # the last layer starts at zero; it was drawn at random to measure
-    layers: tuple[str, ...]
-    profiles: dict[str, Profile]
+    paths: tuple[PathCheck, ...]
     dead: dict[str, float]  # activation -> share of channels that are 0 for the whole batch
     nonfinite: tuple[NonFinite, ...]  # the first place first; `first_step` is the draw
-    trainability: Trainability
+    norm: str  # "BatchNorm", "LayerNorm" or "no norm": what the network compares with
+    note: str  # the order of the layers, and those that are left out
 
     @property
-    def label(self) -> Label:
-        """Of δ: whether the gradient is transported from the output to the input."""
-        return self.profiles[TRANSPORT].label
+    def path(self) -> PathCheck:
+        """The one with the worst outlook; the longest of those that are alike."""
+        return max(self.paths, key=lambda path: OUTLOOKS.index(path.typical.outlook))
 
     @property
-    def rates(self) -> dict[str, Interval]:
-        """Decades per layer towards the input, by gradient size."""
-        return {name: self.profiles[name].rate for name in GRADIENT_SIZES}
+    def layers(self) -> tuple[str, ...]:
+        return self.path.layers
 
     @property
-    def forward_rate(self) -> Interval:
-        """Decades per layer by which the signal grows towards the output."""
-        return self.profiles["forward"].rate
+    def profiles(self) -> dict[str, Profile]:
+        return self.path.profiles
+
+    @property
+    def outlook(self) -> Outlook:
+        return self.path.typical.outlook
+
+    @property
+    def cause(self) -> Cause:
+        return self.path.typical.cause
+
+    @property
+    def begins_at(self) -> str:
+        """The layer from which on, towards the input, too little gradient arrives; "" if none."""
+        begins = self.path.typical.begins if self.cause == "vanishing" else None
+        return "" if begins is None else self.layers[begins]
+
+    @property
+    def label(self) -> str:
+        """As `outlook`, with what speaks against it: "unlikely to train: vanishing from 4 on"."""
+        place = f" from {self.begins_at} on" if self.begins_at else ""
+        return self.outlook + (f": {self.cause}{place}" if self.cause else "")
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether all draws, of two at least, have the same outlook."""
+        outlooks = {one.outlook for one in self.path.prospects}
+        return self.n_draws > 1 and len(outlooks) == 1
 
     @property
     def without_gradient(self) -> tuple[str, ...]:
@@ -124,25 +174,37 @@ class InitialCheck:
 
     def sentences(self) -> list[str]:
         """The result in words, the answer first."""
-        said = [_answer(self.label, self.profiles[TRANSPORT], self.n_draws)]
-        said += _warnings(self)
-        said.append(self.trainability.sentence())
-        return [*said, *_caveats(self)]
+        from gradflow.examine.words import sentences
+
+        return sentences(self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain types; None stands for inf and NaN."""
+        typical = self.path.typical
         return {
             "label": self.label,
-            "is_certain": self.profiles[TRANSPORT].is_certain,
+            "outlook": self.outlook,
+            "cause": self.cause or None,
+            "begins_at": self.begins_at or None,
+            "is_certain": self.is_certain,
             "n_draws": self.n_draws,
             "drawn": self.drawn,
             "input_shape": list(self.input_shape),
             "loss": self.loss,
             "has_zero_head": self.has_zero_head,
-            "layers": list(self.layers),
-            "profiles": {name: profile.to_json() for name, profile in self.profiles.items()},
-            "rates": {name: _rate_to_json(name, p) for name, p in self.profiles.items()},
-            "trainability": self.trainability.to_json(),
+            "first_over_last_decades": plain(typical.delta.decades),
+            "differing_share": plain(typical.differing),
+            "output_rms": plain(typical.output_rms),
+            "paths": [
+                {
+                    "layers": list(path.layers),
+                    "outlook": path.typical.outlook,
+                    "cause": path.typical.cause or None,
+                    "profiles": {name: one.to_json() for name, one in path.profiles.items()},
+                }
+                for path in self.paths
+            ],
+            "note": self.note,
             "dead": {"unit": "share of channels", "by_activation": dict(self.dead)},
             "without_gradient": list(self.without_gradient),
             "nonfinite": [
@@ -155,7 +217,7 @@ class InitialCheck:
 
 def check(
     model: Model,
-    input: tuple[int, ...] | Tensor,
+    input: Input = None,
     *,
     draws: int = 5,
     batch_size: int = 8,
@@ -166,120 +228,137 @@ def check(
     """Signal forward and gradient backward at the initialisation, without any training.
 
     Give a function that makes the network, `lambda: Net(10)`, and every draw starts from fresh
-    weights: then the intervals tell how much the luck of the initialisation counts. A network that
-    is there already is one draw of the weights, and only input and labels are drawn anew; it is
+    weights: then the draws tell how much the luck of the initialisation counts. A network that is
+    there already is one draw of the weights, and only input and labels are drawn anew; it is
     measured in copies, so that neither it nor the random numbers of torch change by a bit.
 
     `input` is the shape of one input, `(3, 224, 224)`, of which batches of standard normal numbers
-    are drawn, or a batch of your own (of token ids, say). Each draw is one forward and one backward
-    pass in train mode, all parameters being trainable. The loss is the cross-entropy where the
-    output has shape (B, K), against `labels` of shape (B,) if given, else random ones; otherwise
-    ⟨v, z⟩ / B of the first floating tensor z of the output, with v standard normal.
+    are drawn, or a batch of your own (of token ids, say); for a network of several inputs a list of
+    them. A function may return the network and its inputs, `return net, (images, ages)`; then give
+    no `input`. Each draw is one forward and one backward pass in train mode, all parameters being
+    trainable. The loss is the cross-entropy where the output has shape (B, K), against `labels` of
+    shape (B,) if given, else random ones; otherwise ⟨v, z⟩ / B of the output z, with v standard
+    normal. The losses of several outputs are added.
 
-    `progress` is told the number of finished draws. Raises ValueError for an input that the model
-    does not accept, and for a model without two weight layers.
+    The label says whether such networks train: see `examine.trainability`. `progress` is told the
+    number of finished draws. Raises ValueError for an input that the model does not accept, and for
+    a model without two weight layers behind each other.
 
-    >>> blocks = [nn.Sequential(nn.Linear(64, 64), nn.Sigmoid()) for _ in range(5)]
-    >>> check(nn.Sequential(*blocks), (64,)).label
-    'vanishing'
+    >>> blocks = [nn.Sequential(nn.Linear(64, 64), nn.Sigmoid()) for _ in range(20)]
+    >>> check(nn.Sequential(*blocks), (64,)).outlook
+    'unlikely to train'
     """
     _check_arguments(model, input, {"draws": draws, "batch_size": batch_size, "seed": seed})
     make = (lambda: _copied(model)) if isinstance(model, nn.Module) else model
-    traces, losses, joins, redrawn, example = [], set(), False, False, None
+    passes: list[_Pass] = []
+    redrawn, example = False, None
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(cuda):
         for draw, one_seed in enumerate(_seeds(seed, draws)):
             torch.manual_seed(one_seed)
-            example = _made(make)
+            example, batch = _made(make, input, batch_size)
             redrawn |= _draw_head_if_zero(example)
-            trace, loss, joined = _pass_through(example, input, batch_size, labels, draw)
-            traces.append(trace)
-            losses.add(loss)
-            joins |= joined
+            passes.append(_pass_through(example, batch, labels, draw))
             if progress is not None:
                 progress(draw + 1)
     assert example is not None
-    trace = Trace.concat(traces)
-    path = main_path(trace)
-    profiles = _profiles(trace, body(path))
-    growth = profiles[TRANSPORT].overall.growth
-    shape = tuple(input.shape) if isinstance(input, Tensor) else (batch_size, *input)
+    trace = Trace.concat([one.trace for one in passes])
+    main_path(trace)  # says so where there is no depth
     return InitialCheck(
         n_draws=draws,
         drawn=_drawn(model, input, labels),
-        input_shape=shape,
-        loss=" and ".join(sorted(losses)),
+        input_shape=passes[0].input_shape,
+        loss=" and ".join(sorted({one.loss for one in passes})),
         has_zero_head=redrawn,
-        layers=tuple(layer.name for layer in body(path)),
-        profiles=profiles,
+        paths=tuple(_along(path, trace, passes) for path in paths(trace)),
         dead=_dead(trace),
         nonfinite=tuple(trace.nonfinite()),
-        trainability=predict(example, growth, len(path), has_joins=joins),
+        norm=norm_of(example),
+        note=depth_note(trace),
     )
 
 
 # -- measuring ---------------------------------------------------------------------------------
 
 
-def _pass_through(
-    model: nn.Module, input: tuple[int, ...] | Tensor, batch_size: int, labels: Tensor | None,
-    draw: int,
-) -> tuple[Trace, str, bool]:  # fmt: skip
-    """One forward and one backward pass: its record, the loss in words, whether there are joins."""
-    model.train().zero_grad()
-    if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
+@dataclass(frozen=True)
+class _Pass:
+    """One forward and one backward pass."""
+
+    trace: Trace
+    loss: str  # in words
+    input_shape: tuple[int, ...]
+    output_rms: float  # of several outputs the largest, as that below is the least
+    differing: float
+
+
+def _pass_through(model: nn.Module, batch: Inputs, labels: Tensor | None, draw: int) -> _Pass:
+    model.train()
+    if any(is_lazy(parameter) for parameter in model.parameters()):
         with torch.no_grad():
-            model(_batch(model, input, batch_size))  # lazy layers take their size from an input
+            _called(model, batch)
+    model.zero_grad()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     with torch.enable_grad(), Recorder(model, None, measures=MEASURES, first_step=draw) as recorder:
-        output = _output(model, _batch(model, input, batch_size))
-        loss, words = _loss(output, labels)
-        joined = has_joins(output)
-        loss.backward()  # type: ignore[no-untyped-call]
+        outputs = _outputs(_called(model, batch))
+        losses = [_loss(output, labels) for output in outputs]
+        sum(loss for loss, _ in losses).backward()  # type: ignore[union-attr]
         with recorder.around_step():
             pass  # no update: the weights stay as they were drawn
-    return recorder.trace, words, joined
+    first = first_floating_tensor(batch)
+    shape = next((x.shape for x in batch if isinstance(x, Tensor)), first.shape if first is not None
+                 else ())  # fmt: skip
+    rms = max(float(output.detach().abs().square().mean().sqrt()) for output in outputs)
+    words = " and ".join(dict.fromkeys(words for _, words in losses))
+    differing = min(map(differing_share, outputs))
+    return _Pass(recorder.trace, words, tuple(shape), rms, differing)
 
 
-def _batch(model: nn.Module, input: tuple[int, ...] | Tensor, batch_size: int) -> Tensor:
-    """The user's batch, or standard normal numbers in the number format of the model."""
-    if isinstance(input, Tensor):
-        return input.detach()
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    return torch.randn((batch_size, *input), dtype=like.dtype, device=like.device)
-
-
-def _output(model: nn.Module, batch: Tensor) -> Tensor:
-    """The first floating tensor that the model returns. Raises ValueError where it refuses."""
+def _called(model: nn.Module, batch: Inputs) -> Any:
+    """What the model returns. Raises ValueError where it refuses the batch."""
     try:
-        output = first_floating_tensor(model(batch))
+        if len(batch) == 1 and isinstance(batch[0], Mapping):
+            return model(**batch[0])
+        return model(*batch)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise ValueError(_refusal(model, batch, error)) from error
-    if output is None or output.grad_fn is None or output.ndim == 0:
+
+
+def _outputs(returned: Any) -> list[Tensor]:
+    """The tensors that the loss is made of: those of a tuple, else the first that there is."""
+    parts = returned if isinstance(returned, (tuple, list)) else ()
+    found = [part for part in parts if isinstance(part, Tensor) and part.grad_fn is not None]
+    if not found and (first := first_floating_tensor(returned)) is not None:
+        found = [first]
+    found = [one for one in found if one.grad_fn is not None and one.ndim > 0]
+    if not found:
         raise ValueError(
             "Expected the model to return a tensor of floating numbers, one row for each input, "
             "that depends on its weights, but found none in what it returned. Give a model that "
             "returns one."
         )
-    return output
+    return found
 
 
-def _refusal(model: nn.Module, batch: Tensor, error: Exception) -> str:
-    shape = ",".join(map(str, batch.shape[1:]))
+def _refusal(model: nn.Module, batch: Inputs, error: Exception) -> str:
+    tensors = [one for one in batch if isinstance(one, Tensor)]
+    shape = " and ".join(",".join(map(str, one.shape[1:])) for one in tensors)
+    n = len(tensors[0]) if tensors else 0
     message = str(error).strip().split("\n")[0].rstrip(".")
-    text = (
-        f"The model does not accept input of shape {shape} in batches of {len(batch)}: {message}. "
-    )
+    text = f"The model does not accept input of shape {shape} in batches of {n}: {message}. "
     is_tokens = any(isinstance(module, nn.Embedding) for module in model.modules())
-    if is_tokens and batch.is_floating_point():
+    if is_tokens and any(one.is_floating_point() for one in tensors):
         return text + (
             "It has an nn.Embedding: where it reads token ids, call `gradflow.check(model, ids)` "
-            "from Python with a tensor of them."
+            "from Python with a tensor of them, or check a function that returns `model, ids`."
         )
-    return text + "Give the shape of one input, such as --input 3,224,224 for images (C,H,W)."
+    return text + (
+        "Give the shape of one input, such as --input 3,224,224 for images (C,H,W), and once for "
+        "each of several inputs."
+    )
 
 
 def _loss(output: Tensor, labels: Tensor | None) -> tuple[Tensor, str]:
@@ -298,16 +377,19 @@ def _loss(output: Tensor, labels: Tensor | None) -> tuple[Tensor, str]:
     return torch.randn_like(flat) @ flat / len(output), FUNCTIONAL
 
 
-def _profiles(trace: Trace, layers: Sequence[Layer]) -> dict[str, Profile]:
-    stages = [layer.stage for layer in layers]
-    signal = columns(trace, "output_rms", [layer.output or "" for layer in layers])
-    # Slopes count towards the input, the signal goes the other way.
-    forward = Profile("rms(z)", "activation", signal, t_interval(-slopes(signal, stages)))
-    found = {"forward": forward}
+def _along(path: Sequence[Layer], trace: Trace, passes: Sequence[_Pass]) -> PathCheck:
+    layers = body(path)
+    outputs = [layer.output or "" for layer in layers]
+    profiles = {"forward": Profile("rms(z)", "activation", columns(trace, "output_rms", outputs))}
     for name, size in GRADIENT_SIZES.items():
         values = layer_table(trace, name, layers).values
-        found[name] = Profile(size.symbol, size.unit, values, t_interval(slopes(values, stages)))
-    return found
+        profiles[name] = Profile(size.symbol, size.unit, values)
+    bad = {one.first_step for one in trace.nonfinite()}
+    prospects = tuple(
+        Prospect(Rate(delta), one.differing, one.output_rms, int(step) not in bad)
+        for step, delta, one in zip(trace.steps, profiles[TRANSPORT].per_draw, passes, strict=True)
+    )
+    return PathCheck(tuple(layer.name for layer in layers), profiles, prospects)
 
 
 def _dead(trace: Trace) -> dict[str, float]:
@@ -325,16 +407,39 @@ def _seeds(seed: int, draws: int) -> list[int]:
     return [int(one) for one in np.random.SeedSequence(seed).generate_state(draws, np.uint64)]
 
 
-def _made(make: Callable[[], nn.Module]) -> nn.Module:
-    model = make()
+def _made(make: Callable[[], Made], input: Input, batch_size: int) -> tuple[nn.Module, Inputs]:
+    """A network and its inputs: the user's, or standard normal numbers in its number format."""
+    made = make()
+    model, own = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"Expected a factory that returns an nn.Module, but it returned "
-            f"{type(model).__name__}. Return the network itself."
+            f"{type(model).__name__}. Return the network itself, or the network and its inputs."
         )
     if any(p.layout != torch.strided for p in model.parameters()):
         raise ValueError("Expected a model with dense weights, but some are sparse.")
-    return model
+    if own is not None:
+        return model, own if isinstance(own, tuple) else (own,)
+    if input is None:
+        raise ValueError(
+            "Expected the shape of one input, such as (3, 224, 224), but got none. Give it, or a "
+            "function that returns the network and its inputs."
+        )
+    floating = (p for p in model.parameters() if not is_lazy(p) and p.is_floating_point())
+    like = next(floating, torch.zeros(()))
+    return model, tuple(
+        one.detach()
+        if isinstance(one, Tensor)
+        else torch.randn((batch_size, *one), dtype=like.dtype, device=like.device)
+        for one in _each(input)
+    )
+
+
+def _each(input: Input) -> Sequence["tuple[int, ...] | Tensor"]:
+    """One shape or batch for each input of the model."""
+    if isinstance(input, Tensor) or not input or isinstance(input[0], int):
+        return [input]  # type: ignore[list-item]
+    return input  # type: ignore[return-value]
 
 
 def _draw_head_if_zero(model: nn.Module) -> bool:
@@ -342,8 +447,7 @@ def _draw_head_if_zero(model: nn.Module) -> bool:
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     heads = [module for module in model.modules() if isinstance(module, kinds)][-1:]
     for head in heads:
-        is_lazy = isinstance(head.weight, nn.UninitializedParameter)
-        if not is_lazy and not head.weight.any():
+        if not is_lazy(head.weight) and not head.weight.any():
             head.reset_parameters()
             return True
     return False
@@ -359,129 +463,38 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _check_arguments(model: Model, input: object, numbers: Mapping[str, int]) -> None:
+def _check_arguments(model: Model, input: Input, numbers: Mapping[str, int]) -> None:
     if not callable(model):
         raise ValueError(
             f"Expected a model or a function that makes one, but got {type(model).__name__}."
         )
-    is_shape = isinstance(input, tuple) and all(isinstance(n, int) and n > 0 for n in input)
-    if not (isinstance(input, Tensor) or (is_shape and input)):
-        raise ValueError(
-            f"Expected `input` to be the shape of one input, such as (3, 224, 224), or a batch as "
-            f"a tensor, but got {input!r}."
-        )
+    for one in [] if input is None else _each(input):
+        is_shape = isinstance(one, tuple) and all(isinstance(n, int) and n > 0 for n in one)
+        if not (isinstance(one, Tensor) or (is_shape and one)):
+            raise ValueError(
+                f"Expected `input` to be the shape of one input, such as (3, 224, 224), a batch as "
+                f"a tensor, or a list of them, but got {input!r}."
+            )
+        if isinstance(one, tuple) and math.prod(one) * numbers["batch_size"] > MAX_ELEMENTS:
+            raise ValueError(
+                f"Expected `input`, the shape of one input, to give at most {MAX_ELEMENTS:,} "
+                f"numbers in a batch, but got {shown(one)} in batches of {numbers['batch_size']}."
+            )
     for name, number in numbers.items():
         low, high = LIMITS[name]
         if not low <= number <= high:
             raise ValueError(f"Expected `{name}` to be from {low} to {high}, but got {number}.")
-    if isinstance(input, tuple) and math.prod(input) * numbers["batch_size"] > MAX_ELEMENTS:
-        raise ValueError(
-            f"Expected `input`, the shape of one input, to give at most {MAX_ELEMENTS:,} numbers "
-            f"in a batch, but got {shown(input)} in batches of {numbers['batch_size']}."
-        )
 
 
 def _drawn(model: Model, input: object, labels: Tensor | None) -> str:
     parts = [] if isinstance(model, nn.Module) else ["weights"]
-    parts += [] if isinstance(input, Tensor) else ["inputs"]
+    is_given = input is not None and all(isinstance(one, Tensor) for one in _each(input))  # type: ignore[arg-type]
+    parts += [] if is_given else ["inputs"]
     parts += ["loss"] if labels is None else []
     if not parts:
         return "nothing but chance inside the network"
     return ", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1]
 
 
-# -- saying ------------------------------------------------------------------------------------
-
-
-def _answer(label: Label, profile: Profile, n_draws: int) -> str:
-    if label == "unknown":
-        return "Unknown at the start: the gradient could not be measured at two layers or more."
-    per_layer = 10 ** abs(profile.rate.mean)
-    way = "smaller" if profile.rate.mean < 0 else "larger"
-    words = (
-        f"{label.capitalize()} at the start: towards the input the gradient δ becomes "
-        f"{per_layer:.3g} times {way} with each layer, {_power(abs(profile.overall.decades))} "
-        f"times over the {profile.per_draw.shape[1]} layers of the profile"
-    )
-    line = f" (healthy: at most {10 ** float(thresholds.VANISHING_DECADES):.0f} times either way)."
-    if n_draws > 1 and not profile.is_certain:
-        line += " This is not certain: the interval reaches beyond the line. Take more draws."
-    return words + line
-
-
-def _warnings(found: InitialCheck) -> list[str]:
-    said = []
-    if found.nonfinite:
-        first = found.nonfinite[0]
-        sites = len({one.site for one in found.nonfinite})
-        said.append(
-            f"NaN or inf at {sites} places, the first at {first.site} ({first.measure}, "
-            f"{first.count} elements): look there first, the other numbers mean little."
-        )
-    if found.has_zero_head:
-        said.append(
-            "The last layer starts at zero, as in some designs, and lets no gradient pass in the "
-            "first step. Here it was drawn at random, to see what comes once it has moved."
-        )
-    if found.without_gradient:
-        first_layer, n = found.without_gradient[0], len(found.without_gradient)
-        said.append(
-            f"No gradient at all at {n} of {len(found.layers)} layers, from {first_layer} on: it "
-            "is exactly 0, or too small for the number format. While that lasts they do not learn."
-        )
-    if max(found.dead.values(), default=0) > 0:
-        worst = max(found.dead, key=found.dead.__getitem__)
-        said.append(
-            f"Dead channels (0 for the whole batch): {np.mean(list(found.dead.values())):.1%} on "
-            f"average over the activations, at most {found.dead[worst]:.1%}, at {worst}."
-        )
-    return said
-
-
-def _caveats(found: InitialCheck) -> list[str]:
-    return [
-        "This is the state at the start only; the first steps of training can change it. δ says "
-        "how much gradient is passed on from layer to layer, ŝ what a small relative change of a "
-        "weight does to the loss. They answer different questions and may disagree.",
-        _interval_note(found),
-        f"Loss: {found.loss}.",
-    ]
-
-
-def _interval_note(found: InitialCheck) -> str:
-    if found.n_draws == 1:
-        return "A single draw: there is no interval, and the luck of the draw is not known."
-    level = f"{100 * float(thresholds.CONFIDENCE):.0f} %"
-    note = f"Intervals: {level} over {found.n_draws} draws of {found.drawn}."
-    if "weights" not in found.drawn:
-        note += " The weights are one draw: give a function that makes the model to draw them too."
-    return note
-
-
-def _power(decades: float) -> str:
-    if decades >= 4:
-        return f"10^{decades:.0f}"
-    return f"{10**decades:.3g}" if decades < 3 else f"{10**decades:,.0f}"
-
-
-def _rate_to_json(name: str, profile: Profile) -> dict[str, Any]:
-    interval = profile.rate
-    is_forward = name == "forward"
-    return {
-        "unit": "decades per layer",
-        "towards": "output" if is_forward else "input",
-        "mean": _plain(interval.mean),
-        "low": _plain(interval.low),
-        "high": _plain(interval.high),
-        "sd": _plain(interval.sd),
-        "n": interval.n,
-        "decades_over_depth": _plain(profile.overall.decades),
-        **({} if is_forward else {"label": profile.label}),
-    }
-
-
-def _plain(numbers: Any) -> Any:
-    """Numbers and nested arrays of them, None for what JSON cannot say."""
-    if isinstance(numbers, np.ndarray):
-        return [_plain(one) for one in numbers]
-    return float(numbers) if math.isfinite(numbers) else None
+def _list(numbers: np.ndarray) -> list[float | None]:
+    return [plain(one) for one in numbers]

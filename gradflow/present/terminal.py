@@ -11,11 +11,10 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from gradflow.analysis import DepthProfile
-    from gradflow.analysis.rates import Label
-    from gradflow.analysis.statistics import Interval
     from gradflow.controls.gate import Gate
     from gradflow.controls.truths import Control, ControlResult
     from gradflow.examine.initial import InitialCheck, Profile
+    from gradflow.examine.trainability import Cause
     from gradflow.training.bench import Floor, Timing
     from gradflow.training.fit import Epoch
 
@@ -187,7 +186,7 @@ def check_view(check: "InitialCheck", name: str) -> Group:
         *(line for key in _CHECK_ROWS for line in _check_lines(key, check.profiles[key])),
         "",
         *(f"- {sentence}" for sentence in rest),
-        f"\nnext  {_NEXT[check.label]}",
+        f"\nnext  {_NEXT[check.cause]}",
     ]
     return Group(*map(Text, lines))
 
@@ -198,19 +197,19 @@ _CHECK_ROWS = {
     "scale_invariant": "effect of a weight",
 }
 
-_NEXT: dict["Label", str] = {
+_NEXT: dict["Cause", str] = {
     "vanishing": "Try an initialisation that suits the activation (kaiming_normal_ for ReLU), "
     "normalisation or skip connections, and check again.",
-    "exploding": "Record the first steps of training, gradflow.Recorder(model, optimizer), to see "
-    "whether it lasts. With BatchNorm and ReLU about 1.2 times per layer is the rule at the start.",
-    "healthy": "The start is not the problem. Record the training: "
-    "gradflow.Recorder(model, optimizer).",
-    "unknown": "Look for the first layer whose output or gradient is 0, NaN or inf.",
+    "exploding": "Look for the first layer whose output is large, NaN or inf. Try smaller weights, "
+    "normalisation, or skip connections whose branches start small, and check again.",
+    "": "The start is not the problem. Record the training: gradflow.Recorder(model, optimizer).",
 }
 
 
 def _check_lines(key: str, profile: "Profile") -> list[str]:
     """The picture of a size, and its numbers below: they fit 80 columns."""
+    from gradflow.examine.words import times
+
     values = profile.median
     usable = values[np.isfinite(values) & (values > 0)]
     title = f"{profile.symbol}  {_CHECK_ROWS[key]}"
@@ -219,11 +218,10 @@ def _check_lines(key: str, profile: "Profile") -> list[str]:
     low, high = float(usable.min()), float(usable.max())
     # A flat profile would show its noise: the picture spans a factor of two at least.
     picture = bar_picture(_few(values), low, max(high, 2 * low))
-    towards, label = ("output", "") if key == "forward" else ("input", f": {profile.label}")
     return [
         f"  {title:<23}{picture}",
-        f"     {low:.2g} to {high:.2g}; {_factor(profile.rate)} per layer towards the "
-        f"{towards}{label}",
+        f"     {low:.2g} to {high:.2g}; first over last × {times(profile.rate.decades)}; "
+        f"a line fits to ± {profile.rate.residual:.2f} decades",
     ]
 
 
@@ -232,14 +230,6 @@ def _few(values: np.ndarray) -> np.ndarray:
     if len(values) <= MAX_BARS:
         return values
     return np.array([np.median(part) for part in np.array_split(values, MAX_BARS)])
-
-
-def _factor(rate: "Interval") -> str:
-    """Decades per layer as a factor, which is easier to picture."""
-    if not np.isfinite(rate.mean):
-        return "unknown"
-    text = f"× {10**rate.mean:.4g}"
-    return text if np.isnan(rate.low) else f"{text} ({10**rate.low:.4g} to {10**rate.high:.4g})"
 
 
 def controls_view(results: Sequence["ControlResult"], gate: "Gate") -> Group:

@@ -33,8 +33,9 @@ SUBSET_SEED = 0  # the same images for every network, so that networks can be co
 Which = int | Literal["last"]
 Step = dict[str, Any]
 
-# What is measured at which weights, if they were kept, in the order of worth for a verdict, in which
-# a budget is spent: what answers H8, H4, H6 and H7, H9, then link 3, and then what is told beside.
+# What is measured at which weights, if they were kept, in the order of worth for a verdict, in
+# which a budget is spent: what answers H8, H4, H6 and H7, H9, then link 3, and then what is told
+# beside.
 WORTH: tuple[tuple[str, Which], ...] = (
     ("noise", 10), ("dead", 90), ("batchnorm", "last"), ("rank", 0), ("rank", 10),
     ("reset", "last"), ("dead", "last"),

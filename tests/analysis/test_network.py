@@ -94,7 +94,7 @@ def moving(every: int, n_steps: int, lost: bool = False) -> TrainedNetwork:
 
 
 def all_layers(network: TrainedNetwork) -> list[Layer]:
-    return [*network.layers, Layer("4.weight", "4", "")]
+    return [*network.layers, Layer("4", "4.weight", "4")]
 
 
 def test_distance_travelled_adds_the_relative_updates() -> None:

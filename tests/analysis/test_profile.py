@@ -40,7 +40,9 @@ def test_ratio_compares_convolutions_and_is_below_one_where_the_gradient_vanishe
 def test_ratio_of_a_network_without_convolutions() -> None:
     two = trace([[3.0, 6.0]], ("0.weight", "2.weight"), ("linear.weight",) * 2)
     assert first_to_last(two) == pytest.approx([0.5])
-    with pytest.raises(ValueError, match="at least two layers with weights, but the trace has 1"):
+    with pytest.raises(
+        ValueError, match="at least two layers with weights behind each other, but the trace has 1"
+    ):
         first_to_last(trace([[3.0]], ("0.weight",), ("linear.weight",)))
 
 
@@ -69,10 +71,8 @@ def test_the_three_sizes_of_a_gradient() -> None:
 
 
 def test_a_layer_that_the_trace_lacks_is_nan() -> None:
-    table = layer_table(
-        trace([[1, 1, 1, 1, 1]]), "gradient_rms", [Layer("conv2.weight", None, ""),
-                                                  Layer("gone.weight", None, "")]
-    )  # fmt: skip
+    layers = [Layer(name, f"{name}.weight", None) for name in ("conv2", "gone")]
+    table = layer_table(trace([[1, 1, 1, 1, 1]]), "gradient_rms", layers)
     np.testing.assert_array_equal(table.values, [[1, np.nan]])
     with pytest.raises(KeyError):
         layer_table(trace([[1, 1, 1, 1, 1]]), "output_gradient")

@@ -503,7 +503,7 @@ def test_duplicate_seeds_are_refused() -> None:
 
 def test_notes_of_the_case_are_kept() -> None:
     case = Case.of(group(4), group(3, name="residual"))
-    assert judge_case(case).notes == ("plain, seed 3, was left out: it has no partner.",)
+    assert judge_case(case).notes[0] == "plain, seed 3, was left out: it has no partner."
 
 
 # -- what is shown ---------------------------------------------------------------------------------

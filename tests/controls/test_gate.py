@@ -2,15 +2,15 @@
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 import gradflow.controls.gate as gates
-from gradflow.analysis import rates
+from gradflow.analysis.rates import Rate
 from gradflow.controls import CONTROLS, CaseResult, ControlResult, Gate, load_gate
 from gradflow.controls.cases import CASES
 from gradflow.controls.gate import gate
@@ -38,21 +38,28 @@ def test_every_label_has_two_kinds_of_network() -> None:
 # -- a broken instrument -------------------------------------------------------------------------
 
 
+def reads(monkeypatch: pytest.MonkeyPatch, decades: Callable[[float], float]) -> None:
+    """An instrument whose change over the depth is not what it measured."""
+    true = Rate.decades.fget
+    assert true is not None
+    wrong = property(lambda self: decades(true(self)))
+    monkeypatch.setattr(Rate, "decades", wrong)
+
+
 def test_depth_from_the_wrong_end_shuts_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    slopes = rates.slopes
-    monkeypatch.setattr(rates, "slopes", lambda values, stages: -slopes(values, stages))
+    reads(monkeypatch, lambda decades: -decades)
     broken = gate(1)
     assert (broken.hit_rate, broken.false_alarm_rate, broken.passed) == (0.0, 0.0, False)
 
 
 def test_an_instrument_that_sees_nothing_shuts_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "slopes", lambda values, stages: np.full(len(values), np.nan))
+    reads(monkeypatch, lambda decades: float("nan"))
     broken = gate(1)
     assert (broken.hit_rate, broken.false_alarm_rate, broken.passed) == (0.0, 1.0, False)
 
 
 def test_an_instrument_that_always_cries_shuts_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "slopes", lambda values, stages: np.full(len(values), -1.0))
+    reads(monkeypatch, lambda decades: -20.0)
     broken = gate(1)
     assert broken.hit_rate == 0.5, "the vanishing ones"
     assert (broken.false_alarm_rate, broken.passed) == (1.0, False)

@@ -1,0 +1,136 @@
+"""What a check of the start found, in sentences: the answer first."""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradflow.analysis import thresholds
+from gradflow.examine.trainability import ALIKE, LOUD, TRAINED
+
+if TYPE_CHECKING:
+    from gradflow.examine.initial import InitialCheck
+
+
+def sentences(found: "InitialCheck") -> list[str]:
+    said = [_answer(found), *_warnings(found)]
+    said += [
+        "This is the start only, with one batch of noise and random labels. δ says how much "
+        "gradient is passed on from layer to layer, ŝ what a small relative change of a weight "
+        "does to the loss. They answer different questions and may disagree.",
+        _draws(found),
+        f"Loss: {found.loss}.",
+    ]
+    return [*said, found.note] if found.note else said
+
+
+def times(decades: float) -> str:
+    """
+    >>> times(2.456), times(-2.456), times(9.2)
+    ('286', '0.0035', '10^9.2')
+    """
+    if not math.isfinite(decades):
+        return "an unknown number of"
+    if abs(decades) >= 5:
+        return f"10^{decades:.1f}"
+    factor = 10**decades
+    return f"{factor:,.0f}" if factor >= 100 else f"{factor:.2g}"
+
+
+def _answer(found: "InitialCheck") -> str:
+    typical, n_layers = found.path.typical, len(found.layers)
+    said = f"{found.label[0].upper()}{found.label[1:]}. "
+    change = typical.delta.decades
+    if typical.delta.n_without:
+        said += f"No gradient at all reaches {typical.delta.n_without} of the {n_layers} layers"
+    elif math.isnan(change):
+        change = found.profiles["scale_invariant"].rate.decades
+        return said + (
+            "The layers run inside one module, so that δ is not seen between them; ŝ at the first "
+            f"is {times(change)} times that at the last."
+        )
+    else:
+        said += f"δ at the first of {n_layers} layers is {times(change)} times that at the last"
+    n, low, high = TRAINED[found.norm]
+    said += (
+        f"; in the {n} networks of the zoo with {found.norm} that train with SGD and AdamW: "
+        f"{times(low)} to {times(high)} times."
+    )
+    if not found.is_certain and found.n_draws > 1:
+        outlooks = [one.outlook for one in found.path.prospects]
+        others = ", ".join(f"{outlooks.count(one)} × {one}" for one in dict.fromkeys(outlooks))
+        said += f" The draws differ: {others}."
+    return said
+
+
+def _warnings(found: "InitialCheck") -> list[str]:
+    said = []
+    typical = found.path.typical
+    drop = typical.delta.drop
+    if found.cause == "vanishing" and drop is not None and not typical.delta.n_without:
+        said.append(
+            f"The largest single fall is {times(-drop.decades)} times, into "
+            f"{found.layers[drop.index]}."
+        )
+    if typical.differing < ALIKE.value:
+        said.append(
+            f"Every input gets nearly the same answer: a share of {typical.differing:.1g} of the "
+            f"output differs between inputs (networks that train: above {ALIKE.value:g})."
+        )
+    if typical.output_rms > LOUD.value:
+        said.append(
+            f"The output is large, rms {typical.output_rms:.3g} (networks that train: below "
+            f"{LOUD.value:g})."
+        )
+    if found.nonfinite:
+        first = found.nonfinite[0]
+        sites = len({one.site for one in found.nonfinite})
+        said.append(
+            f"NaN or inf at {sites} places, the first at {first.site} ({first.measure}, "
+            f"{first.count} elements): look there first, the other numbers mean little."
+        )
+    if found.has_zero_head:
+        said.append(
+            "The last layer starts at zero, as in some designs, and lets no gradient pass in the "
+            "first step. Here it was drawn at random, to see what comes once it has moved."
+        )
+    if found.without_gradient:
+        first_layer, n = found.without_gradient[-1], len(found.without_gradient)
+        said.append(
+            f"No gradient at all at {n} of {len(found.layers)} layers, the last {first_layer}: it "
+            "is exactly 0, or too small for the number format. While that lasts they do not learn."
+        )
+    if max(found.dead.values(), default=0) > 0:
+        worst = max(found.dead, key=found.dead.__getitem__)
+        said.append(
+            f"Dead channels (0 for the whole batch): {np.mean(list(found.dead.values())):.1%} on "
+            f"average over the activations, at most {found.dead[worst]:.1%}, at {worst}."
+        )
+    if len(found.paths) > 1:
+        others = "; ".join(
+            f"{path.layers[0]} to {path.layers[-1]} {path.typical.outlook}, "
+            f"{times(path.typical.delta.decades)} times"
+            for path in found.paths
+            if path is not found.path
+        )
+        said.append(
+            f"Of {len(found.paths)} paths this is the one from {found.layers[0]} to "
+            f"{found.layers[-1]}. The others: {others}."
+        )
+    return said
+
+
+def _draws(found: "InitialCheck") -> str:
+    if found.n_draws == 1:
+        return "A single draw: there is no interval, and the luck of the draw is not known."
+    change = found.profiles["output_gradient"].change
+    level = f"{100 * float(thresholds.CONFIDENCE):.0f} %"
+    note = f"{found.n_draws} draws of {found.drawn}"
+    if math.isfinite(change.mean):
+        note += (
+            f": first over last δ {times(change.mean)} times ({level} {times(change.low)} to "
+            f"{times(change.high)})"
+        )
+    if "weights" not in found.drawn:
+        note += ". The weights are one draw: give a function that makes the model to draw them too"
+    return note + "."
