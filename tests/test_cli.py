@@ -99,7 +99,7 @@ def test_a_data_sets_recipe_gives_way_to_the_file_and_the_file_to_the_command_li
         (["saliency", "missing.jpg", "--runs", "nowhere"], "missing.jpg"),
         (["bench", "--rounds", "0"], "`rounds` and `steps` from 1"),
         (["check"], "Expected a model, or --controls"),
-        (["check", "plain_18"], "Expected --input to be the shape"),
+        (["check", "plain_18"], "Expected the shape of one input"),
         (["check", "plain_18", "--input", "int:128"], "gradflow.check(model, ids)"),
         (["check", "plain_18", "--input", "1,32,32"], "does not accept input of shape 1,32,32"),
         (["check", "plain_81", "--input", "3,32,32"], "Did you mean plain_18"),
@@ -186,12 +186,13 @@ def test_check_says_what_happens_at_the_start(
     command = ["check", f"{nets}:sigmoid", "--input", "32", "--draws", "2"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    for words in ("Vanishing at the start", "█", "predicted too deep to train", "next  Try an"):
+    for words in ("vanishing from", "█", "first over last × ", "next  Try an"):
         assert words in out
     assert main([*command, "--fail-on", "exploding", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["model"] == f"{nets}:sigmoid"
-    assert content["rates"]["output_gradient"]["label"] == content["label"] == "vanishing"
+    assert content["cause"] == "vanishing"
+    assert content["paths"][0]["profiles"]["output_gradient"]["slope_decades_per_layer"] < -0.2
     assert main([*command, "--fail-on", "vanishing", "--json"]) == 3
 
 

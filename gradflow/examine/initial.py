@@ -17,11 +17,11 @@ from gradflow.analysis.profile import GRADIENT_SIZES, columns, layer_table
 from gradflow.analysis.rates import Rate
 from gradflow.analysis.statistics import Interval, t_interval
 from gradflow.examine.trainability import (
+    DIFFERING,
     OUTLOOKS,
     Cause,
     Outlook,
     Prospect,
-    differing_share,
     norm_of,
     plain,
     typical,
@@ -38,7 +38,7 @@ Input = tuple[int, ...] | Tensor | Sequence["tuple[int, ...] | Tensor"] | None
 # No update is made, so nothing of it is read.
 MEASURES = (
     "output_rms", "output_dead_fraction", "output_nonfinite", "output_grad_norm",
-    "output_grad_nonfinite", "weight_norm", "grad_norm", "grad_nonfinite",
+    "output_grad_nonfinite", "weight_norm", "grad_norm", "grad_nonfinite", DIFFERING,
 )  # fmt: skip
 
 LIMITS = {"draws": (1, 1000), "batch_size": (1, 100_000), "seed": (0, 2**63 - 1)}
@@ -270,7 +270,7 @@ def check(
         input_shape=passes[0].input_shape,
         loss=" and ".join(sorted({one.loss for one in passes})),
         has_zero_head=redrawn,
-        paths=tuple(_along(path, trace, passes) for path in paths(trace)),
+        paths=tuple(_along(path, trace) for path in paths(trace)),
         dead=_dead(trace),
         nonfinite=tuple(trace.nonfinite()),
         norm=norm_of(example),
@@ -288,8 +288,6 @@ class _Pass:
     trace: Trace
     loss: str  # in words
     input_shape: tuple[int, ...]
-    output_rms: float  # of several outputs the largest, as that below is the least
-    differing: float
 
 
 def _pass_through(model: nn.Module, batch: Inputs, labels: Tensor | None, draw: int) -> _Pass:
@@ -309,10 +307,8 @@ def _pass_through(model: nn.Module, batch: Inputs, labels: Tensor | None, draw: 
     first = first_floating_tensor(batch)
     shape = next((x.shape for x in batch if isinstance(x, Tensor)), first.shape if first is not None
                  else ())  # fmt: skip
-    rms = max(float(output.detach().abs().square().mean().sqrt()) for output in outputs)
     words = " and ".join(dict.fromkeys(words for _, words in losses))
-    differing = min(map(differing_share, outputs))
-    return _Pass(recorder.trace, words, tuple(shape), rms, differing)
+    return _Pass(recorder.trace, words, tuple(shape))
 
 
 def _called(model: nn.Module, batch: Inputs) -> Any:
@@ -377,7 +373,7 @@ def _loss(output: Tensor, labels: Tensor | None) -> tuple[Tensor, str]:
     return torch.randn_like(flat) @ flat / len(output), FUNCTIONAL
 
 
-def _along(path: Sequence[Layer], trace: Trace, passes: Sequence[_Pass]) -> PathCheck:
+def _along(path: Sequence[Layer], trace: Trace) -> PathCheck:
     layers = body(path)
     outputs = [layer.output or "" for layer in layers]
     profiles = {"forward": Profile("rms(z)", "activation", columns(trace, "output_rms", outputs))}
@@ -385,9 +381,13 @@ def _along(path: Sequence[Layer], trace: Trace, passes: Sequence[_Pass]) -> Path
         values = layer_table(trace, name, layers).values
         profiles[name] = Profile(size.symbol, size.unit, values)
     bad = {one.first_step for one in trace.nonfinite()}
+    last = [path[-1].output or ""]
+    shares, rms = (columns(trace, name, last)[:, 0] for name in (DIFFERING.name, "output_rms"))
     prospects = tuple(
-        Prospect(Rate(delta), one.differing, one.output_rms, int(step) not in bad)
-        for step, delta, one in zip(trace.steps, profiles[TRANSPORT].per_draw, passes, strict=True)
+        Prospect(Rate(delta), float(share), float(size), int(step) not in bad)
+        for step, delta, share, size in zip(
+            trace.steps, profiles[TRANSPORT].per_draw, shares, rms, strict=True
+        )
     )
     return PathCheck(tuple(layer.name for layer in layers), profiles, prospects)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gradflow.analysis.rates import Rate
 from gradflow.analysis.thresholds import Threshold
+from gradflow.record.measures import Measure
 
 Outlook = Literal["ordinary", "unknown", "doubtful", "unlikely to train"]
 OUTLOOKS: tuple[Outlook, ...] = get_args(Outlook)  # the better ones first
@@ -56,14 +57,19 @@ TRAINED: dict[str, tuple[int, float, float]] = {
 }
 
 
-def differing_share(z: Tensor) -> float:
-    """Σ_b ‖z_b − mean_b z‖² / Σ_b ‖z_b‖²: 0 where all inputs of the batch give the same."""
-    if z.dim() == 0 or len(z) < 2:
-        return math.nan
-    flat = z.detach().flatten(1) if z.dim() > 1 else z.detach()[:, None]
-    flat = (torch.view_as_real(flat).flatten(1) if flat.is_complex() else flat).double()
+def _differing_share(z: Tensor) -> Tensor:
+    flat = z.reshape(len(z), -1)
+    flat = torch.view_as_real(flat).flatten(1) if flat.is_complex() else flat
+    flat = flat.double()
     squares = flat.square().sum()
-    return float((flat - flat.mean(0)).square().sum() / squares) if squares else 0.0
+    share = (flat - flat.mean(0)).square().sum() / squares
+    return share.nan_to_num() if len(flat) > 1 else torch.full_like(share, torch.nan)
+
+
+DIFFERING = Measure(
+    "output_differing_share", "output", "Σ_b ‖z_b − mean_b z‖² / Σ_b ‖z_b‖², 0 where all are 0",
+    "1", function=_differing_share,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,8 @@ class Prospect:
     """What one draw of a network shows along one path, and what follows from it."""
 
     delta: Rate
-    differing: float  # share of the output that differs between inputs
-    output_rms: float
+    differing: float  # share of the last layer's output that differs between inputs
+    output_rms: float  # of the last layer
     is_finite: bool
 
     @property
@@ -90,9 +96,13 @@ class Prospect:
     @property
     def cause(self) -> Cause:
         change = self.delta.decades
-        if not self.is_finite or change > GROWN.value or self.output_rms > LOUD.value:
+        if not self.is_finite:
             return "exploding"
-        if self.delta.n_without or change < SHRUNK.value or self.differing < ALIKE.value:
+        if self.delta.n_without:
+            return "vanishing"
+        if change > GROWN.value or self.output_rms > LOUD.value:
+            return "exploding"
+        if change < SHRUNK.value or self.differing < ALIKE.value:
             return "vanishing"
         return ""
 

@@ -35,11 +35,11 @@ def growth_checks(evidence: Evidence, *, beta: float = 0.0, slope: float = 0.0) 
 
 
 def growth_at_start(evidence: Evidence) -> float:
-    """λ of ‖∂L/∂z‖² per layer towards the input, within stages, in train mode; NaN without one."""
+    """λ of ‖∂L/∂z‖² per layer towards the input, in train mode; NaN without one."""
     from gradflow.examine.initial import TRANSPORT, check  # loads scipy
 
     found = check(evidence.initial, evidence.images, draws=1, labels=evidence.labels)
-    return found.profiles[TRANSPORT].overall.growth
+    return found.profiles[TRANSPORT].rate.growth
 
 
 def _has_doses(model: nn.Module, beta: float, slope: float) -> bool:
