@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gradflow.analysis.rates import Rate
 from gradflow.analysis.thresholds import Threshold
 from gradflow.record.measures import Measure
+from gradflow.record.sites import kind_of
 
 Outlook = Literal["ordinary", "unknown", "doubtful", "unlikely to train"]
 OUTLOOKS: tuple[Outlook, ...] = get_args(Outlook)  # the better ones first
@@ -136,7 +137,8 @@ def norm_of(model: nn.Module) -> str:
     modules = list(model.modules())
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
         return "BatchNorm"
-    is_normed = any("norm" in type(module).__name__.lower() for module in modules)
+    names = {type(module).__name__ for module in modules if kind_of(module) == "norm"}
+    is_normed = bool(names - {"_WeightNorm", "_SpectralNorm"})  # norms of weights, not of outputs
     return "LayerNorm" if is_normed else "no norm"
 
 

@@ -170,7 +170,7 @@ def test_norm_free_that_keeps_the_weights_is_the_control_that_vanishes() -> None
     with torch.no_grad():
         images = torch.rand(2, 3, 32, 32)
         torch.testing.assert_close(model(images), known(images), rtol=0, atol=1e-7)
-    assert check(model, (3, 64, 64), draws=1, batch_size=2).label == "vanishing"
+    assert check(model, (3, 64, 64), draws=1, batch_size=2).cause == "vanishing"
 
 
 def evidence(model: nn.Module) -> Evidence:
