@@ -26,16 +26,18 @@ from typing import Any
 import cyclopts
 import torch
 import torch.nn.functional as F
+from scipy.stats import binomtest
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from zoo_networks import N_CLASSES, Network, networks
 
 import gradflow
-from gradflow.examine.trainability import plain
+from gradflow.examine.trainability import ALIKE, GROWN, LOUD, OUTLOOKS, SHRUNK, plain
 
 RESULTS = Path(__file__).parent / "results"
 TRUTH = RESULTS / "zoo-truth.json"
 CHECKS = RESULTS / "zoo-check.json"
+FIGURE = Path(__file__).parents[1] / "docs/images/zoo.svg"
 DRAWS = 5
 
 # -- the recipe --------------------------------------------------------------------------------
@@ -177,6 +179,125 @@ def measure(only: str = "", results: Path = CHECKS) -> None:
             "norm": checked.norm,
         }
         _write(results, found)
+
+
+# -- truth and check together ------------------------------------------------------------------
+
+
+@app.command
+def judge(truths: Path = TRUTH, checks: Path = CHECKS, figure: Path = FIGURE) -> None:
+    """Print hits and false alarms in both halves, and draw the curves of the test half."""
+    truth, check = _read(truths), _read(checks)
+    summary = summarise(truth, check)
+    _write(RESULTS / "zoo.json", summary)
+    for name, one in summary.items():
+        print(f"{name}: {json.dumps(one)}")
+    draw(truth, check, figure)
+
+
+def n_optimizers(truth: dict[str, Any]) -> int:
+    """With how many of the two a network trains."""
+    return sum(trains(truth, optimizer) for optimizer in RECIPES)
+
+
+def score(check: dict[str, Any]) -> float:
+    """How far a network lies beyond the limits, 1 being at one of them: what the curves turn on."""
+    if check["n_without"] or check["output_rms"] is None or check["cause"] and not _is_known(check):
+        return math.inf
+    decades = check["decades"] or 0.0
+    return max(
+        decades / (GROWN.value if decades > 0 else SHRUNK.value),
+        math.log10(max(check["output_rms"], 1e-300)) / math.log10(LOUD.value),
+        math.log10(max(check["differing"], 1e-300)) / math.log10(ALIKE.value),
+    )
+
+
+def _is_known(check: dict[str, Any]) -> bool:
+    return check["decades"] is not None and check["differing"] is not None
+
+
+def summarise(truth: dict[str, Any], check: dict[str, Any]) -> dict[str, Any]:
+    """Counts of labels by truth, rates with Wilson's intervals, and the ranges of what trains."""
+    found: dict[str, Any] = {}
+    for part in ("set", "test"):
+        table = {
+            how: {outlook: 0 for outlook in OUTLOOKS}
+            for how in ("neither", "one optimizer", "both")
+        }
+        for name, one in truth.items():
+            if half(name) == part:
+                table[list(table)[n_optimizers(one)]][check[name]["outlook"]] += 1
+        found[part] = table | {
+            "hits": _rate(_flagged(table["neither"]), sum(table["neither"].values())),
+            "false alarms": _rate(_flagged(table["both"]), sum(table["both"].values())),
+        }
+    known = [
+        (check[name]["norm"], check[name]["decades"])
+        for name, one in truth.items()
+        if n_optimizers(one) == 2 and check[name]["decades"] is not None
+    ]
+    found["trained"] = {
+        norm: [len(values := [x for of, x in known if of == norm]), min(values), max(values)]
+        for norm in sorted({of for of, _ in known})
+    }
+    return found
+
+
+def _flagged(counts: dict[str, int]) -> int:
+    return counts["doubtful"] + counts["unlikely to train"]
+
+
+def _rate(n: int, of: int) -> dict[str, Any]:
+    interval = binomtest(n, of).proportion_ci(0.95, method="wilson")
+    return {"n": n, "of": of, "share": n / of, "interval": [interval.low, interval.high]}
+
+
+def draw(truth: dict[str, Any], check: dict[str, Any], path: Path) -> None:
+    """ROC of the test half, and the change of δ of every network by what became of it."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    test = {name: one for name, one in truth.items() if half(name) == "test"}
+    questions = {
+        "trains with neither, or with both": lambda one: {0: True, 2: False}.get(n_optimizers(one)),
+        "does not train with SGD": lambda one: not trains(one, "sgd"),
+        "does not train with AdamW": lambda one: not trains(one, "adamw"),
+    }
+    for label, fails in questions.items():
+        cases = [(score(check[n]), fails(one)) for n, one in test.items() if fails(one) is not None]
+        bad = np.array([x for x, failed in cases if failed])
+        good = np.array([x for x, failed in cases if not failed])
+        limits = np.array([np.inf, *sorted({*bad, *good}, reverse=True), -np.inf])
+        hits = [(bad >= limit).mean() for limit in limits]
+        alarms = [(good >= limit).mean() for limit in limits[1:]]
+        (line,) = left.plot([0, *alarms], [0, *hits[1:]], label=f"{label} ({len(bad)}/{len(good)})")
+        left.plot((good >= 1).mean(), (bad >= 1).mean(), "o", color=line.get_color())
+    left.set(xlabel="false alarms", ylabel="hits", title="Test half; ● the limits of the label")
+    left.legend(loc="lower right", fontsize="small")
+    random = np.random.default_rng(0)
+    for row in range(3):
+        for part, color in (("set", "0.7"), ("test", "C0")):
+            x = [
+                check[n]["decades"] if check[n]["decades"] is not None else np.nan
+                for n, one in truth.items()
+                if n_optimizers(one) == row and half(n) == part
+            ]
+            y = row + random.uniform(-0.25, 0.25, len(x))
+            right.plot(
+                np.clip(x, -20, 20), y, "o", ms=4, color=color, label=part if not row else ""
+            )
+    for limit in (SHRUNK, GROWN):
+        right.axvline(limit.value, color="0.5", lw=1)
+    right.set(
+        xlabel="δ, first over last layer (decades; beyond ±20 at the edge)",
+        yticks=range(3),
+        yticklabels=("neither", "one\noptimizer", "both"),
+        title="Every network by what it trains with",
+    )
+    right.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, metadata={"Date": None})
 
 
 def _read(path: Path) -> dict[str, Any]:

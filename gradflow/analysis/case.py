@@ -102,7 +102,10 @@ def _along_one_path(
     first = accused[0]
     of_networks = [(group[0].name, depth_note(group[0].trace)) for group in (accused, reference)
                    if group]  # fmt: skip
-    notes = [f"{name}: {note}" for name, note in of_networks if note]
+    by_note: dict[str, list[str]] = {}
+    for name, note in of_networks:
+        by_note.setdefault(note, []).append(name)
+    notes = [f"{' and '.join(names)}: {note}" for note, names in by_note.items() if note]
     n_paths = min(len(paths(one.trace)) for one in (*accused, *reference))
     if n_paths == 1:
         return accused, reference, tuple(notes)

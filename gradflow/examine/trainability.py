@@ -52,14 +52,14 @@ DEAFENING = Threshold(
 # Of those in the zoo that train with both optimizers, by the norm that they hold: how many, and the
 # range of first over last δ in decades.
 TRAINED: dict[str, tuple[int, float, float]] = {
-    "BatchNorm": (1, 0.0, 0.0),
-    "LayerNorm": (1, 0.0, 0.0),
-    "no norm": (1, 0.0, 0.0),
+    "BatchNorm": (40, -0.076, 3.664),
+    "LayerNorm": (28, -0.916, 1.666),
+    "no norm": (53, -5.025, 1.728),
 }
 
 
 def _differing_share(z: Tensor) -> Tensor:
-    flat = z.reshape(len(z), -1)
+    flat = z.reshape(len(z), -1) if z.dim() else z.reshape(1, 1)
     flat = torch.view_as_real(flat).flatten(1) if flat.is_complex() else flat
     flat = flat.double()
     squares = flat.square().sum()

@@ -120,7 +120,15 @@ def test_depth_read_from_the_wrong_end_is_seen(monkeypatch: pytest.MonkeyPatch) 
     (found,) = run([GAIN_2], 2)
     assert found.mean == pytest.approx(1 / 4)
     assert not found.passed
+
+
+def test_a_ratio_read_from_the_wrong_end_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    decades = rates.Rate.decades.fget
+    assert decades is not None
+    monkeypatch.setattr(rates.Rate, "decades", property(lambda self: -decades(self)))
+    (found,) = run([GAIN_2], 2)
     assert found.n_labels_right == 0
+    assert not found.passed
 
 
 def test_the_size_of_another_layer_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

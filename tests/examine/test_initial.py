@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import gradflow
-from gradflow.examine.initial import CROSS_ENTROPY, FUNCTIONAL, OWN_LABELS, InitialCheck, check
+from gradflow.examine.initial import InitialCheck, check
+from gradflow.examine.passes import CROSS_ENTROPY, FUNCTIONAL, OWN_LABELS
 
 
 def orthogonal(gain: float, depth: int = 12, width: int = 16) -> Callable[[], nn.Module]:
