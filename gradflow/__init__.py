@@ -35,3 +35,7 @@ __getattr__ = lazy(
         "training.diagnosis": ("judge",),
     },
 )
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -62,3 +62,7 @@ __getattr__ = lazy(
         ),
     },
 )
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

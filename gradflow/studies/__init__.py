@@ -46,3 +46,7 @@ __getattr__ = lazy(
         ),
     },
 )
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
