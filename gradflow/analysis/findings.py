@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from gradflow.analysis import thresholds as at
+from gradflow.analysis.numerals import plain
 from gradflow.analysis.statistics import Interval, holm, p_beyond, seeds_needed, t_interval
 from gradflow.analysis.thresholds import ALPHA, CONFIDENCE, Threshold
 
@@ -26,7 +28,9 @@ class Evidence:
 
     @property
     def interval(self) -> Interval:
-        return t_interval(self.values)
+        is_of_accuracies = self.threshold in (at.ACCURACY_MARGIN, at.PROBE_DROP)
+        bounds = (-1.0, 1.0) if is_of_accuracies else (-math.inf, math.inf)
+        return t_interval(self.values, bounds=bounds)
 
     @property
     def is_measured(self) -> bool:
@@ -68,7 +72,7 @@ class Evidence:
     def _show(self, value: float) -> str:
         """A ratio as a factor; a difference with its sign; a share as it is."""
         if self.unit == "×":
-            return f"{10**value:.3g}×"
+            return f"{plain(10**value)}×"
         signed = self.unit.startswith(("decades", "nats")) and value != 0
         return f"{value:+.3g}" if signed else f"{value:.3g}"
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Source
 from gradflow.analysis.findings import Evidence
+from gradflow.analysis.numerals import plain
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.statistics import enough_seeds, p_beyond, p_equivalent
 from gradflow.analysis.vanishing import JUDGED_SIZES, directions, early_decades
@@ -127,7 +128,7 @@ def _numbers(verdict: "Verdict") -> str:
             spread = f" (95 % {found.low:+.2f} to {found.high:+.2f})" if found.n > 1 else ""
             what = f"{SIZE_WORDS[size]} ({GRADIENT_SIZES[size].symbol})"
             parts.append(
-                f"{what} is {factor:.3g} times {change} at the first layer than at the last, "
+                f"{what} is {plain(factor)} times {change} at the first layer than at the last, "
                 f"{found.mean:+.2f} decades{spread}"
             )
     if not parts:

@@ -45,12 +45,20 @@ def mean_and_range(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return mean, np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
 
 
-def t_interval(values: Sequence[float] | np.ndarray, confidence: float | None = None) -> Interval:
+def t_interval(
+    values: Sequence[float] | np.ndarray,
+    confidence: float | None = None,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Interval:
     """mean ± t · sd / √n over seeds; values that are not finite are left out.
+
+    It ends at the bounds of what is possible, such as 0 and 1 of a share, and covers no less then.
 
     >>> found = t_interval([1.0, 2.0, 3.0])
     >>> round(found.low, 3), found.mean, round(found.high, 3)
     (-0.484, 2.0, 4.484)
+    >>> round(t_interval([0.9, 0.95, 1.0], bounds=(0, 1)).high, 3)
+    1
     """
     level = CONFIDENCE.value if confidence is None else confidence
     numbers = _finite(values)
@@ -60,7 +68,7 @@ def t_interval(values: Sequence[float] | np.ndarray, confidence: float | None = 
         return Interval(mean, math.nan, math.nan, math.nan, n)
     sd = float(numbers.std(ddof=1))
     half = float(stdtrit(n - 1, (1 + level) / 2)) * sd / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, sd, n)
+    return Interval(mean, max(mean - half, bounds[0]), min(mean + half, bounds[1]), sd, n)
 
 
 def p_beyond(

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from gradflow.analysis import DepthProfile, depth_profile, weight_table
+from gradflow.analysis.numerals import plain
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades
 from gradflow.analysis.verdict import Verdict
@@ -69,7 +70,8 @@ def _title(verdict: Verdict, size: str) -> str:
     change = early_decades(verdict.case, size).mean
     grows = "grows" if change > 0 else "shrinks"
     name = "output gradient" if size == "output_gradient" else "scale-invariant gradient"
-    return f"Towards the input the {name} of {verdict.case.name} {grows} {10 ** abs(change):.3g}×"
+    times = f"{plain(10 ** abs(change))}×"
+    return f"Towards the input the {name} of {verdict.case.name} {grows} {times}"
 
 
 def _save_losses(run: RunDir) -> None:

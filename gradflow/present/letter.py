@@ -10,6 +10,7 @@ from rich.text import Text
 
 from gradflow.analysis.compare import MEANINGS, Comparison
 from gradflow.analysis.findings import Finding
+from gradflow.analysis.numerals import p_text, plain
 from gradflow.analysis.outcome import OUTCOMES
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.statistics import Interval, enough_seeds
@@ -131,7 +132,7 @@ def _interval(found: Interval, digits: int = 2) -> str:
 
 
 def _finding_lines(finding: Finding, status: str) -> list[RenderableType]:
-    p = f", p = {finding.p_for if finding.status == 'yes' else finding.p_against:.2g}"
+    p = f", {p_text(finding.p_for if finding.status == 'yes' else finding.p_against)}"
     decided = finding.status in ("yes", "no")
     if not finding.is_measured:
         return [
@@ -187,7 +188,7 @@ def comparison_view(comparisons: Sequence[Comparison], size: str) -> RenderableT
         table.add_column(one.at, justify="right")
     for rows in zip(*(one.layers for one in chosen), strict=True):
         cells = [
-            f"{10**row.ratio.mean:.3g}×" + _factors(row.ratio) + (" *" if row.differs else "")
+            f"{plain(10**row.ratio.mean)}×" + _factors(row.ratio) + (" *" if row.differs else "")
             for row in rows
         ]
         table.add_row(rows[0].layer, *cells)
@@ -196,7 +197,7 @@ def comparison_view(comparisons: Sequence[Comparison], size: str) -> RenderableT
 
 
 def _factors(ratio: Interval) -> str:
-    return "" if ratio.n < 2 else f" ({10**ratio.low:.2g} to {10**ratio.high:.2g})"
+    return "" if ratio.n < 2 else f" ({plain(10**ratio.low, 2)} to {plain(10**ratio.high, 2)})"
 
 
 def _largest(comparison: Comparison) -> str:
@@ -204,7 +205,7 @@ def _largest(comparison: Comparison) -> str:
     if not known:
         return ""
     largest = max(known, key=lambda layer: abs(layer.ratio.mean))
-    return f"; the largest ratio is {largest.factor:.3g}× at {largest.layer}"
+    return f"; the largest ratio is {plain(largest.factor)}× at {largest.layer}"
 
 
 def _comparison_sentences(comparisons: Sequence[Comparison]) -> list[str]:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradflow.analysis import thresholds as at
+from gradflow.analysis.numerals import p_text
 from gradflow.analysis.statistics import Interval
 from gradflow.studies import Cell, Results
 from gradflow.studies.folder import ENDED, CellDir
@@ -212,7 +213,7 @@ def algebra_line(one: ArmResult) -> str | None:
         f"{one.arm.name} multiplies gradients by a constant, which AdamW divides away again: by "
         "algebra it changes nothing, and is no evidence. It controls the machinery: training loss "
         f"{_span(found.change)} nats, surely within {at.LOSS_MARGIN.value:g}: "
-        f"{'yes' if found.holds else 'not shown'} (p = {found.p:.2g})"
+        f"{'yes' if found.holds else 'not shown'} ({p_text(found.p)})"
     )
 
 

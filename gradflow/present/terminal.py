@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gradflow.analysis.numerals import p_text, plain
+
 if TYPE_CHECKING:
     from gradflow.analysis import DepthProfile
     from gradflow.controls.gate import Gate
@@ -338,7 +340,7 @@ def _comparison_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"seed {c['seed']}, best epochs: on {c['only_first_right']} test images only {c['first']} "
         f"is right, on {c['only_second_right']} only {c['second']} "
-        f"(exact McNemar test, p = {c['p_value']:.2g})"
+        f"(exact McNemar test, {p_text(c['p_value'])})"
         for c in comparisons
         if c["epoch"] == "best"
     ]
@@ -371,7 +373,7 @@ def _profile_lines(
 
 
 def _times(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.2g}×"
+    return "unknown" if value is None else f"{plain(value, 2)}×"
 
 
 def _groups(groups: Sequence[Sequence[str]]) -> str:

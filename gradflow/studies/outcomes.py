@@ -27,11 +27,20 @@ class Measure:
     title: str
     unit: str
     sign: float  # what makes a larger number a worse one
+    largest: float  # of what is possible; the smallest is 0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return 0.0, self.largest
+
+    @property
+    def gap_bounds(self) -> tuple[float, float]:
+        return -self.largest, self.largest
 
 
 MEASURES = (
-    Measure("train_loss", "training loss, recalibrated BatchNorm", "nats", 1.0),
-    Measure("test_accuracy", "balanced test accuracy", "", -1.0),
+    Measure("train_loss", "training loss, recalibrated BatchNorm", "nats", 1.0, math.inf),
+    Measure("test_accuracy", "balanced test accuracy", "", -1.0, 1.0),
 )
 
 

@@ -247,7 +247,10 @@ def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None =
     return Results(
         study,
         _arm_result(study, outcomes, study.arm(BASELINE)),
-        {name: t_interval(values) for name, values in gaps.items()},
+        {
+            measure.name: t_interval(gaps[measure.name], bounds=measure.gap_bounds)
+            for measure in MEASURES
+        },
         {name: is_sure_gap(values) for name, values in gaps.items()},
         tuple(arms),
         tuple(controls),
@@ -337,7 +340,9 @@ def _equivalence(
 
 def _levels(found: Sequence[Outcome]) -> dict[str, Interval]:
     return {
-        measure.name: t_interval([getattr(one, measure.name) for one in found])
+        measure.name: t_interval(
+            [getattr(one, measure.name) for one in found], bounds=measure.bounds
+        )
         for measure in MEASURES
     }
 

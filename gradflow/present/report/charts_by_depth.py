@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gradflow.analysis.case import Case
+from gradflow.analysis.numerals import plain
 from gradflow.analysis.overview import Band
 from gradflow.analysis.profile import GRADIENT_SIZES, geometric_mean
 from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades
@@ -59,7 +60,7 @@ def gradient_title(case: Case) -> str:
     if case.reference:
         changes[case.reference_name] = early_decades(Case(case.reference), "output_gradient").mean
     known = [
-        f"{10 ** abs(change):.3g} times {'larger' if change > 0 else 'smaller'} in {name}"
+        f"{plain(10 ** abs(change))} times {'larger' if change > 0 else 'smaller'} in {name}"
         for name, change in changes.items()
         if np.isfinite(change)
     ]

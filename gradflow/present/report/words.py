@@ -11,6 +11,7 @@ import numpy as np
 
 from gradflow.analysis.compare import MEANINGS
 from gradflow.analysis.findings import Finding
+from gradflow.analysis.numerals import p_text, plain
 from gradflow.analysis.outcome import OUTCOMES
 from gradflow.analysis.statistics import Interval
 from gradflow.analysis.thresholds import MIN_SEEDS
@@ -100,7 +101,7 @@ def differs(report: Report) -> str:
     return (
         f"The two networks differ most at {layer.layer}, {where}layer {number} of "
         f"{len(comparison.layers)} from the input: there δ, the gradient passed on, is "
-        f"{10**ratio.mean:.3g} times as large in {larger} as in {smaller}{_factors(ratio)}, "
+        f"{plain(10**ratio.mean)} times as large in {larger} as in {smaller}{_factors(ratio)}, "
         f"{MEANINGS[comparison.at]}. {_is_chance(report)}"
     )
 
@@ -174,7 +175,7 @@ def mcnemar_lines(report: Report) -> list[str]:
     return [
         f"Seed {one['seed']}: on {one['only_first_right']} test images only {report.names[0]} is "
         f"right, on {one['only_second_right']} only {report.names[1]} (exact McNemar test, "
-        f"p = {one['p_value']:.2g})."
+        f"{p_text(one['p_value'])})."
         for one in report.mcnemar()
     ]
 
@@ -245,7 +246,7 @@ def _accuracy(name: str, trained: Sequence[Trained]) -> str:
 
 
 def _factors(ratio: Interval) -> str:
-    return "" if ratio.n < 2 else f" (95 % {10**ratio.low:.2g} to {10**ratio.high:.2g})"
+    return "" if ratio.n < 2 else f" (95 % {plain(10**ratio.low, 2)} to {plain(10**ratio.high, 2)})"
 
 
 def _seeds(n: int) -> str:

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gradflow.analysis.numerals import beside
 from gradflow.present.blocks import BlockPicture
 from gradflow.present.saliency.attribution import Attribution, misses
 from gradflow.present.saliency.gallery import Gallery
@@ -114,7 +115,7 @@ def _condition(name: str) -> str:
 def _value(check: Check) -> str:
     if check.passed is None:
         return "unknown"
-    return f"{check.value:.2f}" + ("" if check.passed else " ✗")
+    return beside(check.value, float(check.threshold)) + ("" if check.passed else " ✗")
 
 
 def gallery_view(galleries: Mapping[str, Gallery]) -> RenderableType:

@@ -1,0 +1,39 @@
+"""Numbers as people read them: without needless powers of ten, never on the wrong side."""
+
+import math
+
+SMALLEST_P = 1e-4  # below it a p value says nothing more, and 0 would be untrue
+
+
+def plain(value: float, n_digits: int = 3) -> str:
+    """So many significant digits, written out from 1e-4 up to a million.
+
+    >>> plain(110.3, 2), plain(0.01234), plain(1234.5), plain(2.5e7), plain(0.0)
+    ('110', '0.0123', '1230', '2.5e+07', '0')
+    """
+    text = f"{value:.{n_digits}g}"
+    is_long = "e" in text and 1 <= abs(value) < 1e6
+    return f"{float(text):.0f}" if is_long else text
+
+
+def p_text(p: float) -> str:
+    """
+    >>> p_text(0.0312), p_text(0.0)
+    ('p = 0.031', 'p < 0.0001')
+    """
+    return f"p < {SMALLEST_P:.4f}" if p < SMALLEST_P else f"p = {p:.2g}"
+
+
+def beside(value: float, threshold: float, n_decimals: int = 2) -> str:
+    """Rounded, but to the side of the threshold on which the value is.
+
+    >>> beside(0.8996, 0.9), beside(0.85, 0.9)
+    ('0.8996', '0.85')
+    """
+    if not (math.isfinite(value) and math.isfinite(threshold)) or value == threshold:
+        return f"{value:.{n_decimals}f}"
+    for n in range(n_decimals, 15):
+        text = f"{value:.{n}f}"
+        if float(text) != threshold and (float(text) < threshold) == (value < threshold):
+            return text
+    return repr(value)
