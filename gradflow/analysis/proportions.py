@@ -65,9 +65,12 @@ def paired_over_seeds(
     same answers. NaN without images.
     """
     n_seeds, n = first.shape
+    if n == 0:
+        return math.nan, math.nan
     tables = (first & second, first & ~second, ~first & second, ~first & ~second)
-    low, high = paired_proportions(*(float(one.mean()) * n for one in tables), confidence)
-    if n_seeds == 1 or n == 0:
+    a, b, c, d = (float(one.mean()) * n for one in tables)
+    low, high = paired_proportions(a, b, c, d, confidence)
+    if n_seeds == 1:
         return low, high
     random = np.random.default_rng(0)
     differences = first.astype(np.float64) - second
