@@ -1,5 +1,6 @@
 """The figures of a finished run, from its records, and of a verdict."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,27 +8,29 @@ import numpy as np
 from gradflow.analysis import DepthProfile, depth_profile, weight_table
 from gradflow.analysis.numerals import plain
 from gradflow.analysis.profile import GRADIENT_SIZES
+from gradflow.analysis.statistics import mean_and_range
 from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades
 from gradflow.analysis.verdict import Verdict
 from gradflow.present import plots
-from gradflow.training.rundir import RunDir
+from gradflow.training.rundir import NetworkDir, RunDir
+from gradflow.training.short_batches import of_run, without_short
 
 
 def save_figures(run: RunDir) -> dict[str, DepthProfile]:
     """Draw loss curves, depth profiles and heat maps into the run; returns the profiles.
 
-    All heat maps of a run have one colour scale. Without records there are loss curves only.
+    Curves and profiles have one line per architecture, with the range of its seeds. All heat maps
+    of a run have one colour scale. Without records there are loss curves only.
     """
-    _save_losses(run)
-    traces = {n.name: n.trace() for n in run.networks() if n.has_trace()}
+    networks = run.networks()
+    _save_losses(run, networks)
+    traces = {one: one.trace() for one in networks if one.has_trace()}
     if not traces:
         return {}
-    profiles = {name: depth_profile(trace) for name, trace in traces.items()}
-    lines = {name: (profile.sites, profile.values) for name, profile in profiles.items()}
-    ax = plots.depth_profile_plot(lines, plots.GRAD_NORM)
-    ax.set_title("Gradient norm from input to output, geometric mean over training")
-    plots.save(plots.figure_of(ax), run.figures / "depth_profile.png")
-    tables = {name: weight_table(trace) for name, trace in traces.items()}
+    profiles = {one: depth_profile(trace) for one, trace in traces.items()}
+    _save_profiles(run, profiles)
+    short = of_run(run)
+    tables = {one.name: without_short(weight_table(trace), short) for one, trace in traces.items()}
     values = np.concatenate([table.values.ravel() for table in tables.values()])
     usable = values[np.isfinite(values) & (values > 0)]
     limits = (float(usable.min()), float(usable.max())) if len(usable) else None
@@ -35,9 +38,22 @@ def save_figures(run: RunDir) -> dict[str, DepthProfile]:
         ax = plots.layer_step_heatmap(
             table.values, table.steps, table.sites, plots.GRAD_NORM, limits=limits
         )
-        ax.set_title(f"{name}: every layer at every recorded step")
+        left_out = f"\n(without the last batch of each epoch, {short[1]} images)" if short else ""
+        ax.set_title(f"{name}: every layer at every recorded step{left_out}")
         plots.save(plots.figure_of(ax), run.figures / f"heatmap-{name}.png")
-    return profiles
+    return {one.name: profile for one, profile in profiles.items()}
+
+
+def _save_profiles(run: RunDir, profiles: Mapping[NetworkDir, DepthProfile]) -> None:
+    bands = {}
+    for arch in dict.fromkeys(one.arch for one in profiles):
+        of_seeds = [profile for one, profile in profiles.items() if one.arch == arch]
+        with np.errstate(divide="ignore"):
+            logs = np.log10(np.array([profile.values for profile in of_seeds]))
+        bands[arch] = (of_seeds[0].sites, *mean_and_range(logs))
+    title = "Gradient norm from input to output, geometric mean over training"
+    ax = plots.profile_bands_plot(bands, plots.GRAD_NORM, title)
+    plots.save(plots.figure_of(ax), run.figures / "depth_profile.png")
 
 
 def save_verdict_figure(verdict: Verdict, path: Path) -> Path:
@@ -74,15 +90,22 @@ def _title(verdict: Verdict, size: str) -> str:
     return f"Towards the input the {name} of {verdict.case.name} {grows} {times}"
 
 
-def _save_losses(run: RunDir) -> None:
-    histories = {network.name: network.history() for network in run.networks()}
+def _save_losses(run: RunDir, networks: Sequence[NetworkDir]) -> None:
+    """One line per architecture, with the range of its seeds; NaN where a seed had ended."""
+    longest = max(networks, key=lambda one: len(one.history())).history()
     curves = {
-        name: (
-            [epoch["index"] + 1 for epoch in history],
-            [epoch["train_loss"] for epoch in history],
-            [epoch["val_loss"] for epoch in history],
+        arch: tuple(
+            np.array([
+                [epoch[key] for epoch in one.history()]
+                + [np.nan] * (len(longest) - len(one.history()))
+                for one in networks
+                if one.arch == arch
+            ])
+            for key in ("train_loss", "val_loss")
         )
-        for name, history in histories.items()
-    }
-    ax = plots.history_plot(curves, "loss (nats, with label smoothing)")
-    plots.save(plots.figure_of(ax), run.figures / "loss.png")
+        for arch in dict.fromkeys(one.arch for one in networks)
+    }  # fmt: skip
+    rates = [epoch["lr"] for epoch in longest]
+    unit = "loss (nats, with label smoothing)"
+    top, _ = plots.curves_plot(curves, rates, unit, "Loss by epoch")
+    plots.save(plots.figure_of(top), run.figures / "loss.png")

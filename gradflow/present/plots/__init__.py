@@ -5,13 +5,14 @@ from gradflow.present.plots.classes import (
     interval_plot,
     reliability_plot,
 )
-from gradflow.present.plots.curves import curves_plot, history_plot, rate_ticks
+from gradflow.present.plots.curves import curves_plot, rate_ticks
 from gradflow.present.plots.gallery import ByClass, gallery_grid, mean_maps_grid
 from gradflow.present.plots.profiles import (
     COLORMAP,
     MAX_COLUMNS,
     NO_VALUE,
     depth_profile_plot,
+    kinds_of_layers,
     layer_step_heatmap,
     profile_bands_plot,
 )
@@ -32,6 +33,7 @@ from gradflow.present.plots.style import (
     new_figure,
     picture_path,
     save,
+    style_numbers,
     theme,
     to_pixels,
     to_svg,
@@ -61,9 +63,9 @@ __all__ = [
     "figure_of",
     "forest_plot",
     "gallery_grid",
-    "history_plot",
     "in_both_themes",
     "interval_plot",
+    "kinds_of_layers",
     "layer_step_heatmap",
     "mean_maps_grid",
     "new_figure",
@@ -73,6 +75,7 @@ __all__ = [
     "saliency_grid",
     "picture_path",
     "save",
+    "style_numbers",
     "theme",
     "to_pixels",
     "to_svg",

@@ -4,8 +4,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
-from gradflow.present.plots.style import GUIDE, figure_of, ink_on, new_axes, styles
+from gradflow.present.plots.style import (
+    GUIDE,
+    STYLES,
+    figure_of,
+    ink_on,
+    legend_beside,
+    new_axes,
+    new_figure,
+    styles,
+)
 
 CONFUSION_COLORS = "Blues"
 MOST_COUNTED = 30  # classes: a count in each cell of 100 would make an SVG of 3.5 MB
@@ -64,7 +74,7 @@ def interval_plot(
     ax = new_axes(5.0, 1.0 + 0.36 * len(names)) if ax is None else ax
     y = np.arange(len(names))
     ax.axvline(0, color=GUIDE, lw=1)
-    (style,) = styles(1)
+    style = STYLES[0]
     ax.hlines(y, low, high, color=style["color"], lw=1.8)
     ax.plot(mean, y, linestyle="", marker=style["marker"], color=style["color"], markersize=5)
     ax.set_yticks(y, names)
@@ -80,28 +90,32 @@ def interval_plot(
 def reliability_plot(
     bins: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
     title: str,
-    ax: Axes | None = None,
-) -> Axes:
+    axes: tuple[Axes, Axes] | None = None,
+) -> tuple[Axes, Axes]:
     """How often a network is right when it is so sure; on the diagonal it is calibrated.
 
-    `bins` maps a network to the mean confidence, accuracy and count of each bin, (bins,) each. The
-    area of a marker goes with the count; empty bins are left out.
+    `bins` maps a network to the mean confidence, accuracy and count of each bin, (bins,) each.
+    Below stands how many images each bin holds; empty bins are left out.
     """
-    ax = new_axes(4.2, 4.0) if ax is None else ax
+    if axes is None:
+        ax, below = new_figure(6.0, 5.2).subplots(
+            2, 1, sharex=True, gridspec_kw={"height_ratios": [4, 1]}
+        )
+    else:
+        ax, below = axes
     ax.plot([0, 1], [0, 1], color=GUIDE, lw=1, linestyle=":", label="calibrated")
-    for (name, (confidence, accuracy, n)), style in zip(
-        bins.items(), styles(len(bins)), strict=True
+    for i, ((name, (confidence, accuracy, n)), style) in enumerate(
+        zip(bins.items(), styles(bins), strict=True)
     ):
         known = n > 0
-        size = 12 + 120 * n[known] / max(1, n.max(initial=0))
-        line = {**style, "marker": ""}
-        ax.plot(confidence[known], accuracy[known], label=name, lw=1.4, **line)
-        ax.scatter(
-            confidence[known], accuracy[known], size, color=style["color"], marker=style["marker"]
-        )
-    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    ax.set(xlabel="probability of the predicted class", ylabel="share that is right")
+        ax.plot(confidence[known], accuracy[known], label=name, lw=1.4, markersize=5, **style)
+        width = 1 / len(n) / len(bins)
+        places = (np.arange(len(n)) + 0.5) / len(n) + (i - (len(bins) - 1) / 2) * width
+        below.bar(places, n, 0.9 * width, color=style["color"])
+    ax.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
     ax.set_title(title, fontsize=10)
     ax.grid(alpha=0.3)
-    ax.legend(frameon=False, fontsize=8)
-    return ax
+    legend_beside(ax)
+    below.set(xlabel="probability of the predicted class", ylabel="images")
+    below.yaxis.set_major_locator(MaxNLocator(nbins=2, integer=True))
+    return ax, below

@@ -7,39 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from gradflow.analysis.statistics import mean_and_range
-from gradflow.present.plots.style import GUIDE, new_axes, new_figure, styles
-
-
-def history_plot(
-    histories: Mapping[str, tuple[Sequence[int], Sequence[float], Sequence[float]]],
-    ylabel: str,
-    ax: Axes | None = None,
-) -> Axes:
-    """Loss or accuracy over the epochs: training as a thin line, validation as a thick one.
-
-    `histories` maps a network to its epochs, training values and validation values.
-    """
-    ax = new_axes(5.0, 3.2) if ax is None else ax
-    for (label, (epochs, train, val)), style in zip(
-        histories.items(), styles(len(histories)), strict=True
-    ):
-        every = max(1, len(epochs) // 12)
-        ax.plot(epochs, train, label=f"{label}, training", lw=0.8, **{**style, "marker": ""})
-        ax.plot(
-            epochs,
-            val,
-            label=f"{label}, validation",
-            lw=1.8,
-            markersize=4,
-            markevery=every,
-            **style,
-        )
-    ax.set(xlabel="epoch", title=f"{ylabel[:1].upper()}{ylabel[1:]} by epoch")
-    ax.set_ylabel(ylabel)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.grid(axis="y", alpha=0.3)
-    ax.legend(frameon=False, fontsize=8)
-    return ax
+from gradflow.present.plots.style import GUIDE, legend_beside, new_figure, styles
 
 
 def curves_plot(
@@ -56,12 +24,12 @@ def curves_plot(
     range, and there is a gap where none is. `lr` holds one value per epoch.
     """
     if axes is None:
-        top, bottom = new_figure(5.6, 4.2).subplots(
+        top, bottom = new_figure(7.0, 4.2).subplots(
             2, 1, sharex=True, gridspec_kw={"height_ratios": [4, 1]}
         )
     else:
         top, bottom = axes
-    for (name, parts), style in zip(curves.items(), styles(len(curves)), strict=True):
+    for (name, parts), style in zip(curves.items(), styles(curves), strict=True):
         for values, part, width in zip(parts, ("training", "validation"), (0.8, 1.8), strict=True):
             mean, low, high = mean_and_range(values)
             epochs = np.arange(1, len(mean) + 1)
@@ -73,7 +41,7 @@ def curves_plot(
             top.fill_between(epochs, low, high, color=style["color"], alpha=0.15, lw=0)
     top.set_ylabel(ylabel)
     top.set_title(title, fontsize=10)
-    top.legend(frameon=False, fontsize=8)
+    legend_beside(top)
     top.grid(axis="y", alpha=0.3)
     bottom.step(np.arange(1, len(lr) + 1), lr, where="mid", color=GUIDE, lw=1.2)
     bottom.set_yscale("log")

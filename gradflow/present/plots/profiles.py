@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from gradflow.present.plots.style import GUIDE, figure_of, new_axes, styles
+from gradflow.present.plots.style import GUIDE, figure_of, legend_beside, new_axes, styles
 
 COLORMAP = "viridis"
 NO_VALUE = "#bdbdbd"  # grey, which stands nowhere in the colour map
@@ -28,8 +28,8 @@ def depth_profile_plot(
     layers are drawn by their own count of layers, and the axis then shows that count. Zero and
     NaN have no place on the axis: the line has a gap there.
     """
-    ax = new_axes(7.0, 3.8) if ax is None else ax
-    for (label, (_, values)), style in zip(profiles.items(), styles(len(profiles)), strict=True):
+    ax = new_axes(8.0, 3.8) if ax is None else ax
+    for (label, (_, values)), style in zip(profiles.items(), styles(profiles), strict=True):
         ax.plot(np.arange(len(values)), values, label=label, markersize=3.5, lw=1.4, **style)
     ax.set_yscale("log", nonpositive="mask")
     low, high = ax.get_ylim()
@@ -40,7 +40,7 @@ def depth_profile_plot(
     ax.set_ylabel(ylabel, parse_math=False)
     ax.set_title("Depth profile, from input to output")
     ax.grid(axis="y", alpha=0.3)
-    ax.legend(frameon=False)
+    legend_beside(ax)
     return ax
 
 
@@ -61,12 +61,15 @@ def profile_bands_plot(
     to point at, and what the legend says of it. In networks of different layers it is marked in
     each, where it has its own number.
     """
-    ax = new_axes(7.0, 3.8) if ax is None else ax
-    for (label, (_, *values)), style in zip(bands.items(), styles(len(bands)), strict=True):
+    ax = new_axes(8.0, 3.8) if ax is None else ax
+    for (label, (_, *values)), style in zip(bands.items(), styles(bands), strict=True):
         mean, low, high = (10.0**one if log else one for one in values)
-        x = np.arange(len(mean))
-        ax.plot(x, mean, label=label, markersize=3.5, lw=1.4, **style)
-        ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
+        kinds = kinds_of_layers(bands[label][0])
+        for i, (kind, x) in enumerate(kinds.items()):
+            look = style if i == 0 else {**style, "markerfacecolor": "none"}
+            name = f"{label}, {kind}" if len(kinds) > 1 else label
+            ax.plot(x, mean[x], label=name, markersize=3.5, lw=1.4, **look)
+            ax.fill_between(x, low[x], high[x], color=style["color"], alpha=0.2, lw=0)
     if log:
         ax.set_yscale("log", nonpositive="mask")
     else:
@@ -78,8 +81,28 @@ def profile_bands_plot(
     ax.set_ylabel(ylabel, parse_math=False)
     ax.set_title(title)
     ax.grid(axis="y", alpha=0.3)
-    ax.legend(frameon=False)
+    legend_beside(ax)
     return ax
+
+
+def kinds_of_layers(layers: Sequence[str]) -> dict[str, np.ndarray]:
+    """Which layers one line may join, as positions: `relu1` inside a block and `relu2` behind it
+    are two kinds, and a line over both would jump at every layer.
+
+    By the last part of the name, where that is a word and each comes at least three times.
+
+    >>> kinds_of_layers(["0.relu1", "0.relu2", "1.relu1", "1.relu2", "2.relu1", "2.relu2"])
+    {'relu1': array([0, 2, 4]), 'relu2': array([1, 3, 5])}
+    """
+    last = np.array([layer.rpartition(".")[2] for layer in layers])
+    names, counts = np.unique(last, return_counts=True)
+    often = set(names[counts >= 3])
+    if len(often) < 2 or counts[counts < 3].sum() > 1 or any(name.isdigit() for name in names):
+        return {"": np.arange(len(layers))}
+    # A single layer of another name, as the stem's, stands with the kind that comes first.
+    first = next(name for name in last if name in often)
+    kinds = np.array([name if name in often else first for name in last])
+    return {str(name): np.flatnonzero(kinds == name) for name in dict.fromkeys(kinds)}
 
 
 def layer_step_heatmap(
@@ -142,7 +165,7 @@ def _mark(ax: Axes, layers: Mapping[str, tuple[str, ...]], layer: str, says: str
         if layer in names:
             ax.axvline(names.index(layer), color=GUIDE, label=says, **look)
         return
-    for (network, names), style in zip(layers.items(), styles(len(layers)), strict=True):
+    for (network, names), style in zip(layers.items(), styles(layers), strict=True):
         if layer in names:
             at, label = names.index(layer), f"{says} of {network}"
             ax.axvline(at, color=style["color"], label=label, **look)

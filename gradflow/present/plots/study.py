@@ -71,7 +71,7 @@ def dose_response_plot(
     doses stand on a logarithmic axis. A network without doses is not drawn, but keeps its style.
     """
     ax = new_axes(6.0, 3.6) if ax is None else ax
-    looks = styles(len(responses))
+    looks = styles(responses)
     for (label, (doses, means, intervals)), style in zip(responses.items(), looks, strict=True):
         if not len(doses):
             continue

@@ -1,8 +1,10 @@
 """What all plots share: colours, figures and their files. No pyplot, so that no figure stays."""
 
 import io
+import itertools
+import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +28,8 @@ STYLES = (
     {"color": "#CC79A7", "linestyle": ":", "marker": "D"},
     {"color": "#767676", "linestyle": (0, (6, 1)), "marker": "v"},
 )
+# One for each architecture, whatever else a figure shows; other names take what is left.
+OF_ARCHITECTURE = {"plain_34": 0, "resnet_34": 1, "plain_18": 2, "resnet_18": 3}
 GUIDE = "#767676"  # lines that are not data: zero, a threshold, the learning rate
 DPI = 120  # a heat map is then a PNG of about 50 kB, a saliency grid of two networks 700 kB
 
@@ -40,6 +44,7 @@ FORMATS: dict[str, dict[str, None] | None] = {
 
 TITLE_SIZE = 10  # points
 TITLE_CHARACTERS = 12  # that fit into an inch at that size
+LEGEND_CHARACTERS = 24  # of one line beside a figure
 
 Theme = Literal["light", "dark"]
 GROUND: dict[Theme, tuple[str, str]] = {  # the colours of paper and ink
@@ -197,5 +202,34 @@ def new_axes(width: float, height: float) -> Axes:
     return new_figure(width, height).add_subplot()
 
 
-def styles(n: int) -> list[dict[str, Any]]:
-    return [dict(STYLES[i % len(STYLES)]) for i in range(n)]
+def style_numbers(names: Iterable[str]) -> dict[str, int]:
+    """Which of `STYLES` each network has: its architecture's, in every figure and for every seed.
+
+    Networks of another name take those that are left, in their order.
+
+    >>> style_numbers(["resnet_34-s2", "plain_34", "mine"])
+    {'resnet_34-s2': 1, 'plain_34': 0, 'mine': 2}
+    """
+    names = list(names)
+    known = {name: OF_ARCHITECTURE.get(re.sub(r"-s\d+$", "", name)) for name in names}
+    left = itertools.cycle(
+        [i for i in range(len(STYLES)) if i not in known.values()] or range(len(STYLES))
+    )
+    return {name: next(left) if (i := known[name]) is None else i for name in names}
+
+
+def styles(names: Iterable[str]) -> list[dict[str, Any]]:
+    """How to draw each network; see `style_numbers`."""
+    return [dict(STYLES[i]) for i in style_numbers(names).values()]
+
+
+def legend_beside(ax: Axes) -> None:
+    """The legend at the right of the axes, where it covers no line; none for nothing."""
+    handles, labels = ax.get_legend_handles_labels()
+    if not handles:
+        return
+    lines = [textwrap.fill(label, LEGEND_CHARACTERS) for label in labels]
+    ax.legend(
+        handles, lines, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0,
+        frameon=False, fontsize=8,
+    )  # fmt: skip

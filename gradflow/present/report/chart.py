@@ -21,17 +21,19 @@ SECTIONS = {
 class Chart:
     """One figure: drawn by matplotlib, and by plotly where hovering and choosing help.
 
-    `draw` leaves the title out, which the page says above it.
+    `draw` leaves the title out, which the page says above it. It is None where there is nothing
+    to draw: then the caption says so, instead of an empty picture.
     """
 
     key: str
     section: str
     title: str
     caption: str
-    draw: Callable[[], plots.Figure]
+    draw: Callable[[], plots.Figure] | None
     interact: Callable[[], str] | None = None
 
     def draw_with_title(self) -> plots.Figure:
+        assert self.draw is not None
         return plots.add_title(self.draw(), self.title)
 
 
@@ -40,6 +42,8 @@ def save_charts(found: Sequence[Chart], folder: Path) -> list[Path]:
     saved = []
     endings: dict[plots.Theme, str] = {"light": "", "dark": "-dark"}
     for chart in found:
+        if chart.draw is None:
+            continue
         for theme, figure in plots.in_both_themes(chart.draw_with_title):
             for suffix in (".svg", ".png"):
                 saved.append(plots.save(figure, folder / f"{chart.key}{endings[theme]}{suffix}"))

@@ -41,12 +41,17 @@ def gradient_charts(report: Report) -> Iterator[Chart]:
                 ),
             ),
         )
-    if report.tables:
+    if report.tables and not any(
+        (np.nan_to_num(t.values) > 0).any() for t in report.tables.values()
+    ):
+        text = "Every recorded gradient is zero or not finite: there is nothing to draw."
+        yield Chart("gradient-heat-map", "gradients", "No gradient in any layer", text, None)
+    elif report.tables:
         yield Chart(
             "gradient-heat-map",
             "gradients",
             heat_title(report),
-            f"{_seeds_of_tables(report)} The input is at the top, training runs to the right; "
+            f"{_seeds_of_tables(report)}{_short_batches(report)} The input is at the top, training runs to the right; "
             "yellow is a large gradient, blue a small one, on one scale for all networks."
             f"{_thinning(report)}",
             lambda: _heat_figure(report),
@@ -112,6 +117,15 @@ def _seeds_of_tables(report: Report) -> str:
         return f"Drawn is {' and '.join(alone)}, since the seeds were recorded at different steps."
     n = len(report.seeds)
     return f"The median over {n} seeds." if n > 1 else f"Seed {report.seeds[0]}."
+
+
+def _short_batches(report: Report) -> str:
+    if report.short_batch is None:
+        return ""
+    return (
+        f" The last batch of each epoch, {report.short_batch[1]} images, is left out: the gradient "
+        "of few images is noisier."
+    )
 
 
 def _thinning(report: Report) -> str:
@@ -203,10 +217,13 @@ def _by_depth(
     caption: str,
 ) -> Chart:
     key = measure.replace("_", "-")
+    title = depth_title(profiles, shown.says)
+    if not any((np.nan_to_num(one.mean) > 0).any() for one in profiles.values()):
+        return Chart(key, section, title, f"{caption} There is nothing to draw.", None)
     return Chart(
         key,
         section,
-        depth_title(profiles, shown.says),
+        title,
         caption,
         lambda: _layer_figure(profiles, shown),
         lambda: interactive.to_html(key, interactive.layer_profiles(names, profiles, shown)),

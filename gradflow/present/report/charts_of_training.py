@@ -24,6 +24,10 @@ def training_charts(report: Report) -> Iterator[Chart]:
         ("accuracy", "accuracy (share of images)"),
     ):
         series = {name: _series(report, name, what) for name in report.trained_names}
+        if not any(np.isfinite(part).any() for parts in series.values() for part in parts):
+            text = f"No {what} was finite in any epoch: there is nothing to draw."
+            yield Chart(f"{what}-by-epoch", "training", curve_title(series, what), text, None)
+            continue
         yield Chart(
             f"{what}-by-epoch",
             "training",
@@ -131,6 +135,6 @@ def _calibration(report: Report) -> Iterator[Chart]:
         "calibration",
         f"How sure, how right: calibration error {errors}",
         "On the dotted line a network that is 70 % sure is right 70 % of the time; below it, it is "
-        "too sure. All seeds together, test images.",
-        lambda: plots.figure_of(plots.reliability_plot(bins, "")),
+        "too sure. Below, how many images each bin holds. All seeds together, test images.",
+        lambda: plots.figure_of(plots.reliability_plot(bins, "")[0]),
     )

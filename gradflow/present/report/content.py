@@ -38,6 +38,7 @@ from gradflow.training.diagnosis import (
 )
 from gradflow.training.evaluate import mcnemar
 from gradflow.training.rundir import NetworkDir, RunDir
+from gradflow.training.short_batches import of_run, without_short
 
 # Where the profiles are taken; the verdict is about the first.
 WINDOWS = {
@@ -67,6 +68,7 @@ class Report:
     comparisons: tuple[Comparison, ...] = ()
     bands: dict[str, tuple[Band, ...]] = field(default_factory=dict)  # window
     tables: dict[tuple[str, str], Table] = field(default_factory=dict)  # network, gradient size
+    short_batch: tuple[int, int] | None = None  # left out of the tables; see `short_batches`
     tables_of: dict[str, tuple[int, ...]] = field(default_factory=dict)  # network: their seeds
     activations: dict[str, dict[str, Profile]] = field(default_factory=dict)  # measure, network
     updates: dict[str, dict[str, Profile]] = field(default_factory=dict)  # measure, network
@@ -184,13 +186,17 @@ def _judged(
     traces = load_traces(folders)
     found_activations = activations(traces)
     found_updates = updates(groups) | angles(traces, _turned(shown))
+    runs = {one.path.parent for one in shown}
+    shorts = {of_run(RunDir.open(run)) for run in runs}
+    short = shorts.pop() if len(shorts) == 1 else None  # all runs of a report are alike
     return Report(
         names=tuple(groups),
         seeds=case.seeds,
         verdict=verdict,
         comparisons=tuple(compare(case)) if case.reference else (),
         bands={window: tuple(bands(case, window)) for window in WINDOWS},
-        tables=tables(groups),
+        tables={key: without_short(table, short) for key, table in tables(groups).items()},
+        short_batch=short,
         tables_of={
             name: tuple(one.seed for one in drawn_seeds(group)[0]) for name, group in groups.items()
         },

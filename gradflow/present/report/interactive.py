@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 from gradflow.analysis.overview import Band
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.statistics import mean_and_range
-from gradflow.present.plots import COLORMAP, STYLES, rate_ticks
+from gradflow.present.plots import COLORMAP, STYLES, kinds_of_layers, rate_ticks, style_numbers
 from gradflow.present.report.content import WINDOWS
 from gradflow.present.report.depth import Measure, Profile
 from gradflow.record.trace import Table
@@ -38,9 +38,10 @@ LAYOUT: dict[str, Any] = {
 GRID = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "automargin": True}
 CONFIG: dict[str, Any] = {
     "displaylogo": False,
+    "displayModeBar": "hover",  # else it would lie over the figure all the time
     "responsive": True,
     "showSendToCloud": False,  # a button that would send the numbers to plotly's own server
-    # On a phone ten buttons would cover the first name of the legend.
+    # What is left fits beside a legend; on a narrow page the buttons do not show at all.
     "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
 }
 
@@ -89,6 +90,7 @@ def gradient_profiles(
     """
     figure = _figure()
     numbered = _is_numbered(band.layers for found in bands.values() for band in found)
+    looks = style_numbers(names)
     sizes = [
         one
         for one in GRADIENT_SIZES
@@ -99,7 +101,7 @@ def gradient_profiles(
             meta = {"size": band.size, "window": window, "ylabel": axis_of(band.size)}
             visible = (band.size, window) == (sizes[0], next(iter(bands)))
             profile = Profile(band.layers, 10**band.mean, 10**band.low, 10**band.high)
-            _add_profile(figure, names.index(band.network), band.network, profile, visible=visible,
+            _add_profile(figure, looks[band.network], band.network, profile, visible=visible,
                          x=_places(band.layers, numbered), meta=meta,
                          said=f"<br>{WINDOWS[window]}")  # fmt: skip
     if mark is not None:
@@ -115,12 +117,22 @@ def gradient_profiles(
 def layer_profiles(
     names: Sequence[str], profiles: Mapping[str, Profile], measure: Measure
 ) -> go.Figure:
-    """One measure by depth of each network; its style follows from its place in `names`."""
-    figure = _figure()
+    """One measure by depth of each network, drawn as in all figures of `names`.
+
+    Layers of two kinds, such as `relu1` and `relu2`, are two lines.
+    """
+    figure, looks = _figure(), style_numbers(names)
     numbered = _is_numbered(profile.layers for profile in profiles.values())
     for name, profile in profiles.items():
         x = _places(profile.layers, numbered)
-        _add_profile(figure, names.index(name), name, profile, x=x)
+        kinds = kinds_of_layers(profile.layers)
+        for number, (kind, at) in enumerate(kinds.items()):
+            part = Profile(
+                tuple(profile.layers[i] for i in at),
+                profile.mean[at], profile.low[at], profile.high[at],
+            )  # fmt: skip
+            words = f"{name}, {kind}" if len(kinds) > 1 else name
+            _add_profile(figure, looks[name], words, part, x=[x[i] for i in at], is_open=number > 0)
     figure.update_yaxes(title=measure.axis)
     if measure.log:
         figure.update_yaxes(type="log", exponentformat="power")
@@ -165,12 +177,13 @@ def curves(
 ) -> go.Figure:
     """Training and validation by epoch, (seeds, epochs) each, over the learning rate."""
     figure = _figure()
-    for i, (name, parts) in enumerate(by_network.items()):
+    looks = style_numbers(by_network)
+    for name, parts in by_network.items():
         for values, part in zip(parts, ("training", "validation"), strict=True):
             x = np.arange(1, values.shape[1] + 1)
             profile = Profile(tuple(map(str, x)), *mean_and_range(values))
-            _add_profile(figure, i, f"{name}, {part}", profile, x=x, thin=part == "training",
-                         at="epoch ")  # fmt: skip
+            _add_profile(figure, looks[name], f"{name}, {part}", profile, x=x,
+                         thin=part == "training", at="epoch ")  # fmt: skip
     ends = rate_ticks(lr)
     figure.add_scatter(
         x=np.arange(1, len(lr) + 1), y=list(lr), yaxis="y2", name="learning rate",
@@ -186,7 +199,8 @@ def curves(
             "ticktext": [f"{rate:.2g}" for rate in ends],
         }
         | GRID,
-        xaxis={"title": "epoch", "anchor": "y2", "tickformat": ",d"} | GRID,
+        xaxis={"title": "epoch", "anchor": "y2", "tick0": 1, "dtick": -(-len(lr) // 10) or 1}
+        | GRID,
         height=480,
     )
     return figure
@@ -230,7 +244,7 @@ def _axis_of_layers(numbered: bool) -> str:
 
 def _add_profile(
     figure: go.Figure, i: int, name: str, profile: Profile,
-    *, x: Sequence[str] | np.ndarray, visible: bool = True, thin: bool = False,
+    *, x: Sequence[str] | np.ndarray, visible: bool = True, thin: bool = False, is_open: bool = False,
     meta: Mapping[str, str] | None = None, at: str = "", said: str = "",
 ) -> None:  # fmt: skip
     """A line and the band of its seeds. Hovering shows `at`, the layer, and what is `said`.
@@ -249,7 +263,7 @@ def _add_profile(
         x=places, y=profile.mean, name=name, legendgroup=name, visible=visible, meta=meta,
         mode="lines" if thin else "lines+markers",
         line={"color": color, "dash": DASHES[i % len(DASHES)], "width": 1 if thin else 2},
-        marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 6},
+        marker={"symbol": SYMBOLS[i % len(SYMBOLS)] + "-open" * is_open, "size": 6},
         customdata=np.stack([profile.low, profile.high], axis=-1), text=list(profile.layers),
         hovertemplate=f"{at}%{{text}}: %{{y:.3g}} "
         f"(seeds %{{customdata[0]:.3g}} to %{{customdata[1]:.3g}}){said}",
@@ -276,7 +290,7 @@ def _add_marks(
             name=f"differ most: {layer}{f' of {band.network}' if numbered else ''}",
             meta={"size": band.size, "window": "early", "ylabel": axis_of(band.size)},
             hoverinfo="skip",
-            line={"color": _color(names.index(band.network)) if numbered else "#888",
+            line={"color": _color(style_numbers(names)[band.network]) if numbered else "#888",
                   "width": 1.5, "dash": "dot"},
         )  # fmt: skip
 

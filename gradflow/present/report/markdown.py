@@ -76,7 +76,8 @@ def _pictures(found: Sequence[Chart], folder: str) -> list[str]:
     lines = []
     for chart in found:
         title = plain(chart.title)
-        lines += [_image(title, folder, chart.key), f"*{title}.* {plain(chart.caption)}"]
+        picture = [] if chart.draw is None else [_image(title, folder, chart.key)]
+        lines += [*picture, f"*{title}.* {plain(chart.caption)}"]
     return lines
 
 

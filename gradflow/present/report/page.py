@@ -190,6 +190,8 @@ def _finite(value: Any) -> Any:
 def _body(chart: Chart, static: bool) -> Markup:
     if chart.interact is not None and not static:
         return Markup(chart.interact())  # noqa: S704 plotly escapes for <script>
+    if chart.draw is None:
+        return Markup("")
     light, dark = (
         data_uri(plots.to_svg(figure), "svg+xml") for _, figure in plots.in_both_themes(chart.draw)
     )
