@@ -51,24 +51,27 @@ def profile_bands_plot(
     ax: Axes | None = None,
     *,
     log: bool = True,
+    by_kind: bool = False,
     mark: tuple[str, str] | None = None,
 ) -> Axes:
     """Depth profiles over seeds: the mean as a line, the range of the seeds as a band.
 
     `bands` maps a network to its layer names and log10 of the mean, lowest and highest value of
     each layer; NaN leaves a gap. The axis shows the values, not their logarithms. Without `log`
-    they are the values themselves, on an axis that begins at zero: for shares. `mark` is a layer
+    they are the values themselves, on an axis that begins at zero: for shares. With `by_kind`
+    layers of two kinds are two lines (`kinds_of_layers`), as activations need it. `mark` is a layer
     to point at, and what the legend says of it. In networks of different layers it is marked in
     each, where it has its own number.
     """
     ax = new_axes(8.0, 3.8) if ax is None else ax
     for (label, (_, *values)), style in zip(bands.items(), styles(bands), strict=True):
         mean, low, high = (10.0**one if log else one for one in values)
-        kinds = kinds_of_layers(bands[label][0])
+        names = bands[label][0]
+        kinds = kinds_of_layers(names) if by_kind else {"": np.arange(len(names))}
         for i, (kind, x) in enumerate(kinds.items()):
             look = style if i == 0 else {**style, "markerfacecolor": "none"}
-            name = f"{label}, {kind}" if len(kinds) > 1 else label
-            ax.plot(x, mean[x], label=name, markersize=3.5, lw=1.4, **look)
+            said = f"{label}, {kind}" if len(kinds) > 1 else label
+            ax.plot(x, mean[x], label=said, markersize=3.5, lw=1.4, **look)
             ax.fill_between(x, low[x], high[x], color=style["color"], alpha=0.2, lw=0)
     if log:
         ax.set_yscale("log", nonpositive="mask")

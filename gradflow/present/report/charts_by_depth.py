@@ -51,8 +51,8 @@ def gradient_charts(report: Report) -> Iterator[Chart]:
             "gradient-heat-map",
             "gradients",
             heat_title(report),
-            f"{_seeds_of_tables(report)}{_short_batches(report)} The input is at the top, training runs to the right; "
-            "yellow is a large gradient, blue a small one, on one scale for all networks."
+            f"{_seeds_of_tables(report)}{_short_batches(report)} The input is at the top, training "
+            "runs to the right; yellow is a large gradient, blue a small one, on one scale for all networks."
             f"{_thinning(report)}",
             lambda: _heat_figure(report),
             lambda: interactive.to_html("gradient-heat-map", *interactive.heat_map(report.tables)),
@@ -251,4 +251,6 @@ def _layer_figure(profiles: dict[str, Profile], shown: Measure) -> plots.Figure:
             logs = [np.where(value > 0, np.log10(value), np.nan) for value in values]
         mean, low, high = logs if shown.log else values
         bands[name] = (one.layers, mean, low, high)
-    return plots.figure_of(plots.profile_bands_plot(bands, shown.axis, "", log=shown.log))
+    return plots.figure_of(
+        plots.profile_bands_plot(bands, shown.axis, "", log=shown.log, by_kind=shown.by_kind)
+    )

@@ -28,17 +28,23 @@ class Measure:
     says: str
     axis: str  # with its unit
     log: bool  # else the axis begins at zero
+    by_kind: bool = False  # a line for each kind of layer, as `relu1` and `relu2`
 
 
 ACTIVATIONS = {
     "output_dead_window": Measure(
-        "channels that were off over 16 recorded steps", "share of channels", log=False
+        "channels that were off over 16 recorded steps",
+        "share of channels",
+        log=False,
+        by_kind=True,
     ),
     "output_dead_fraction": Measure(
-        "channels that were off in a step", "share of channels", log=False
+        "channels that were off in a step", "share of channels", log=False, by_kind=True
     ),
-    "output_zero_fraction": Measure("elements that are zero", "share of elements", log=False),
-    "output_rms": Measure("size of the output", "√(Σz² / n), activation", log=True),
+    "output_zero_fraction": Measure(
+        "elements that are zero", "share of elements", log=False, by_kind=True
+    ),
+    "output_rms": Measure("size of the output", "√(Σz² / n), activation", log=True, by_kind=True),
 }
 UPDATES = {
     "relative_update": Measure("size of a step", "‖Δw‖ / ‖w‖ (1)", log=True),

@@ -125,7 +125,7 @@ def layer_profiles(
     numbered = _is_numbered(profile.layers for profile in profiles.values())
     for name, profile in profiles.items():
         x = _places(profile.layers, numbered)
-        kinds = kinds_of_layers(profile.layers)
+        kinds = kinds_of_layers(profile.layers) if measure.by_kind else {"": np.arange(len(x))}
         for number, (kind, at) in enumerate(kinds.items()):
             part = Profile(
                 tuple(profile.layers[i] for i in at),
@@ -141,6 +141,9 @@ def layer_profiles(
         highest = float(np.max(highs, where=np.isfinite(highs), initial=SMALLEST))
         figure.update_yaxes(range=[0, 1.05 * highest])
     figure.update_xaxes(title=_axis_of_layers(numbered))
+    if not numbered:  # else the layers of the second line would stand behind those of the first
+        layers = next(iter(profiles.values())).layers
+        figure.update_xaxes(categoryorder="array", categoryarray=list(layers))
     return figure
 
 
@@ -244,8 +247,8 @@ def _axis_of_layers(numbered: bool) -> str:
 
 def _add_profile(
     figure: go.Figure, i: int, name: str, profile: Profile,
-    *, x: Sequence[str] | np.ndarray, visible: bool = True, thin: bool = False, is_open: bool = False,
-    meta: Mapping[str, str] | None = None, at: str = "", said: str = "",
+    *, x: Sequence[str] | np.ndarray, visible: bool = True, thin: bool = False,
+    is_open: bool = False, meta: Mapping[str, str] | None = None, at: str = "", said: str = "",
 ) -> None:  # fmt: skip
     """A line and the band of its seeds. Hovering shows `at`, the layer, and what is `said`.
 
