@@ -48,7 +48,7 @@ def curves_plot(
     ends = rate_ticks(lr)
     bottom.set_yticks(ends, [f"{rate:.2g}" for rate in ends])
     bottom.yaxis.set_minor_locator(NullLocator())
-    bottom.set(xlabel="epoch", ylabel="learning rate")
+    bottom.set(xlabel="epoch", ylabel="learning\nrate")
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     return top, bottom
 

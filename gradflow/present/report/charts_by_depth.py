@@ -52,7 +52,8 @@ def gradient_charts(report: Report) -> Iterator[Chart]:
             "gradients",
             heat_title(report),
             f"{_seeds_of_tables(report)}{_short_batches(report)} The input is at the top, training "
-            "runs to the right; yellow is a large gradient, blue a small one, on one scale for all networks."
+            "runs to the right; yellow is a large gradient, blue a small one, on one scale for all "
+            "networks."
             f"{_thinning(report)}",
             lambda: _heat_figure(report),
             lambda: interactive.to_html("gradient-heat-map", *interactive.heat_map(report.tables)),

@@ -28,31 +28,28 @@ class Measure:
     says: str
     axis: str  # with its unit
     log: bool  # else the axis begins at zero
-    by_kind: bool = False  # a line for each kind of layer, as `relu1` and `relu2`
+    by_kind: bool  # a line for each kind of layer, as `relu1` and `relu2`
 
 
 ACTIVATIONS = {
-    "output_dead_window": Measure(
-        "channels that were off over 16 recorded steps",
-        "share of channels",
-        log=False,
-        by_kind=True,
-    ),
-    "output_dead_fraction": Measure(
-        "channels that were off in a step", "share of channels", log=False, by_kind=True
-    ),
-    "output_zero_fraction": Measure(
-        "elements that are zero", "share of elements", log=False, by_kind=True
-    ),
-    "output_rms": Measure("size of the output", "√(Σz² / n), activation", log=True, by_kind=True),
-}
+    key: Measure(says, axis, log, by_kind=True)
+    for key, says, axis, log in (
+        ("output_dead_window", "channels that were off over 16 recorded steps",
+         "share of channels", False),
+        ("output_dead_fraction", "channels that were off in a step", "share of channels", False),
+        ("output_zero_fraction", "elements that are zero", "share of elements", False),
+        ("output_rms", "size of the output", "√(Σz² / n), activation", True),
+    )
+}  # fmt: skip
 UPDATES = {
-    "relative_update": Measure("size of a step", "‖Δw‖ / ‖w‖ (1)", log=True),
-    "distance": Measure("way that the weights travelled", "Σ ‖Δw‖ / ‖w‖ (1)", log=True),
-    "angle_from_start": Measure(
-        "angle between the weights at the end and at the start", "angle (rad)", log=False
-    ),
-}
+    key: Measure(says, axis, log, by_kind=False)
+    for key, says, axis, log in (
+        ("relative_update", "size of a step", "‖Δw‖ / ‖w‖ (1)", True),
+        ("distance", "way that the weights travelled", "Σ ‖Δw‖ / ‖w‖ (1)", True),
+        ("angle_from_start", "angle between the weights at the end and at the start",
+         "angle (rad)", False),
+    )
+}  # fmt: skip
 ACTIVATION_KINDS = ("activation",)
 
 
