@@ -188,22 +188,43 @@ def test_a_table_of_another_shape_is_refused():
         plots.layer_step_heatmap(table().T, STEPS, LAYERS, "norm")
 
 
-# -- history -----------------------------------------------------------------------------------
+# -- the look of a network ---------------------------------------------------------------------
 
 
-def test_histories_are_drawn_by_network_and_part():
-    epochs, train, val = [0, 1, 2], [2.0, 1.0, 0.5], [2.1, 1.5, 1.4]
-    ax = plots.history_plot({"a": (epochs, train, val), "b": (epochs, val, train)}, "loss (nats)")
-    drawn = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
-    assert drawn == {
-        "a, training": train,
-        "a, validation": val,
-        "b, training": val,
-        "b, validation": train,
-    }
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss (nats)")
-    assert ax.lines[0].get_color() == ax.lines[1].get_color() != ax.lines[2].get_color()
-    assert ax.lines[0].get_linewidth() < ax.lines[1].get_linewidth()
+def test_an_architecture_has_one_style_whatever_else_is_drawn():
+    from gradflow.nets import NETWORKS
+    from gradflow.present.plots.style import OF_ARCHITECTURE, STYLES
+
+    assert len({OF_ARCHITECTURE[name] for name in NETWORKS}) == len(NETWORKS)
+    runs = [f"{arch}-s{seed}" for seed in range(3) for arch in ("plain_34", "resnet_34")]
+    for names in (runs, runs[::-1], runs[5:], ["mine", *runs]):
+        numbers = plots.style_numbers(names)
+        for name in runs:
+            if name in numbers:
+                assert numbers[name] == OF_ARCHITECTURE[name[:-3]]
+    assert len(set(plots.style_numbers(["a", "resnet_34", "b", "plain_34", "c"]).values())) == 5
+    assert plots.style_numbers(map(str, range(7)))["6"] < len(STYLES)
+
+
+def test_a_legend_stands_beside_the_axes():
+    bands = {name: (LAYERS, *np.zeros((3, len(LAYERS)))) for name in ("plain_34", "resnet_34")}
+    ax = plots.profile_bands_plot(bands, "g", "title")
+    figure = plots.figure_of(ax)
+    figure.draw_without_rendering()
+    assert ax.get_legend().get_window_extent().x0 >= ax.get_window_extent().x1
+    assert ax.get_legend().get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_a_line_joins_activations_of_one_kind_only():
+    layers = ["relu", *(f"{block}.relu{i}" for block in range(4) for i in (1, 2))]
+    values = np.where([name.endswith("2") for name in layers], 1.0, 0.1)
+    bands = {"net": (layers, values, values, values)}
+    ax = plots.profile_bands_plot(bands, "share", "", log=False, by_kind=True)
+    found = {line.get_label(): line.get_xydata() for line in ax.lines}
+    assert found["net, relu1"][:, 0].tolist() == [0, 1, 3, 5, 7]
+    assert found["net, relu2"].tolist() == [[2, 1], [4, 1], [6, 1], [8, 1]]
+    for one_kind in (["0", "1", "2"], ["a.act", "b.act", "c.act"], ["x", "y"], []):
+        assert list(plots.kinds_of_layers(one_kind)) == [""]
 
 
 # -- saliency grid -----------------------------------------------------------------------------

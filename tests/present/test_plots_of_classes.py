@@ -45,13 +45,15 @@ def test_intervals_stand_at_their_names_first_at_the_top_with_a_line_at_zero() -
     assert ax.get_ylim()[0] > ax.get_ylim()[1]
 
 
-def test_reliability_leaves_empty_bins_out_and_sizes_markers_by_count() -> None:
+def test_reliability_leaves_empty_bins_out_and_shows_the_counts_below() -> None:
     confidence, accuracy = np.array([np.nan, 0.6, 0.9]), np.array([np.nan, 0.5, 0.8])
-    ax = plots.reliability_plot({"net": (confidence, accuracy, np.array([0, 5, 50]))}, "title")
+    bins = {"net": (confidence, accuracy, np.array([0, 5, 50]))}
+    ax, below = plots.reliability_plot(bins, "title")
     _, line = ax.lines
     np.testing.assert_allclose(line.get_xydata(), [[0.6, 0.5], [0.9, 0.8]])
-    small, large = ax.collections[0].get_sizes()
-    assert small < large
+    assert [bar.get_height() for bar in below.patches] == [0, 5, 50]
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in below.patches]
+    np.testing.assert_allclose(middles, [1 / 6, 0.5, 5 / 6])
     assert ax.get_xlim() == ax.get_ylim() == (0, 1)
 
 

@@ -1106,6 +1106,7 @@ def test_in_a_browser_it_asks_nothing_of_the_network_and_fits(
     assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [path.as_uri()]
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     _pictures_have_the_paper_of_the_page(tab, scheme)
+    _nothing_lies_over_another(tab, width)
     if width == 1280:
         figure = tab.locator("#gradient-profiles .nsewdrag").first.bounding_box()
         assert figure["y"] + 100 < 900, "the profiles begin on the first screen"
@@ -1115,6 +1116,42 @@ def test_in_a_browser_it_asks_nothing_of_the_network_and_fits(
     _choices_can_be_read(tab)
     assert said == []
     context.close()
+
+
+# Of every figure: where the legend, the data and the buttons stand, and which words are cut off.
+BOXES = """() => [...document.querySelectorAll('.js-plotly-plot')].map(plot => {
+  const box = one => { const r = one.getBoundingClientRect();
+                       return [r.left, r.top, r.right, r.bottom].map(Math.round); };
+  const paper = box(plot.querySelector('.main-svg')), tools = plot.querySelector('.modebar');
+  const group = getComputedStyle(tools.querySelector('.modebar-group') || tools);
+  const shows = getComputedStyle(tools).display !== 'none' && group.opacity > 0;
+  const is_out = b => b[0] < paper[0] - 1 || b[2] > paper[2] + 1 || b[3] > paper[3] + 1;
+  const words = [...plot.querySelectorAll('text')].filter(one => one.getBoundingClientRect().width);
+  return {id: plot.id, legend: plot.querySelector('.legend') && box(plot.querySelector('.legend')),
+          data: box(plot.querySelector('.nsewdrag')), paper: paper, shows: shows, tools: box(tools),
+          cut: words.filter(one => is_out(box(one))).map(one => one.textContent)};
+})"""
+
+
+def _nothing_lies_over_another(tab: Any, width: int) -> None:
+    found = tab.evaluate(BOXES)
+    assert len(found) > 5
+    for one in found:
+        assert 0 <= one["paper"][0] < one["paper"][2] <= width, one
+        assert one["cut"] == [], one
+        assert not one["shows"], "the buttons wait for the mouse"
+        if one["legend"]:
+            assert one["legend"][3] <= one["data"][1], "the legend stands above the data"
+            assert width > 640 or one["tools"][2] == 0, "a phone has no buttons at all"
+    for left, right in tab.eval_on_selector_all(
+        "figure img", "all => all.map(one => [one.getBoundingClientRect().left, "
+        "one.getBoundingClientRect().right])"
+    ):  # fmt: skip
+        assert 0 <= left < right <= width
+    ticks = "all => all.map(one => one.textContent)"
+    epochs = tab.eval_on_selector_all("#loss-by-epoch .xtick text", ticks)
+    assert epochs == list(dict.fromkeys(epochs)), "each epoch once"
+    assert all(re.fullmatch(r"\d+", one) for one in epochs)
 
 
 def _choices_can_be_read(tab: Any) -> None:

@@ -59,9 +59,6 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "reliability_plot": lambda: plots.reliability_plot(
         {name: (VALUES / 3, VALUES / 3, VALUES) for name in NETWORKS}, "title"
     ),
-    "history_plot": lambda: plots.history_plot(
-        {name: ((1, 2), (1.0, 0.5), (1.0, 0.8)) for name in NETWORKS}, "loss"
-    ),
     "curves_plot": lambda: plots.curves_plot(
         {name: (np.ones((2, 2)), np.ones((2, 2))) for name in NETWORKS}, [1e-3, 1e-4], "loss", "t"
     ),

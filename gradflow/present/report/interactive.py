@@ -34,6 +34,7 @@ LAYOUT: dict[str, Any] = {
     "font": {"color": "#777", "size": 13},  # where the page does not colour it after its theme
     "legend": {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 0, "xanchor": "left",
                "traceorder": "normal"},
+    "modebar": {"orientation": "v"},  # beside the data, not over the legend
 }  # fmt: skip
 GRID = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "automargin": True}
 CONFIG: dict[str, Any] = {
