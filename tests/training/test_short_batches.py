@@ -24,8 +24,3 @@ def test_their_steps_leave_a_table_and_no_others():
     table = Table(np.arange(0, 12, 2), ("a",), np.arange(6.0)[:, None])
     assert without_short(table, (3, 7)).steps.tolist() == [0, 4, 6, 10]  # 2 and 8 are third
     assert without_short(table, None) is table
-
-
-def test_an_epoch_in_one_step_has_no_short_batch():
-    config = TrainConfig(batch_size=64, interventions=("full-batch",))
-    assert short_last_batch(config, 199) is None
