@@ -93,18 +93,13 @@ def _title(verdict: Verdict, size: str) -> str:
 def _save_losses(run: RunDir, networks: Sequence[NetworkDir]) -> None:
     """One line per architecture, with the range of its seeds; NaN where a seed had ended."""
     longest = max(networks, key=lambda one: len(one.history())).history()
-    curves = {
-        arch: tuple(
-            np.array([
-                [epoch[key] for epoch in one.history()]
-                + [np.nan] * (len(longest) - len(one.history()))
-                for one in networks
-                if one.arch == arch
-            ])
-            for key in ("train_loss", "val_loss")
-        )
-        for arch in dict.fromkeys(one.arch for one in networks)
-    }  # fmt: skip
+
+    def values(arch: str, key: str) -> np.ndarray:
+        rows = [[epoch[key] for epoch in one.history()] for one in networks if one.arch == arch]
+        return np.array([row + [np.nan] * (len(longest) - len(row)) for row in rows])
+
+    archs = dict.fromkeys(one.arch for one in networks)
+    curves = {arch: (values(arch, "train_loss"), values(arch, "val_loss")) for arch in archs}
     rates = [epoch["lr"] for epoch in longest]
     unit = "loss (nats, with label smoothing)"
     top, _ = plots.curves_plot(curves, rates, unit, "Loss by epoch")
