@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from gradflow.analysis.thresholds import CONFIDENCE
 
@@ -18,7 +18,7 @@ def wilson(n_right: float, n: float, confidence: float = CONFIDENCE.value) -> tu
     >>> [round(end, 4) for end in wilson(81, 263)]
     [0.2553, 0.3662]
     """
-    z, p = float(norm.ppf((1 + confidence) / 2)), n_right / n
+    z, p = float(ndtri((1 + confidence) / 2)), n_right / n
     centre, scale = p + z**2 / (2 * n), 1 + z**2 / n
     half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
