@@ -25,7 +25,9 @@ def test_a_profile_shows_true_values_between_its_seeds() -> None:
 
 def test_a_measure_from_zero_is_drawn_as_it_is() -> None:
     profile = Profile(LAYERS, *np.array([[0.5, 0.25], [0.4, 0.2], [0.6, 0.3]]))
-    figure = interactive.layer_profiles(["net"], {"net": profile}, Measure("s", "share", log=False))
+    figure = interactive.layer_profiles(
+        ["net"], {"net": profile}, Measure("s", "share", log=False, by_kind=False)
+    )
     assert list(figure.data[2].y) == [0.5, 0.25]
     assert figure.layout.yaxis.range[0] == 0
 

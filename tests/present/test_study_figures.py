@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gradflow.present import plots
+from gradflow.present.plots.style import styles
 from gradflow.present.report.charts_of_study import study_charts
 from gradflow.present.report.content import Report
 from gradflow.present.study_figures import finding, save_study_figures, study_figures
@@ -82,7 +83,7 @@ def test_a_network_looks_the_same_where_the_other_one_has_no_doses() -> None:
     (chart,) = (one for one in study_figures(doses()) if "skip" in one.name)
     ax = chart.draw().axes[0]
     (line,) = (one for one in ax.lines if one.get_marker() not in ("None", "", None, "_", "|"))
-    assert line.get_color() == plots.STYLES[1]["color"]
+    assert line.get_color() == styles(["resnet_18"])[0]["color"]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["resnet_18"]
 
 
