@@ -13,6 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 
 from gradflow.present.study_figures import save_study_figures
@@ -31,9 +32,12 @@ def main() -> None:
     parser.add_argument("study", choices=names)
     parser.add_argument("--data", help="the images, in place of those of the study file")
     parser.add_argument("--out", type=Path, help="the study's folder; by default studies/NAME")
+    parser.add_argument("--arms", type=int, help="only the first so many arms: others can follow")
     options = parser.parse_args()
     changes = {} if options.data is None else {"data": options.data}
-    study = Study.load(HERE / "studies" / f"{options.study}.yaml", changes)
+    content = yaml.safe_load((HERE / "studies" / f"{options.study}.yaml").read_text("utf-8"))
+    content["arms"] = dict(list(content["arms"].items())[: options.arms])
+    study = Study.read(content, name=options.study, changes=changes)
     folder = StudyDir(options.out or Path("studies") / options.study)
     found = run_study(study, folder, Engine())
     Console(width=160).print(results_view(found))
