@@ -58,8 +58,10 @@ from torchvision.models import resnet34
 from torchvision.models.resnet import BasicBlock
 
 from gradflow.record import DEFAULT_MEASURES, MEASURES, PARAMETER_MEASURES, Recorder
+from gradflow.record.schedule import N_FULL_AT_FIRST
 
 RESULTS = Path(__file__).parent / "results" / "overhead"
+SETTLED = {"first_step": N_FULL_AT_FIRST}  # behind the first steps, in which all is measured
 N_CLASSES = 10
 N_WARM_UP = 3  # steps before the first round
 SLOW = 10  # times the bare step: where one step per round tells enough
@@ -392,14 +394,17 @@ GRADFLOW, COCKPIT = "gradflow-diagnostics", "cockpit-for-pytorch"
 WAYS: dict[str, Way] = {
     "bare": Way("bare step, once more", "nothing: the noise of this table", bare),
     "gradflow": Way(
-        "gradflow", "outputs, their gradients; weights, their gradients and true updates",
-        with_gradflow, GRADFLOW),
+        "gradflow", "gradients of outputs and weights; at one step in 8 outputs, weights, updates",
+        partial(with_gradflow, **SETTLED), GRADFLOW, period=8),
+    "gradflow-all": Way(
+        "gradflow, cadence=1", "outputs, weights, their gradients, true updates at every step",
+        partial(with_gradflow, cadence=1), GRADFLOW),
     "gradflow-every-16": Way(
-        "gradflow, every=16", "the same, at one step in 16",
+        "gradflow, every=16", "all of it, at one step in 16",
         partial(with_gradflow, every=16), GRADFLOW, period=16),
     "gradflow-parameters": Way(
-        "gradflow, PARAMETER_MEASURES", "weights, their gradients and true updates",
-        partial(with_gradflow, measures=PARAMETER_MEASURES), GRADFLOW),
+        "gradflow, PARAMETER_MEASURES", "gradients; at one step in 8 weights and true updates",
+        partial(with_gradflow, measures=PARAMETER_MEASURES, **SETTLED), GRADFLOW, period=8),
     "tutorial": Way(
         "tutorial code", "outputs (3 numbers), norms of their and of the weights' gradients",
         with_tutorial_code),
@@ -551,7 +556,7 @@ def chain(n_layers: int) -> nn.Module:
 def time_chain(n_layers: int, n_rounds: int, n_steps: int) -> dict[str, Any]:
     """What gradflow adds to a step, in total and for each output and parameter it records."""
     setup = Setup("chain", partial(chain, n_layers), image_size=16, batch_size=8)
-    timing = time_pairs(with_gradflow, setup, n_rounds, n_steps)
+    timing = time_pairs(partial(with_gradflow, cadence=1), setup, n_rounds, n_steps)
     extra = timing.way - timing.bare
     return {
         "n_layers": n_layers,

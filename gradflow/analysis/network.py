@@ -96,14 +96,15 @@ def mean_of_layers(
 def distance_travelled(network: TrainedNetwork, layers: Sequence[Layer]) -> np.ndarray:
     """(layers,): Σ over the steps of ‖Δw‖ / ‖w‖, NaN where not recorded.
 
-    A recorded step stands for those since the one before, so that schedules compare.
+    A step at which it was taken stands for those since the one before, so that schedules compare.
     """
     try:
         moved = columns(network.trace, "relative_update", [layer.weight for layer in layers])
     except KeyError:
         return np.full(len(layers), np.nan)
-    steps = network.trace.steps
-    moved = moved * np.diff(steps, prepend=steps[0] - 1)[:, np.newaxis]
+    was_taken = np.isfinite(moved).any(axis=1)
+    steps, moved = network.trace.steps[was_taken], moved[was_taken]
+    moved = moved * np.diff(steps, prepend=steps[:1] - 1)[:, np.newaxis]
     return np.asarray(np.where(np.isfinite(moved).any(axis=0), np.nansum(moved, axis=0), np.nan))
 
 

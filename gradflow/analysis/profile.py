@@ -97,11 +97,15 @@ def _sizes(trace: Trace, sites: Sequence[str]) -> np.ndarray:
     return np.array([sizes.get(site, 0) for site in sites], dtype=np.float64)
 
 
+def weight_sites(trace: Trace) -> tuple[str, ...]:
+    """The weights on the longest path, whatever was measured of them."""
+    return tuple(layer.weight for layer in next(iter(paths(trace)), ()))
+
+
 def weight_table(trace: Trace, measure: str = "grad_norm") -> Table:
     """`measure` of the weights on the longest path where it was taken, steps × layers."""
-    path = next(iter(paths(trace)), ())
     taken = set(trace.select(measure).sites)
-    sites = tuple(layer.weight for layer in path if layer.weight in taken)
+    sites = tuple(site for site in weight_sites(trace) if site in taken)
     return Table(trace.steps, sites, columns(trace, measure, sites))
 
 

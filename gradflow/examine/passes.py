@@ -52,7 +52,10 @@ def pass_through(model: nn.Module, batch: Inputs, labels: Tensor | None, draw: i
     model.zero_grad()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
-    with torch.enable_grad(), Recorder(model, None, measures=MEASURES, first_step=draw) as recorder:
+    with (
+        torch.enable_grad(),
+        Recorder(model, None, measures=MEASURES, cadence=1, first_step=draw) as recorder,
+    ):
         outputs = _outputs(_called(model, batch))
         losses = [_loss(output, labels) for output in outputs]
         sum(loss for loss, _ in losses).backward()  # type: ignore[union-attr]

@@ -30,13 +30,14 @@ class ForwardPass:
     on the outputs hold it, and nothing else, until a backward pass through it counts.
     """
 
-    __slots__ = ("active", "had_backward", "kept", "number", "outputs", "own")
+    __slots__ = ("active", "had_backward", "kept", "number", "outputs", "own", "sizes")
 
     def __init__(self) -> None:
         self.number = next(_NUMBERS)
         self.outputs: dict[Site, Tensor] = {}  # of OUTPUT_SUMS
         self.active: dict[Site, Tensor] = {}  # (channels,) uint8
         self.own: dict[tuple[str, Site], Tensor] = {}  # the user's own measures
+        self.sizes: dict[Site, int] = {}  # elements
         self.had_backward = False  # of any kind
         self.kept: set[Site] = set()  # where gradients are kept, since others may meet them
 
@@ -263,7 +264,7 @@ class BackwardPasses:
         own = dict(of.own)
         for site, one in gradients.items() if self._own else ():
             own |= {(name, site): value for name, value in one.own.items()}
-        return PassSums(of.outputs, of.active, sums, own)
+        return PassSums(of.outputs, of.active, sums, own, of.sizes)
 
     def _together(self, several: list[_Gradient]) -> _Gradient:
         """Of backward passes through one output: those that were kept add as vectors."""

@@ -532,6 +532,19 @@ void gradflow_differences(const void* pairs, int64_t count, int threads, double*
               });
 }
 
+// out: 2 sums per pair, of its first tensor.
+void gradflow_squares(const void* pairs, int64_t count, int threads, double* out) {
+  of_pairs<2>((const Pair*)pairs, count, threads, out,
+              [](const Pair& pair, int64_t first, int64_t last, double* sums) {
+                const auto add = [&](auto* x) {
+                  by_tiles(first * pair.n, last * pair.n,
+                           [&](int64_t i, int64_t m) { add_squares(x + i, m, sums); });
+                };
+                if (pair.is_bfloat16) add((const bfloat16*)pair.x);
+                else add((const float*)pair.x);
+              });
+}
+
 // out: 2 sums per parameter.
 void gradflow_adam(const void* moments, int64_t count, int threads, double* out) {
   of_pairs<2>((const Moments*)moments, count, threads, out,

@@ -28,6 +28,7 @@ _SIGNATURES = {
     "gradflow_gradient": [_INT, _POINTER, _LONG, _INT, _POINTER],
     "gradflow_products": [_POINTER, _LONG, _INT, _POINTER],
     "gradflow_differences": [_POINTER, _LONG, _INT, _POINTER],
+    "gradflow_squares": [_POINTER, _LONG, _INT, _POINTER],
     "gradflow_adam": [_POINTER, _LONG, _INT, _POINTER],
 }  # fmt: skip
 

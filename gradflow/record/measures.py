@@ -19,10 +19,11 @@ Of = Literal["output", "output gradient", "parameter"]
 Table = Any  # np.ndarray, whose arithmetic has no precise type
 Sums = Mapping[str, Table]
 
-# What is read of a parameter in one recorded step. Beyond the first two, a read is only taken for
-# a measure that needs it.
+# What is read of a parameter in one recorded step, each only for a measure that needs it.
 READS: dict[str, tuple[str, ...]] = {
-    # weight and gradient, before the step
+    # the gradient, before the step
+    "gradient": ("grad_square", "grad_nonfinite"),
+    # weight and gradient, before the step; where it is taken, it holds the one above
     "step": ("weight_square", "grad_square", "grad_nonfinite", "grad_dot_weight", "filter_squares"),
     # weights after and before the step (a copy)
     "update": ("update_square", "changed"),
@@ -37,6 +38,10 @@ READS: dict[str, tuple[str, ...]] = {
     # gradients of every micro-batch (a copy)
     "micro-batches": ("n_micro", "micro_square", "micro_total_square"),
 }
+
+
+# The reads that are taken at every recorded step; what is dearer is taken at the full steps only.
+CHEAP_READS = frozenset({"gradient", "last gradient"})
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ _ALL = (
             "share of channels with z = 0 everywhere in the step", "1", _DEAD,
             finish=_plain("dead")),
     Measure("output_dead_window", "output",
-            "share of channels with z = 0 everywhere in the last 16 recorded steps", "1", _DEAD,
+            "share of channels with z = 0 everywhere in the last 16 full steps", "1", _DEAD,
             finish=_plain("dead_window")),
     Measure("output_max_abs", "output", "max |z|", "activation", finish=_plain("max_abs")),
     Measure("output_nonfinite", "output", "number of NaN and ±inf in z", "elements",
@@ -145,9 +150,9 @@ _ALL = (
     Measure("weight_norm", "parameter", "‖w‖₂ before the step", "weight",
             finish=_root("weight_square")),
     Measure("grad_norm", "parameter", "‖∂L/∂w‖₂ as the optimizer receives it", "loss / weight",
-            finish=_root("grad_square")),
+            read="gradient", finish=_root("grad_square")),
     Measure("grad_nonfinite", "parameter", "number of NaN and ±inf in ∂L/∂w", "elements",
-            finish=_plain("grad_nonfinite")),
+            read="gradient", finish=_plain("grad_nonfinite")),
     Measure("grad_dot_weight", "parameter", "⟨∂L/∂w, w⟩", "loss",
             finish=_plain("grad_dot_weight")),
     Measure("filter_grad_size", "parameter", "√(Σ over filters f of ‖g_f‖² ‖w_f‖²)", "loss",
@@ -181,11 +186,12 @@ _ALL = (
 
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}
 
-# Recorded unless one chooses: what the two forward reads and the two reads of each parameter give.
+# Recorded unless one chooses: what one read of outputs, of their gradients, of weights and their
+# gradients before the step, and of weights after it gives.
 PARAMETER_MEASURES: tuple[str, ...] = tuple(
     measure.name
     for measure in _ALL
-    if measure.of == "parameter" and measure.read in ("step", "update")
+    if measure.of == "parameter" and measure.read in ("gradient", "step", "update")
 )
 OUTPUT_MEASURES: tuple[str, ...] = tuple(
     measure.name for measure in _ALL if measure.of != "parameter"
@@ -206,6 +212,13 @@ class Derived:
     source: str = ""
 
 
+def _held(table: Table) -> Table:
+    """Each column goes on with its last value where it was not taken."""
+    steps = np.arange(len(table))[:, np.newaxis]
+    last = np.maximum.accumulate(np.where(np.isnan(table), 0, steps), axis=0)
+    return np.take_along_axis(table, last, axis=0)
+
+
 def _share(grad_dot_update: Table) -> Table:
     size = np.abs(grad_dot_update)
     return size / np.nansum(size, axis=1, keepdims=True)
@@ -214,8 +227,9 @@ def _share(grad_dot_update: Table) -> Table:
 DERIVED: dict[str, Derived] = {
     derived.name: derived
     for derived in (
-        Derived("scale_invariant_grad", "parameter", "‖g‖₂ ‖w‖₂", "loss",
-                ("grad_norm", "weight_norm"), lambda g, w: g * w, _INVARIANT),
+        # A weight's norm changes by less than a hundredth from one full step to the next.
+        Derived("scale_invariant_grad", "parameter", "‖g‖₂ ‖w‖₂, w at the last full step", "loss",
+                ("grad_norm", "weight_norm"), lambda g, w: g * _held(w), _INVARIANT),
         Derived("relative_update", "parameter", "‖Δw‖₂ / ‖w‖₂", "1",
                 ("update_norm", "weight_norm"), lambda d, w: d / w),
         Derived("loss_share", "parameter", "|⟨g, Δw⟩| / Σ over parameters of |⟨g, Δw⟩|", "1",

@@ -58,7 +58,8 @@ class OutputHooks:
         self._not_taken = not_taken
         self._is_stepping = is_stepping
         self._own = [m for m in measures if m.of == "output" and m.function is not None]
-        self._reads = any(m.of == "output" for m in measures)
+        self._reads = any(m.of == "output" and m.function is None for m in measures)
+        self._is_full = True  # the step that comes
         self._hooks: dict[nn.Module, tuple[_OutputHook, RemovableHandle]] = {}
         self._model_hook: RemovableHandle | None = None
         # A leaf lives on, and with it its hooks, of which it has one per site.
@@ -83,7 +84,12 @@ class OutputHooks:
 
     # -- attaching ---------------------------------------------------------------------------
 
-    def attach(self) -> None:
+    def attach(self, *, is_full: bool) -> None:
+        """Before a recorded step; at a full one outputs are read, and not only their gradients."""
+        self._is_full = is_full
+        self._attach()
+
+    def _attach(self) -> None:
         """Hook the layers that the model has now: those that came are added, those gone dropped."""
         modules = list(self._model.modules())
         if modules == self.backward.modules:
@@ -141,7 +147,7 @@ class OutputHooks:
         self.backward.forget_unfinished()
         self._begin_pass()
         if self._model_hook is not None:  # a compiled graph may outlive the hooks
-            self.attach()
+            self._attach()
 
     def on_output(
         self, hook: "_OutputHook", module: nn.Module, args: tuple[object, ...], output: object
@@ -225,12 +231,12 @@ class OutputHooks:
         why = unreadable(tensor)
         if why is not None:
             self._not_taken.say(f"the output of {hook.name!r}", why)
-            self._pass.outputs[site] = _NOT_TAKEN
+            self._pass.sizes[site] = 0
+            if self._reads and self._is_full:
+                self._pass.outputs[site] = _NOT_TAKEN
             return False
-        if not self._reads:
-            nan = [torch.nan] * (len(OUTPUT_SUMS) - 1)
-            sums = torch.tensor([_size(tensor), *nan], dtype=torch.float64, device=tensor.device)
-            self._pass.outputs[site] = sums
+        self._pass.sizes[site] = _size(tensor)
+        if not (self._reads and self._is_full):
             return True
         read = self._half_of_relu(module, args) or self._read(hook, module, tensor)
         self._pass.outputs[site] = read.sums

@@ -11,12 +11,19 @@ from torch.optim import Optimizer
 
 from gradflow.record import sparse
 from gradflow.record.copies import Copies, Read, compare, table
-from gradflow.record.measures import Measure
+from gradflow.record.measures import CHEAP_READS, Measure
 from gradflow.record.micro_batches import MicroBatches
 from gradflow.record.processes import Processes
 from gradflow.record.readable import NotTaken, unreadable
 from gradflow.record.steps import ParameterSums
-from gradflow.record.sums import Moments, adam_sums, dot, gradient_sums, product_sums
+from gradflow.record.sums import (
+    Moments,
+    adam_sums,
+    dot,
+    gradient_sums,
+    product_sums,
+    square_sums,
+)
 
 
 class ParameterReads:
@@ -42,6 +49,7 @@ class ParameterReads:
         self._not_taken = not_taken
         self._own = [measure for measure in chosen if measure.function is not None]
         self._reads = {measure.read for measure in chosen if measure.function is None}
+        self._due: set[str] = set()  # of them, in the step that comes
         self._before = Copies()  # weights before the step
         self._start = Copies()
         self._last_grad = Copies()
@@ -52,11 +60,20 @@ class ParameterReads:
         if "start" in self._reads:
             self._take_starts(self._parameters())
 
-    def attach(self) -> None:
-        """Before a step that is to be recorded."""
+    def attach(self, *, is_full: bool) -> None:
+        """Before a step that is to be recorded; at a full one what is dear is read too."""
         self._steps = {}
+        self._due = {read for read in self._reads if is_full or read in CHEAP_READS}
+        # One read of weights and gradients brings what the others need as well.
+        if not self._due.isdisjoint({"step", "update", "first order", "start"}):
+            self._due = self._due - {"gradient"} | {"step"}
+        elif "last gradient" in self._due:
+            self._due.add("gradient")
         if self._micro is not None:
-            self._micro.attach(self._parameters())
+            if "micro-batches" in self._due:
+                self._micro.attach(self._parameters())
+            else:
+                self._micro.detach()
 
     def detach(self) -> None:
         """Before a step that is not."""
@@ -94,7 +111,7 @@ class ParameterReads:
         """The step of an optimizer begins. With a closure, the weights may move before the
         gradients are there, so that they are copied now.
         """
-        if not (self._reads or self._own):
+        if not (self._due or self._own):
             return
         step = self._steps[index] = _Step(*self._of_optimizer(index))
         if has_closure:
@@ -127,13 +144,16 @@ class ParameterReads:
         loss_scale = grad_scale if loss_scale is None else loss_scale
         step.is_read = True
         step.grads = self._grads(step.parameters)
-        if "start" in self._reads:  # with the norm of the weights, so before the step as that is
+        if "start" in self._due:  # with the norm of the weights, so before the step as that is
             self._take_starts(step.parameters)
             step.reads["start"] = self._travel(step)
-        self._read_step(step, grad_scale)
-        if "last gradient" in self._reads:
+        if "step" in self._due:
+            self._read_step(step, grad_scale)
+        elif "gradient" in self._due:
+            self._read_gradients(step, grad_scale)
+        if "last gradient" in self._due:
             self._compare_with_last(step, grad_scale)
-        if self._micro is not None:
+        if self._micro is not None and "micro-batches" in self._due:
             names, sums = self._micro.sums(self._processes, step.parameters)
             if loss_scale is not None and names:
                 one = sums.new_ones(())
@@ -181,6 +201,15 @@ class ParameterReads:
             sums = _unscaled(sums, grad_scale)
         step.reads["step"] = ((*dense, *others), sums)
 
+    def _read_gradients(self, step: "_Step", grad_scale: Tensor | None) -> None:
+        """Without the weights: where a parameter has no gradient, there is nothing to tell."""
+        names = list(step.grads)
+        sums = square_sums([sparse.stored(grad) for grad in step.grads.values()])
+        if grad_scale is not None:
+            scale = grad_scale.to(sums.device, torch.float64).reshape(())
+            sums = sums / torch.stack([scale * scale, torch.ones_like(scale)])
+        step.reads["gradient"] = tuple(names), sums
+
     def _without_dense_gradient(self, step: "_Step", name: str) -> Tensor:
         """The sums of READS["step"] where there is no gradient, or something is sparse."""
         weight, grad = step.weight(name), step.grads.get(name)
@@ -193,7 +222,7 @@ class ParameterReads:
 
     @property
     def _reads_update(self) -> bool:
-        return not self._reads.isdisjoint({"update", "first order"})
+        return not self._due.isdisjoint({"update", "first order"})
 
     def _travel(self, step: "_Step") -> Read:
         names, differences = compare(step.parameters | step.weights, self._start)
@@ -219,11 +248,11 @@ class ParameterReads:
         if step is None:
             return
         moved = {name: step.parameters[name] for name in step.grads if name in step.owned}
-        if "update" in self._reads:
+        if "update" in self._due:
             step.reads["update"] = compare(moved, self._before)
-        if "first order" in self._reads:
+        if "first order" in self._due:
             step.reads["first order"] = self._first_order(step, moved, index)
-        if "adam" in self._reads:
+        if "adam" in self._due:
             step.reads["adam"] = self._adam(step, index)
         self._before.forget(step.parameters)
         step.weights = {}

@@ -22,10 +22,10 @@ from gradflow.record.outputs import OutputHooks
 from gradflow.record.parameters import ParameterReads
 from gradflow.record.processes import Processes
 from gradflow.record.readable import NotTaken
-from gradflow.record.schedule import MaxOverhead, Schedule, Stopwatch
+from gradflow.record.schedule import DEFAULT_CADENCE, Cadence, MaxOverhead, Schedule, Stopwatch
 from gradflow.record.schedule import every as every_n
 from gradflow.record.sites import kind_of
-from gradflow.record.steps import DeadChannels, RecordedStep, compact, to_trace
+from gradflow.record.steps import DeadChannels, Layout, RecordedStep, compact, to_trace
 from gradflow.record.trace import FOLDER, Trace, load_parts, load_skipped_steps, save_skipped_steps
 
 # Recorded steps that are kept on the device before they are written: few enough to lose little
@@ -60,7 +60,9 @@ class Recorder:
     `with recorder.around_step():`.
 
     `every` is a number of optimizer steps, a schedule `step -> bool`, or `MaxOverhead(0.02)`,
-    which finds the interval by itself. `measures` are names of `MEASURES`, or a `Measure` of your
+    which finds the interval by itself. The norms of gradients are taken at every recorded step;
+    what is dearer (outputs, updates, weights, Adam's moments) at the full ones: the first 16, and
+    then one in `cadence`. `measures` are names of `MEASURES`, or a `Measure` of your
     own; what none of them needs is not read. With a `folder` the trace goes there as Parquet
     files, otherwise it is held in memory. Under float16 with a GradScaler, pass it as `scaler`, so
     that the gradients of the outputs can be given in true size. `skipped_steps` lists the steps
@@ -79,6 +81,7 @@ class Recorder:
         optimizer: Optimizer | Sequence[Optimizer] | None,
         *,
         every: int | Schedule = 1,
+        cadence: int = DEFAULT_CADENCE,
         measures: Sequence[str | Measure] = DEFAULT_MEASURES,
         folder: str | Path | None = None,
         scaler: Any = None,
@@ -96,6 +99,9 @@ class Recorder:
         _check_folder_is_free(self.folder, first_step)
         self.scaler = scaler
         self.step = first_step
+        self._cadence = Cadence(cadence)
+        # How many steps were recorded: what `every` says, or else a checkpoint.
+        self._n_recorded = 0 if callable(every) else -(-first_step // every)
         self.skipped_steps = load_skipped_steps(self.folder) if self.folder is not None else []
         self._processes = processes
         self._not_taken = not_taken = NotTaken()
@@ -109,8 +115,8 @@ class Recorder:
         self._grad_scale = torch.ones(())
         self._last_scale: float | None = None
         self._found_inf: Tensor | None = None
-        self._last: RecordedStep | None = None
-        self._is_scheduled = self._is_closed = False
+        self._layouts: list[Layout] = []
+        self._is_scheduled = self._is_full = self._is_closed = False
         self._stepped: set[int] = set()  # optimizers, in the step that is under way
         self._begun: set[int] = set()  # optimizers that were ever seen to step
         self._versions = self._weight_versions()
@@ -248,12 +254,19 @@ class Recorder:
         Tensors and plain numbers: what measures over several steps compare with.
         """
         self.flush()
-        return {"parameters": self._parameters.state_dict(), "dead": self._dead.state_dict()}
+        return {
+            "parameters": self._parameters.state_dict(),
+            "dead": self._dead.state_dict(),
+            "n_recorded": self._n_recorded,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave; `first_step` is the step at which it was taken."""
         self._parameters.load_state_dict(state["parameters"])
         self._dead.load_state_dict(state["dead"])
+        self._n_recorded = state.get("n_recorded", self._n_recorded)
+        if self._is_scheduled:
+            self._attach()
 
     # -- arming ------------------------------------------------------------------------------
 
@@ -265,9 +278,13 @@ class Recorder:
         if not self._is_scheduled:
             self._disarm()
             return
-        self._parameters.attach()
+        self._attach()
+
+    def _attach(self) -> None:
+        self._is_full = self._cadence.is_full(self._n_recorded)
+        self._parameters.attach(is_full=self._is_full)
         if self._outputs is not None:
-            self._outputs.attach()
+            self._outputs.attach(is_full=self._is_full)
 
     def _disarm(self) -> None:
         self._parameters.detach()
@@ -358,8 +375,9 @@ class Recorder:
                 self._keep_step()
             except Exception as error:
                 self._not_taken.failed("a step", error)
-        self._stopwatch.step(self._is_scheduled)
+        self._stopwatch.step(self._is_scheduled, self._is_full)
         self.step += 1
+        self._n_recorded += self._is_scheduled
         self._arm()
         if len(self._pending) >= BUFFER_STEPS:
             try:
@@ -375,12 +393,12 @@ class Recorder:
             self._parameters.take(),
             self._grad_scale,
             self._found_inf,
-            self._last,
+            self._layouts,
         )
         if not passes and self._outputs is not None and self._outputs.has_hooked:
             why = "no backward pass had brought the parameters a gradient that was still there"
             self._not_taken.say("outputs in a step", why)
-        step = self._last = self._processes.gather(step)
+        step = self._processes.gather(step)
         if self._processes.is_first:
             self._pending.append(step)
 

@@ -1,9 +1,8 @@
 """What a recorded step holds on the device, and how recorded steps become a Trace on the host."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,8 @@ from gradflow.record.measures import READS, Measure
 from gradflow.record.sums import GRADIENT_SUMS, OUTPUT_SUMS
 from gradflow.record.trace import Trace
 
-DEAD_WINDOW = 16  # recorded steps; the formula of `output_dead_window` names it
+DEAD_WINDOW = 16  # full steps; the formula of `output_dead_window` names it
+MOST_LAYOUTS = 8  # that are shared: full steps and others, whole batches and the last of an epoch
 
 
 class Site(NamedTuple):
@@ -35,6 +35,7 @@ class PassSums:
     active: dict[Site, Tensor] = field(default_factory=dict)  # (channels,) uint8
     gradients: dict[Site, Tensor] = field(default_factory=dict)  # of GRADIENT_SUMS
     own: dict[tuple[str, Site], Tensor] = field(default_factory=dict)  # the user's own measures
+    sizes: dict[Site, int] = field(default_factory=dict)  # elements, also where no sums were taken
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +53,7 @@ class Layout:
     """What the numbers of a recorded step mean. Steps that are alike share one."""
 
     outputs: tuple[tuple[Site, ...], ...]  # by pass, as all of these
+    only_sizes: tuple[tuple[Site, ...], ...]  # of outputs, where they were not read
     gradients: tuple[tuple[Site, ...], ...]
     own: tuple[tuple[tuple[str, Site], ...], ...]
     channels: tuple[tuple[tuple[Site, int], ...], ...]
@@ -87,11 +89,16 @@ def compact(
     parameters: ParameterSums,
     grad_scale: Tensor,
     found_inf: Tensor | None,
-    last: RecordedStep | None,
+    known: list[Layout],
 ) -> RecordedStep:
-    """One step as a few long vectors. It shares the layout of the `last` one, if it is the same."""
+    """One step as a few long vectors. Its layout is one of the `known`, where it is the same."""
+    if any(one.sizes.keys() - one.outputs.keys() for one in passes):
+        # Of a pass that began in another step nothing else is known: no sum over all of them is.
+        passes = [replace(one, outputs={}, active={}) for one in passes]
+    sizes = [{} if one.outputs else one.sizes for one in passes]
     layout = Layout(
         outputs=tuple(tuple(one.outputs) for one in passes),
+        only_sizes=tuple(map(tuple, sizes)),
         gradients=tuple(tuple(one.gradients) for one in passes),
         own=tuple(tuple(one.own) for one in passes),
         channels=tuple(
@@ -103,19 +110,40 @@ def compact(
     )
     of_passes = [
         x
-        for one in passes
-        for x in (*one.outputs.values(), *one.gradients.values(), *one.own.values())
-    ]
+        for one, size in zip(passes, sizes, strict=True)
+        for x in (
+            *one.outputs.values(), *_on_device(size.values(), one),
+            *one.gradients.values(), *one.own.values(),
+        )
+    ]  # fmt: skip
     of_parameters = [sums.reshape(-1) for _, sums in parameters.reads.values()]
     return RecordedStep(
         step,
-        last.layout if last is not None and last.layout == layout else layout,
+        _shared(layout, known),
         _joined(of_passes, torch.float64).unsqueeze(0),
         _joined([x for one in passes for x in one.active.values()], torch.uint8).unsqueeze(0),
         _joined([*of_parameters, *parameters.own.values()], torch.float64),
         grad_scale,
         found_inf,
     )
+
+
+def _shared(layout: Layout, known: list[Layout]) -> Layout:
+    for one in known:
+        if one == layout:
+            return one
+    known.append(layout)
+    del known[:-MOST_LAYOUTS]
+    return layout
+
+
+def _on_device(sizes: Collection[int], like: PassSums) -> list[Tensor]:
+    """The numbers as a vector beside the gradients, without a wait for the device."""
+    if not sizes:
+        return []
+    device = next((sums.device for sums in like.gradients.values()), torch.device("cpu"))
+    vector = torch.tensor(list(sizes), dtype=torch.float64, pin_memory=device.type == "cuda")
+    return [vector.to(device, non_blocking=True)]
 
 
 def _joined(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
@@ -126,7 +154,7 @@ def _joined(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 class DeadChannels:
-    """For how many recorded steps in a row each channel of each site has been 0 everywhere."""
+    """For how many full steps in a row each channel of each site has been 0 everywhere."""
 
     def __init__(self) -> None:
         self._idle: dict[str, np.ndarray] = {}
@@ -165,14 +193,19 @@ def to_trace(
 ) -> Trace:
     """Finish the measures of some steps on the host, in float64."""
     layouts = list({id(step.layout): step.layout for step in steps}.values())
-    sites = {site for layout in layouts for sites in layout.outputs for site in sites}
+    sites = {
+        site
+        for layout in layouts
+        for sites in (*layout.outputs, *layout.only_sizes)
+        for site in sites
+    }
     outputs = sorted(sites, key=depth.__getitem__)
     parameters = list(dict.fromkeys(name for layout in layouts for name, _ in layout.sizes))
     rows = _in_depth_order(outputs, parameters, depth)
     table = _Table(len(steps), list(rows))
-    for _, alike in groupby(enumerate(steps), key=lambda pair: id(pair[1].layout)):
-        indices, group = zip(*alike, strict=True)
-        table.add(slice(indices[0], indices[-1] + 1), group)
+    for layout in layouts:
+        rows_of_it = [i for i, step in enumerate(steps) if step.layout is layout]
+        table.add(np.array(rows_of_it), [steps[i] for i in rows_of_it])
     table.add_dead_channels(steps, dead)
     return Trace(
         steps=np.array([step.step for step in steps], dtype=np.int64),
@@ -207,20 +240,22 @@ class _Table:
         found: np.ndarray = np.nan_to_num(sizes[first, np.arange(sizes.shape[1])])
         return found.astype(np.int64)
 
-    def add(self, rows: slice, steps: Sequence[RecordedStep]) -> None:
+    def add(self, rows: np.ndarray, steps: Sequence[RecordedStep]) -> None:
         """Steps of one layout."""
         layout = steps[0].layout
         numbers = _Reader(torch.stack([step.of_passes for step in steps]).cpu().numpy())
         self._begin(rows, OUTPUT_SUMS, layout.outputs)
+        self._begin(rows, OUTPUT_SUMS[:1], layout.only_sizes)
         grad_sums = [f"output_grad_{name}" for name in GRADIENT_SUMS]
         self._begin(rows, grad_sums, layout.gradients)
         n_own = Counter(key for keys in layout.own for key in keys)
         for name, site in n_own:
             self._own[name][rows, self._column[str(site)]] = 0
-        for outputs, gradients, own in zip(
-            layout.outputs, layout.gradients, layout.own, strict=True
+        for outputs, only_sizes, gradients, own in zip(
+            layout.outputs, layout.only_sizes, layout.gradients, layout.own, strict=True
         ):
             self._add_up(rows, OUTPUT_SUMS, outputs, numbers)
+            self._add_up(rows, OUTPUT_SUMS[:1], only_sizes, numbers)
             self._add_up(rows, grad_sums, gradients, numbers)
             for key in own:
                 value = numbers.take(1)[..., 0].mean(axis=1) / n_own[key]
@@ -231,35 +266,39 @@ class _Table:
         self._sums["output_grad_square"][rows] /= scale[:, None] ** 2
         self._add_parameters(rows, layout, steps)
 
-    def _begin(self, rows: slice, names: Sequence[str], sites: Sequence[Sequence[Site]]) -> None:
-        columns = self._columns({site for of_pass in sites for site in of_pass})
+    def _begin(
+        self, rows: np.ndarray, names: Sequence[str], sites: Sequence[Sequence[Site]]
+    ) -> None:
+        at = np.ix_(rows, self._columns({site for of_pass in sites for site in of_pass}))
         for name in names:
-            self._sums[name][rows, columns] = 0
+            self._sums[name][at] = 0
 
     def _add_up(
-        self, rows: slice, names: Sequence[str], sites: Sequence[Site], numbers: "_Reader"
+        self, rows: np.ndarray, names: Sequence[str], sites: Sequence[Site], numbers: "_Reader"
     ) -> None:
         """The sums of one forward pass, over the processes."""
-        columns = self._columns(sites)
+        at = np.ix_(rows, self._columns(sites))
         sums = numbers.take(len(names) * len(sites))
         sums = sums.reshape(*sums.shape[:2], len(sites), len(names))
         for i, name in enumerate(names):
             table, one = self._sums[name], sums[..., i]
             if name == "max_abs":
-                table[rows, columns] = np.maximum(table[rows, columns], one.max(axis=1))
+                table[at] = np.maximum(table[at], one.max(axis=1))
             else:
-                table[rows, columns] += one.sum(axis=1)
+                table[at] += one.sum(axis=1)
 
-    def _add_parameters(self, rows: slice, layout: Layout, steps: Sequence[RecordedStep]) -> None:
+    def _add_parameters(
+        self, rows: np.ndarray, layout: Layout, steps: Sequence[RecordedStep]
+    ) -> None:
         sizes = dict(layout.sizes)
-        self._sums["size"][rows, self._columns(sizes)] = list(sizes.values())
+        self._sums["size"][np.ix_(rows, self._columns(sizes))] = list(sizes.values())
         numbers = _Reader(torch.stack([step.of_parameters for step in steps]).cpu().numpy())
         for read, parameters in layout.reads:
-            names, columns = READS[read], self._columns(parameters)
+            names, at = READS[read], np.ix_(rows, self._columns(parameters))
             sums = numbers.take(len(names) * len(parameters))
             sums = sums.reshape(len(steps), len(parameters), len(names))
             for i, name in enumerate(names):
-                self._sums[name][rows, columns] = sums[..., i]
+                self._sums[name][at] = sums[..., i]
         for name, parameter in layout.own_of_parameters:
             self._own[name][rows, self._column[parameter]] = numbers.take(1)[..., 0]
 

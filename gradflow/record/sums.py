@@ -94,6 +94,18 @@ def gradient_sums(grad: Tensor) -> Tensor:
     return sums
 
 
+def square_sums(xs: Sequence[Tensor]) -> Tensor:
+    """`gradient_sums` of each tensor, in one call. Returns (tensors, 2).
+
+    >>> square_sums([torch.tensor([3.0, -4.0]), torch.ones(2)])
+    tensor([[25.,  0.],
+            [ 2.,  0.]], dtype=torch.float64)
+    """
+    dense = [_dense(as_real(x)) for x in xs]
+    pairs = [Pair(x, x, max(x.numel(), 1), None) for x in dense]
+    return _of_pairs(pairs, "squares", len(GRADIENT_SUMS), lambda pair: gradient_sums(pair.x))
+
+
 def product_sums(
     xs: Sequence[Tensor], ys: Sequence[Tensor], copies: Sequence[Tensor | None] = ()
 ) -> Tensor:

@@ -447,6 +447,12 @@ def products(pairs: Sequence[Pair]) -> Tensor:
 
 
 @_or_none
+def squares(pairs: Sequence[Pair]) -> Tensor:
+    """GRADIENT_SUMS of the first of each pair, (pairs, 2)."""
+    return _of_pairs(_products, [pair._replace(rows=1) for pair in pairs], 5)[:, 1:3]
+
+
+@_or_none
 def differences(pairs: Sequence[Pair]) -> Tensor:
     """DIFFERENCE_SUMS of each pair, (pairs, 2)."""
     return _of_pairs(_differences, [pair._replace(rows=1) for pair in pairs], 2)

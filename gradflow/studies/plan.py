@@ -11,6 +11,7 @@ import torch
 from gradflow.analysis.shares import seeds_for_width
 from gradflow.analysis.thresholds import LOSS_MARGIN
 from gradflow.record import Recorder
+from gradflow.record.schedule import N_FULL_AT_FIRST
 from gradflow.studies.cell import load_once
 from gradflow.studies.folder import CellDir, StudyDir
 from gradflow.studies.outcomes import MEASURES
@@ -119,7 +120,7 @@ def _with_combination(study: Study, folder: StudyDir) -> Study:
 def _kind(config: TrainConfig) -> tuple[Any, ...]:
     return (config.arch, config.image_size, config.batch_size, config.width, config.data,
             config.precision, config.batches_per_step, config.log_grads, config.every,
-            config.optimizer)  # fmt: skip
+            config.cadence, config.optimizer)  # fmt: skip
 
 
 def _measure(cell: Cell) -> tuple[float, float, int, dict[str, int]]:
@@ -135,7 +136,7 @@ def _measure(cell: Cell) -> tuple[float, float, int, dict[str, int]]:
     if config.log_grads:
         recorder = Recorder(
             state.prepared_model, state.optimizer, every=config.record_schedule(),
-            measures=RECORDED[config.optimizer],
+            cadence=config.cadence, first_step=N_FULL_AT_FIRST, measures=RECORDED[config.optimizer],
         )  # fmt: skip
     training = data.training(config, cell.seed)
     n_batches = training.n_batches(accelerator.num_processes)

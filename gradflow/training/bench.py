@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from gradflow.data import Augmentation, Batch, Batches, ImageStore
 from gradflow.record import PARAMETER_MEASURES, Recorder
+from gradflow.record.schedule import DEFAULT_CADENCE, N_FULL_AT_FIRST
 from gradflow.training.config import TrainConfig
 from gradflow.training.fit import TrainingState, start_training, train_steps
 from gradflow.training.rundir import build_network
@@ -144,23 +145,28 @@ def _timed(state: TrainingState, recording: dict[str, Any], steps: Callable[[], 
     return timer[0]
 
 
-# What is timed next to the bare loop: how to train, and the options of the Recorder, if any.
+# After the first steps, which are all full.
+_SETTLED = {"first_step": N_FULL_AT_FIRST}
+
+# What is timed next to the bare loop: how to train, and the options of the Recorder, if any. The
+# one step in 16 is a full one.
 WAYS: dict[str, tuple[Callable[..., float], dict[str, Any]]] = {
     "bare again (the noise)": (_bare, {}),
-    "recorded at every step": (_bare, {"every": 1}),
+    "recorded at every step": (_bare, _SETTLED),
+    "every step, all measures at each": (_bare, {"cadence": 1}),
     "recorded at every 16th step": (_bare, {"every": 16}),
-    "every step, parameters only": (_bare, {"measures": PARAMETER_MEASURES}),
+    "every step, parameters only": (_bare, {"measures": PARAMETER_MEASURES, **_SETTLED}),
     "every step, gradient norms only": (_bare, {"measures": ["grad_norm"]}),
     "gradflow train, not recorded": (_train, {}),
-    "gradflow train, recorded at every step": (_train, {"every": 1}),
+    "gradflow train, recorded at every step": (_train, _SETTLED),
 }
 
 
 @dataclass(frozen=True)
 class Floor:
-    """The least that recording a step can take: its bytes over the speed of this memory."""
+    """The least that recording every step can take: its bytes over the speed of this memory."""
 
-    n_bytes: int
+    n_bytes: int  # in the mean over full steps and others
     bytes_per_second: float
 
     @property
@@ -169,9 +175,9 @@ class Floor:
 
 
 def recording_floor(config: TrainConfig, accelerator: Accelerator) -> Floor:
-    """Bytes that must be read: every output and its gradient once, and of the parameters weight,
-    gradient, copy before the step, and weight and copy after it. A ReLU straight behind a layer
-    needs no read; it is counted, so recording can be a little faster than this.
+    """Bytes that must be read: at every step the gradients of outputs and parameters once, and at
+    one in 8 also outputs, weights, their copy before the step, and weight and copy after it. A ReLU
+    straight behind a layer needs no read; it is counted, so recording can be a little faster.
     """
     (arch,) = config.networks
     state = start_training(build_network(arch, 10, config, seed=0), config, accelerator)
@@ -182,7 +188,10 @@ def recording_floor(config: TrainConfig, accelerator: Accelerator) -> Floor:
     is_parameter = ~np.isnan(trace.values["weight_norm"][0])
     n_outputs, n_weights = trace.sizes[~is_parameter].sum(), trace.sizes[is_parameter].sum()
     itemsize = 2 if config.precision == "bf16" else 4
-    return Floor(int(2 * n_outputs * itemsize + 5 * n_weights * 4), _read_speed(accelerator))
+    at_every_step = n_outputs * itemsize + n_weights * 4
+    at_full_steps = n_outputs * itemsize + 4 * n_weights * 4
+    n_bytes = int(at_every_step + at_full_steps / DEFAULT_CADENCE)
+    return Floor(n_bytes, _read_speed(accelerator))
 
 
 def _read_speed(accelerator: Accelerator, n: int = 2**26, n_times: int = 7) -> float:

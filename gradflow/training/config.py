@@ -18,6 +18,7 @@ from gradflow.architectures import (
     stem_for,
 )
 from gradflow.files import DamagedFile, read_yaml
+from gradflow.record.schedule import DEFAULT_CADENCE
 from gradflow.training.recipes import recipe_text
 from gradflow.typed import shown, typed, typed_fields
 
@@ -50,6 +51,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "flip": (0, 1),
     "rotation": (0, 180),
     "every": (1, 10**9),
+    "cadence": (1, 10**9),
     "checkpoint_budget": (0, 1e6),
     "rivals_budget": (0, math.inf),
     "val_fraction": (1e-6, 1 - 1e-6),
@@ -154,6 +156,9 @@ class TrainConfig:
     """Record gradients, activations and updates of every layer."""
     every: int = 1
     """Record at one step in so many."""
+    cadence: int = DEFAULT_CADENCE
+    """Of the recorded steps, one in so many is full, and the first 16: what is dearer than the norm
+    of a gradient (outputs, updates, weights, Adam's moments) is measured at these; 1: at all."""
     max_overhead: str = "off"
     """Record as often as this share of the training time allows, such as 2%, instead of at every
     so many steps; the run tells what it cost."""

@@ -318,6 +318,7 @@ def _recorder(network: NetworkDir, state: TrainingState) -> Recorder | None:
         state.prepared_model,
         state.optimizer,
         every=state.config.record_schedule(),
+        cadence=state.config.cadence,
         measures=RECORDED[state.config.optimizer],
         folder=network.path,
         scaler=state.scaler,

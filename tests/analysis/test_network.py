@@ -111,6 +111,18 @@ def test_distance_travelled_does_not_depend_on_how_often_it_was_recorded() -> No
     )
 
 
+def test_distance_travelled_is_that_of_the_steps_at_which_updates_were_read() -> None:
+    """Each stands for those since the one before: so one in 8 is enough."""
+    always = moving(1, 33)
+    seldom = moving(1, 33)
+    is_read = np.isin(np.arange(33), [*range(16), 16, 24, 32])
+    for measure in ("update_norm", "weight_norm"):
+        seldom.trace.values[measure][~is_read] = np.nan
+    np.testing.assert_allclose(
+        distance_travelled(always, always.layers), distance_travelled(seldom, seldom.layers)
+    )
+
+
 def test_distance_travelled_is_unknown_where_it_was_not_recorded() -> None:
     network = TrainedNetwork("plain", 0, make_trace({"grad_norm": 1.0}))
     assert np.isnan(distance_travelled(network, network.layers)).all()

@@ -527,6 +527,19 @@ def test_a_seed_whose_weights_are_not_finite_at_the_end_takes_no_angle_of_the_ot
     np.testing.assert_array_equal(found["net"].high, [0.3, 0.4])
 
 
+def test_an_angle_is_that_of_the_last_step_at_which_it_was_due() -> None:
+    """One recorded step in 8, so that the last rows need not have it; broken weights never have."""
+    trace = trace_of_angles([0.3, 0.4])
+    trace.values["angle_from_start"] = angle = np.full((23, 2), np.nan)
+    trace = replace(trace, steps=np.arange(23))
+    angle[[0, 8, 16]] = [[0.1, 0.2], [0.2, 0.3], [0.5, 0.6]]
+    np.testing.assert_array_equal(
+        angles({"net": [trace]}, {})["angle_from_start"]["net"].mean, [0.5, 0.6]
+    )
+    angle[16] = np.nan  # due, and not finite
+    assert angles({"net": [trace]}, {}) == {}
+
+
 def test_a_layer_that_is_not_finite_is_left_out_of_titles_and_axes(report: Report) -> None:
     values = np.array([np.nan, 0.3, np.inf])
     one = Profile(("conv1", "conv2", "fc"), values, values, values)

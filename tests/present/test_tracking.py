@@ -11,7 +11,7 @@ from gradflow.analysis.profile import geometric_mean, layer_table, weight_table
 from gradflow.present.tracking import network_log
 from gradflow.present.tracking.budget import VALUES_PER_LOG, VALUES_PER_MINUTE, Budget
 from gradflow.present.tracking.network_log import NetworkLog
-from gradflow.present.tracking.rows import n_values, step_rows
+from gradflow.present.tracking.rows import layer_columns, n_values, step_rows
 from gradflow.present.tracking.running import GeometricMean, RunningTrace, ThinnedTable
 from gradflow.present.tracking.sink import LAYER, STEP
 from gradflow.record.trace import Table, Trace
@@ -20,6 +20,16 @@ from tests.present.epochs import Clock, Memory, epoch_of, trace_of
 PLENTY = 10**6
 
 # -- the rows of an epoch ----------------------------------------------------------------------
+
+
+def test_an_epoch_without_a_full_step_logs_every_layer():
+    """The norms of the weights were not read in it; a layer keeps its number."""
+    trace = trace_of([17, 18])
+    before = layer_columns(trace)
+    del trace.values["weight_norm"]
+    after = layer_columns(trace)
+    assert before.keys() == after.keys()
+    assert all(np.isfinite(column).all() for column in after.values())
 
 
 def test_a_row_holds_the_loss_each_layer_on_the_path_in_depth_order_and_the_stages() -> None:

@@ -227,7 +227,7 @@ def test_a_resumed_recording_goes_on_as_if_it_had_not_stopped(tmp_path: Path) ->
         model[1].bias[1] = -100  # a dead channel behind the ReLU
     start = copy.deepcopy(model.state_dict())
     optimizer, hand = sgd(model, 0.01), ByHand(model)
-    with Recorder(model, optimizer, measures=measures) as recorder:
+    with Recorder(model, optimizer, measures=measures, cadence=1) as recorder:
         for seed in range(20):
             train_step(hand, optimizer, seed)
     whole = recorder.trace
@@ -239,7 +239,7 @@ def test_a_resumed_recording_goes_on_as_if_it_had_not_stopped(tmp_path: Path) ->
 
     model.load_state_dict(start)
     optimizer = sgd(model, 0.01)
-    with Recorder(model, optimizer, measures=measures, folder=tmp_path) as recorder:
+    with Recorder(model, optimizer, measures=measures, cadence=1, folder=tmp_path) as recorder:
         for seed in range(12):
             optimizer.zero_grad()
             loss_of(model, seed).backward()
@@ -249,7 +249,9 @@ def test_a_resumed_recording_goes_on_as_if_it_had_not_stopped(tmp_path: Path) ->
     model = small_net(seed=7)
     model.load_state_dict(weights)
     optimizer = sgd(model, 0.01)
-    with Recorder(model, optimizer, measures=measures, folder=tmp_path, first_step=12) as recorder:
+    with Recorder(
+        model, optimizer, measures=measures, cadence=1, folder=tmp_path, first_step=12
+    ) as recorder:
         recorder.load_state_dict(state)
         for seed in range(12, 20):
             optimizer.zero_grad()

@@ -466,7 +466,7 @@ def micro_batch_trace(
 ) -> Trace:
     """Steps of K micro-batches each: (steps, K, elements) of their own gradients."""
     optimizer = sgd(model, lr=0.01)
-    with Recorder(model, optimizer, measures=NOISE_MEASURES) as recorder:
+    with Recorder(model, optimizer, measures=NOISE_MEASURES, cadence=1) as recorder:
         for step in draws:
             zero(optimizer)
             for gradient in step:
@@ -535,7 +535,7 @@ def test_output_dead_window_gives_the_planted_share() -> None:
     bias = model[1].bias.data
     bias[:3] = -10
     measures = ["output_dead_window", "output_dead_fraction"]
-    with Recorder(model, optimizer, measures=measures) as recorder:
+    with Recorder(model, optimizer, measures=measures, cadence=1) as recorder:
         for step in range(40):
             if step == 20:
                 bias[0] = 0

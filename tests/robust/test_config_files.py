@@ -20,7 +20,7 @@ OTHER: dict[str, Any] = {
     "momentum": 0.5, "label_smoothing": 0.1, "schedule": "cosine", "warmup": 2, "lr_sum": "step",
     "step_size": 7, "gamma": 0.5, "patience": 3, "min_delta": 0.5, "flip": 0.3, "rotation": 5.0,
     "intervene": "freeze(layers=1)", "device": "cpu", "precision": "bf16",
-    "channels_last": False, "log_grads": True, "every": 4, "max_overhead": "2%",
+    "channels_last": False, "log_grads": True, "every": 4, "cadence": 4, "max_overhead": "2%",
     "checkpoint_budget": 1.0, "rivals": False, "rivals_budget": 0.2, "wandb": "off",
     "project": "mine", "tensorboard": True, "out": "elsewhere",
 }  # fmt: skip

@@ -34,7 +34,7 @@ class Measure:
 ACTIVATIONS = {
     key: Measure(says, axis, log, by_kind=True)
     for key, says, axis, log in (
-        ("output_dead_window", "channels that were off over 16 recorded steps",
+        ("output_dead_window", "channels that were off at 16 measured steps in a row",
          "share of channels", False),
         ("output_dead_fraction", "channels that were off in a step", "share of channels", False),
         ("output_zero_fraction", "elements that are zero", "share of elements", False),
@@ -152,8 +152,21 @@ def angles(
             found[name] = _of_weights(of_seeds[0], at_end[name])
         elif all(measure in trace.values for trace in of_seeds):
             tables = [weight_table(trace, measure) for trace in of_seeds]
-            found[name] = _over_seeds(tables, lambda values: values[-1])
+            found[name] = _over_seeds(tables, _last_taken)
     return {measure: known} if (known := _known(found)) else {}
+
+
+def _last_taken(values: np.ndarray) -> np.ndarray:
+    """(sites,): at the last step at which it was due; NaN where it was not finite there.
+
+    It is due at the first steps and then at one in so many, so that the end of what is finite is
+    the last such step only if no longer stretch follows than was between any two.
+    """
+    taken = np.flatnonzero(np.isfinite(values).any(axis=1))
+    longest = np.diff(taken).max(initial=1)
+    if not len(taken) or len(values) - taken[-1] > longest:
+        return np.full(values.shape[1], np.nan)
+    return np.asarray(values[taken[-1]])
 
 
 def _of_weights(trace: Trace, by_seed: Sequence[Mapping[str, float]]) -> Profile:

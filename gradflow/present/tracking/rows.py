@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradflow.analysis.layers import stages_of
-from gradflow.analysis.profile import geometric_mean, weight_table
+from gradflow.analysis.profile import geometric_mean, weight_sites, weight_table
 from gradflow.present.tracking.budget import VALUES_PER_LOG
 from gradflow.record.trace import Table, Trace
 from gradflow.training.fit import Epoch
@@ -56,8 +56,8 @@ def layer_columns(trace: Trace) -> dict[str, np.ndarray]:
     Of a network with more layers than fit into a log, evenly spaced ones. A mean over a stage is
     geometric, over all its layers.
     """
-    # The norm of a weight is taken of frozen layers too, so that a layer keeps its number.
-    sites = weight_table(trace, "weight_norm").sites
+    # Of frozen layers too, so that a layer keeps its number.
+    sites = weight_sites(trace)
     layers = [site.removesuffix(".weight") for site in sites]
     weights = _columns(weight_table(trace), sites)
     outputs = _columns(trace.select("output_grad_norm"), layers)
