@@ -38,6 +38,14 @@ def is_sure_gap(gap: Sequence[float] | np.ndarray) -> bool:
     return p_beyond(gap, 0.0, "above") <= ALPHA
 
 
+def is_wide_gap(gap: Sequence[float] | np.ndarray, margin: float) -> bool:
+    """Whether mean G > `margin` by the t test: shares of a gap that luck could make are luck's.
+
+    A margin of 0 asks nothing: Fieller's interval is then infinite where the gap may be 0.
+    """
+    return margin == 0 or p_beyond(gap, margin, "above") <= ALPHA
+
+
 @dataclass(frozen=True)
 class Share:
     """What an arm takes of the gap: one number per seed for each part.
@@ -50,6 +58,7 @@ class Share:
     accused_gain: tuple[float, ...]  # by how much the arm lowers the badness of the accused
     reference_gain: tuple[float, ...]
     treats_accused: bool = True
+    margin: float = 0.0  # a gap that is not surely wider has no shares
 
     def __post_init__(self) -> None:
         if not len(self.gap) == len(self.accused_gain) == len(self.reference_gain):
@@ -68,9 +77,13 @@ class Share:
         return np.subtract(self.accused_gain, self.reference_gain)
 
     @property
+    def can_be_shared(self) -> bool:
+        return is_wide_gap(self.gap, self.margin)
+
+    @property
     def value(self) -> float:
-        """E; NaN without a gap."""
-        gap = float(np.mean(self.gap)) if self.n else 0.0
+        """E; NaN without a gap to share."""
+        gap = float(np.mean(self.gap)) if self.n and self.can_be_shared else 0.0
         return float(np.mean(self.taken)) / gap if gap else math.nan
 
     @property
@@ -91,7 +104,10 @@ class Share:
 
     @property
     def interval(self) -> Interval:
-        """Fieller's 95 % interval; infinite where the gap itself may be 0."""
+        """Fieller's 95 % interval; infinite where the gap itself may be 0, NaN where it has no
+        shares."""
+        if not self.can_be_shared:
+            return Interval(math.nan, math.nan, math.nan, math.nan, self.n)
         low, high = fieller(self.taken, np.asarray(self.gap))
         spread = float(np.std(self.per_seed, ddof=1)) if self.n > 1 else math.nan
         return Interval(self.value, low, high, spread, self.n)

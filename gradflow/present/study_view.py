@@ -170,6 +170,8 @@ def gap_lines(found: Results) -> list[str]:
             f"gap in {measure.title}: {_number(gap.mean)}{unit} (95 % {_number(gap.low)} to "
             f"{_number(gap.high)}, {gap.n} seeds{sure})"
         )
+        if not found.can_be_shared[measure.name]:
+            lines[-1] += f": not surely above {measure.margin:g}, so that it has no shares"
     return lines
 
 

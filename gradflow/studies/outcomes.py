@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradflow.analysis.network import early, mean_of_layers, third
+from gradflow.analysis.thresholds import ACCURACY_MARGIN
 from gradflow.analysis.vanishing import JUDGED_SIZES, decades
 from gradflow.studies.folder import CellDir, StudyDir
 from gradflow.studies.study import Arm, Place, Study
@@ -28,6 +29,7 @@ class Measure:
     unit: str
     sign: float  # what makes a larger number a worse one
     largest: float  # of what is possible; the smallest is 0
+    margin: float = 0.0  # the gap must surely be wider to be shared out among arms
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -40,7 +42,7 @@ class Measure:
 
 MEASURES = (
     Measure("train_loss", "training loss, recalibrated BatchNorm", "nats", 1.0, math.inf),
-    Measure("test_accuracy", "balanced test accuracy", "", -1.0, 1.0),
+    Measure("test_accuracy", "balanced test accuracy", "", -1.0, 1.0, ACCURACY_MARGIN.value),
 )
 
 

@@ -15,6 +15,7 @@ from gradflow.analysis.shares import (
     Share,
     interaction,
     is_sure_gap,
+    is_wide_gap,
     judge_shares,
 )
 from gradflow.analysis.statistics import Interval, p_beyond, p_equivalent, t_interval
@@ -105,6 +106,7 @@ class Results:
     baseline: ArmResult
     gap: Mapping[str, Interval]
     gap_is_sure: Mapping[str, bool]
+    can_be_shared: Mapping[str, bool]
     arms: tuple[ArmResult, ...]
     controls: tuple[Control, ...]
     interaction: Interaction | None
@@ -182,7 +184,8 @@ class Results:
             "reference": self.study.reference.label(),
             "seeds": list(self.study.seeds),
             "gap": {
-                name: _interval(found) | {"is_sure": self.gap_is_sure[name]}
+                name: _interval(found)
+                | {"is_sure": self.gap_is_sure[name], "can_be_shared": self.can_be_shared[name]}
                 for name, found in self.gap.items()
             },
             "arms": [_arm_json(one) for one in (self.baseline, *self.arms)],
@@ -252,6 +255,7 @@ def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None =
             for measure in MEASURES
         },
         {name: is_sure_gap(values) for name, values in gaps.items()},
+        {measure.name: is_wide_gap(gaps[measure.name], measure.margin) for measure in MEASURES},
         tuple(arms),
         tuple(controls),
         _interaction(study, arms),
@@ -311,8 +315,9 @@ def _arm_result(study: Study, outcomes: Outcomes, arm: Arm) -> ArmResult:
         ]
         gap = _gaps(study, outcomes, arm.against, seeds, measure)
         shares[measure.name] = Share(
-            tuple(gap), tuple(gain[0]), tuple(gain[1]), treats_accused="accused" in arm.networks
-        )
+            tuple(gap), tuple(gain[0]), tuple(gain[1]),
+            treats_accused="accused" in arm.networks, margin=measure.margin,
+        )  # fmt: skip
     cells = {place: [outcomes[arm.name, place, seed] for seed in seeds] for place in arm.networks}
     return ArmResult(
         arm,
@@ -421,9 +426,10 @@ def _judged(
             [one.moved for one in candidates],
             [
                 why or why_missing(study, one.arm, failed) or _unsound(one, controls)
+                or _unshared(one, measure)
                 for one, why in zip(candidates, blind, strict=True)
             ],
-        )
+        )  # fmt: skip
         for one, what in zip(candidates, found, strict=True):
             judged[one.arm.name][measure.name] = what
     return [replace(one, judged=judged[one.arm.name]) for one in arms]
@@ -439,6 +445,11 @@ def _unsound(one: ArmResult, controls: Sequence[Control]) -> str:
         measure.title for measure in MEASURES if not is_sure_gap(one.shares[measure.name].gap)
     ]
     return f"the gap in {' and '.join(open_gaps)} is not surely above zero" if open_gaps else ""
+
+
+def _unshared(one: ArmResult, measure: Measure) -> str:
+    wide = one.shares[measure.name].can_be_shared
+    return "" if wide else f"the gap in {measure.title} is not surely above {measure.margin:g}"
 
 
 def _deaf_controls(one: ArmResult, controls: Sequence[Control]) -> str:

@@ -149,7 +149,7 @@ class Tuned:
     place: Place
     name: str  # of the field
     value: Any
-    tried: tuple[tuple[Any, float | None], ...]  # value, training loss; None where it diverged
+    tried: tuple[tuple[Any, float | None], ...]  # value, validation loss; None where it diverged
 
     @property
     def is_at_an_end(self) -> bool:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from gradflow.studies.folder import CellDir, StudyDir
-from gradflow.studies.outcomes import training_loss
 from gradflow.studies.study import Cell, Study, Tuned
 
 
@@ -17,10 +16,10 @@ def open_trials(study: Study, folder: StudyDir) -> list[Cell]:
 
 
 def choose(study: Study, folder: StudyDir) -> list[Tuned]:
-    """For each network whose trials have all ended: the value with the lowest training loss.
+    """For each network whose trials have all ended: the value with the lowest validation loss.
 
-    That is the outcome by which the study judges (clean images, BatchNorm recalibrated), so that
-    each network is compared at its best. None is chosen where every value diverged.
+    That of the last epoch, as a person would choose it: by the training loss a trial would choose
+    the value that fits its own images best. None is chosen where every value diverged.
     """
     by_network: dict[tuple[str, str], list[Cell]] = {}
     for trial in open_trials(study, folder):
@@ -28,7 +27,7 @@ def choose(study: Study, folder: StudyDir) -> list[Tuned]:
     found = []
     for trials in by_network.values():
         if all(CellDir(one.folder).is_done for one in trials):
-            losses = [_training_loss(CellDir(one.folder)) for one in trials]
+            losses = [_validation_loss(CellDir(one.folder)) for one in trials]
             found += _best(study, trials, losses)
     return found
 
@@ -43,7 +42,9 @@ def _best(study: Study, trials: Sequence[Cell], losses: Sequence[float | None]) 
     return [Tuned(arm.name, place, name, value, tuple(zip(values, losses, strict=True)))]
 
 
-def _training_loss(folder: CellDir) -> float | None:
-    """Of a trial that is done; None where it diverged."""
+def _validation_loss(folder: CellDir) -> float | None:
+    """Of a trial that is done, in nats; None where it diverged."""
     network = folder.network()
-    return None if network is None else training_loss(network.evaluation())
+    if network is None or not network.is_finished:
+        return None
+    return float(network.history()[-1]["val_loss"])

@@ -1,6 +1,7 @@
 """The analysis of a study, on outcomes whose truth is known."""
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -91,6 +92,26 @@ def test_shares_are_those_that_were_planted() -> None:
         assert arms[name].shares["train_loss"].value == pytest.approx(share, abs=1e-9), name
         assert arms[name].shares["test_accuracy"].value == pytest.approx(share, abs=1e-9), name
     assert [one.arm.name for one in found.strongest] == ["weak-skip", "constant", "restored"]
+
+
+@pytest.mark.parametrize(("gap", "can_be_shared"), [(0.045, False), (0.2, True)])
+def test_a_gap_in_accuracy_that_luck_could_make_has_no_shares(
+    gap: float, can_be_shared: bool
+) -> None:
+    """The accuracy here is 1 less half of the loss, so that a loss gap of 0.4 is one of 0.2."""
+    losses = {**LOSSES, "baseline": (1.0 + 2 * gap, 1.0), "constant": (0.8 + gap, 0.8)}
+    found = results(study(), outcomes(losses))
+    constant = by_name(found)["constant"]
+    share = constant.shares["test_accuracy"]
+    assert found.can_be_shared == {"train_loss": True, "test_accuracy": can_be_shared}
+    assert found.gap_is_sure["test_accuracy"]
+    assert math.isfinite(share.value) == math.isfinite(share.interval.low) == can_be_shared
+    assert (constant.judged["test_accuracy"].status == "contributor") == can_be_shared
+    assert ("not surely above 0.05" in constant.judged["test_accuracy"].why) != can_be_shared
+    assert constant.primary is not None
+    assert constant.primary.status == "contributor", "the training loss decides"
+    written = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert written["gap"]["test_accuracy"]["can_be_shared"] == can_be_shared
 
 
 def test_what_each_arm_is() -> None:
