@@ -59,6 +59,10 @@ def runs(tmp_path: Path) -> list[str]:
 def test_a_letter_for_loops_of_ones_own(runs: list[str], tmp_path: Path, capsys: Capture) -> None:
     picture = tmp_path / "v.png"
     assert main(["diagnose", *runs, "-o", str(picture)]) == 0
+    brief = capsys.readouterr().out.splitlines()
+    assert len(brief) <= 10
+    assert brief[1].startswith("Answer   present, cause not tested")
+    assert main(["diagnose", *runs, "--full", "-o", str(picture)]) == 0
     out = capsys.readouterr().out
     assert "Do the gradients of sigmoid vanish" in out
     assert "Verdict  present, cause not tested" in out

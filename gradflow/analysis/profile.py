@@ -98,14 +98,18 @@ def _sizes(trace: Trace, sites: Sequence[str]) -> np.ndarray:
 
 
 def weight_sites(trace: Trace) -> tuple[str, ...]:
-    """The weights on the longest path, whatever was measured of them."""
+    """The weights on the longest path, the classifier's too, whatever was measured of them."""
     return tuple(layer.weight for layer in next(iter(paths(trace)), ()))
 
 
 def weight_table(trace: Trace, measure: str = "grad_norm") -> Table:
-    """`measure` of the weights on the longest path where it was taken, steps × layers."""
+    """`measure` of the weights on the longest path where it was taken, steps × layers.
+
+    Without the classifier, so that every picture by depth counts the same layers.
+    """
     taken = set(trace.select(measure).sites)
-    sites = tuple(site for site in weight_sites(trace) if site in taken)
+    path = body(next(iter(paths(trace)), ()))
+    sites = tuple(layer.weight for layer in path if layer.weight in taken)
     return Table(trace.steps, sites, columns(trace, measure, sites))
 
 

@@ -145,11 +145,9 @@ def _numbers(verdict: "Verdict") -> str:
 
 def _gap_sentence(verdict: "Verdict") -> str:
     case = verdict.case
-    if not case.reference:
-        return "There is no reference network, so nothing is said of a gap."
     if not verdict.gap:
-        return "How well the networks do was not given, so nothing is said of a gap."
-    numbers = [_worse_by(one) for one in verdict.gap]
+        return ""
+    numbers = [worse_by(one) for one in verdict.gap]
     state = {
         "yes": "There is a gap to explain",
         "no": f"There is no gap beyond the margins of {at.LOSS_MARGIN.value:g} nats and "
@@ -201,7 +199,8 @@ def lacks_seeds(verdict: "Verdict") -> bool:
     )
 
 
-def _worse_by(gap: Evidence) -> str:
+def worse_by(gap: Evidence) -> str:
+    """How much worse, or better, the accused network does, with the interval over seeds."""
     found, words = gap.interval, GAP_WORDS[gap.name]
     unit = f" {gap.unit}" if gap.unit else ""
     ends = (found.low, found.high) if found.mean >= 0 else (-found.high, -found.low)
@@ -234,7 +233,7 @@ def next_steps(verdict: "Verdict") -> tuple[str, ...]:
     unmeasured = [rival.key for rival in verdict.rivals if rival.needs_weights]
     if unmeasured:
         how = MEASURE[verdict.case.source]
-        steps.append(f"Not fully measured: {', '.join(unmeasured)}; {how}.")
+        steps.append(f"Measure the rest of {', '.join(unmeasured)}; {how}.")
     return tuple(steps)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from gradflow.analysis import thresholds as at
+from gradflow.analysis.brief import brief, title
 from gradflow.analysis.case import Case
 from gradflow.analysis.findings import Evidence, Finding, Status, decide
 from gradflow.analysis.network import TrainedNetwork
@@ -60,9 +61,9 @@ class Instrument(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
-    """The answer with its evidence. `sentences` are for people, `to_json` for programs."""
+    """The answer with its evidence. `print` gives it in ten lines, `to_json` all for programs."""
 
     outcome: Outcome
     case: Case
@@ -81,6 +82,12 @@ class Verdict:
     def has(self, label: Direction) -> bool:
         """Whether the early gradients do: decided over seeds, or as measured with few."""
         return direction(self.case) == label
+
+    def __str__(self) -> str:
+        return brief(self)
+
+    def __repr__(self) -> str:
+        return f"<Verdict {self.outcome}: {title(self)}>"
 
     def _repr_html_(self) -> str:
         return verdict_html(self, OUTCOMES[self.outcome])

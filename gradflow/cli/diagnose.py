@@ -10,7 +10,8 @@ from gradflow.cli.options import JUDGED, OK, Flag, Output
 from gradflow.files import held
 
 if TYPE_CHECKING:
-    from gradflow.studies import StudyDir
+    from gradflow.analysis.verdict import Verdict
+    from gradflow.studies import Results, StudyDir
 
 
 def diagnose(
@@ -18,6 +19,7 @@ def diagnose(
     accused: str | None = None,
     reference: str | None = None,
     measure: Flag = False,
+    full: Flag = False,
     fail_on: Literal["vanishing", "exploding"] | None = None,
     output: Output = None,
     json: Flag = False,
@@ -36,6 +38,8 @@ def diagnose(
         The network to compare it with; by default the other one.
     measure
         First measure the rival explanations where that was not done, from the kept weights.
+    full
+        All of it: profiles by depth, every link and rival with its evidence, the study's arms.
     fail_on
         Exit with 3 if the gradients do that early in training.
     output
@@ -48,7 +52,7 @@ def diagnose(
 
     runs = runs or (newest_run(),)
     output = runs[0] / "figures" / "verdict.png" if output is None else picture_path(output)
-    study = _study_among(runs)
+    study, found = _study_among(runs), None
     if study is not None:
         if accused is not None or reference is not None:
             raise ValueError(
@@ -70,18 +74,26 @@ def diagnose(
         show_json(verdict.to_json())
     else:
         from gradflow.present.figures import save_verdict_figure
-        from gradflow.present.letter import verdict_view
-        from gradflow.present.terminal_plot import can_show_braille
 
         picture = save_verdict_figure(verdict, output)
-        braille = can_show_braille(sys.stdout.encoding)
-        show(verdict_view(verdict, braille=braille))
-        if study is not None:
-            from gradflow.present.study_view import results_view
-
-            show("\nStudy", results_view(found))
-        show(f"\npicture  {picture}")
+        if full:
+            _show_all(verdict, found)
+            show(f"\npicture  {picture}")
+        else:
+            show(str(verdict), f"More     add --full; picture {picture}")
     return JUDGED if fail_on is not None and verdict.has(fail_on) else OK
+
+
+def _show_all(verdict: "Verdict", found: "Results | None") -> None:
+    """The letter of a verdict, and what the study found, if there is one."""
+    from gradflow.present.letter import verdict_view
+    from gradflow.present.terminal_plot import can_show_braille
+
+    show(verdict_view(verdict, braille=can_show_braille(sys.stdout.encoding)))
+    if found is not None:
+        from gradflow.present.study_view import results_view
+
+        show("\nStudy", results_view(found))
 
 
 def _study_among(runs: Sequence[Path]) -> "StudyDir | None":

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from gradflow.analysis import DepthProfile, depth_profile, weight_table
+from gradflow.analysis import DepthProfile, depth_profile, geometric_mean, weight_table
 from gradflow.analysis.numerals import plain
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.statistics import mean_and_range
 from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades
 from gradflow.analysis.verdict import Verdict
 from gradflow.present import plots
+from gradflow.record.measures import DERIVED, MEASURES
+from gradflow.record.trace import Trace
 from gradflow.training.rundir import NetworkDir, RunDir
 from gradflow.training.short_batches import of_run, without_short
 
@@ -54,6 +56,26 @@ def _save_profiles(run: RunDir, profiles: Mapping[NetworkDir, DepthProfile]) -> 
     title = "Gradient norm from input to output, geometric mean over training"
     ax = plots.profile_bands_plot(bands, plots.GRAD_NORM, title)
     plots.save(plots.figure_of(ax), run.figures / "depth_profile.png")
+
+
+def plot_trace(trace: Trace, measure: str, ax: plots.Axes | None = None) -> plots.Axes:
+    """A measure by depth at the first and the last recorded step, and its mean over all of them."""
+    table = trace.select(measure)
+    on_path = weight_table(trace, measure)
+    table = on_path if on_path.sites else table
+    if not table.values.size:
+        raise ValueError(f"Expected records of {measure}, but this trace has none.")
+    lines = {
+        f"step {table.steps[0]}": table.values[0],
+        f"step {table.steps[-1]}": table.values[-1],
+        "geometric mean over steps": geometric_mean(table.values),
+    }
+    meaning = MEASURES.get(measure) or DERIVED[measure]
+    label = f"{measure} ({meaning.unit})"
+    ax = plots.depth_profile_plot({one: (table.sites, v) for one, v in lines.items()}, label, ax)
+    if measure.endswith("fraction"):
+        ax.set_yscale("linear")
+    return ax
 
 
 def save_verdict_figure(verdict: Verdict, path: Path) -> Path:

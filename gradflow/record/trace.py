@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradflow.files import DamagedFile, drop_unfinished, read_json, whole, write_text
+from gradflow.lazy import lazy
 from gradflow.record.measures import DERIVED, MEASURES
-from gradflow.record.notebook import trace_html
 from gradflow.typed import typed
 
 if TYPE_CHECKING:
@@ -26,11 +26,16 @@ FEEDS = "gradflow.feeds"  # beside the columns of a Parquet file
 KEYS = ("step", "site", "kind", "size")  # the columns that are not measures
 
 
+# What shows a trace knows more than what records it, and is looked up when it is asked for.
+_shown = lazy(
+    "gradflow", {"analysis.notebook": ("trace_html",), "present.figures": ("plot_trace",)}
+)
+
 # In the order in which a step meets them.
 NONFINITE = ("output_nonfinite", "output_grad_nonfinite", "grad_nonfinite")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace:
     """Measures by step and site.
 
@@ -71,8 +76,24 @@ class Trace:
     def __len__(self) -> int:
         return len(self.steps)
 
+    def __repr__(self) -> str:
+        steps = f" from {self.steps[0]} to {self.steps[-1]}" if len(self) else ""
+        return (
+            f"<Trace of {len(self)} steps{steps}: {len(self.sites)} sites, "
+            f"{len(self.values)} measures>"
+        )
+
     def _repr_html_(self) -> str:
-        return trace_html(self)
+        return str(_shown("trace_html")(self))
+
+    def plot(self, measure: str = "grad_norm", ax: Any = None) -> Any:
+        """One measure by depth, at the first and the last recorded step and over all of them.
+
+        Where it was taken at the weights, of the layers on the longest path without the last; else
+        of every site that it was taken at. Returns the matplotlib Axes, `ax` where it is given.
+        Raises KeyError for another measure, ValueError where it was taken nowhere.
+        """
+        return _shown("plot_trace")(self, measure, ax)
 
     @property
     def measures(self) -> tuple[str, ...]:

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from gradflow.record.notebook import card, depth_svg, profile_rows, trace_profile
+from gradflow.analysis.notebook import gradient_profile, profile_rows, profiles_svg
+from gradflow.analysis.profile import DepthProfile
+from gradflow.record.notebook import card
 from gradflow.record.trace import load_parts
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def network_html(network: "NetworkDir") -> str:
         *_accuracies(network),
         *profile_rows(profile),
     ]
-    return card(f"Network {network.name}", rows, depth_svg({network.name: profile}, TITLE))
+    return card(f"Network {network.name}", rows, profiles_svg({network.name: profile}, TITLE))
 
 
 def run_html(run: "RunDir") -> str:
@@ -41,7 +43,7 @@ def run_html(run: "RunDir") -> str:
     ]
     first = [one for one in networks if one.seed == networks[0].seed]
     profiles = {one.name: _profile(one) for one in first}
-    return card(f"Run {run.path.name}", rows, depth_svg(profiles, TITLE))
+    return card(f"Run {run.path.name}", rows, profiles_svg(profiles, TITLE))
 
 
 def _in_short(network: "NetworkDir") -> str:
@@ -66,10 +68,11 @@ def _accuracies(network: "NetworkDir") -> list[tuple[str, str]]:
     return _attempt(read, [])
 
 
-def _profile(network: "NetworkDir") -> np.ndarray:
+def _profile(network: "NetworkDir") -> DepthProfile:
     """log10 by layer; empty where nothing was recorded."""
     return _attempt(
-        lambda: trace_profile(load_parts(network.path, measures=["grad_norm"]))[1], np.empty(0)
+        lambda: gradient_profile(load_parts(network.path, measures=["grad_norm"])),
+        DepthProfile("grad_norm", (), np.empty(0)),
     )
 
 

@@ -47,13 +47,13 @@ class Page(HTMLParser):
 
 
 def test_a_trace_shows_its_numbers_and_a_dot_for_every_layer() -> None:
-    trace = make_trace({"grad_norm": [1, 1, 1, 1, 1, 1, 1, 1, 1, 100.0]}, n_steps=20)
+    trace = make_trace({"grad_norm": [1, 1, 1, 1, 1, 1, 1, 1, 100.0, 7]}, n_steps=20)
     page = Page(trace._repr_html_())
     assert "20, from 0 to 19" in page.cells
     assert str(len(trace.sites)) in page.cells
     assert "0.01×" in page.cells
-    assert {"100", "1"} <= set(page.cells)
-    assert page.tags.count("circle") == 10
+    assert {"100", "1", "1 conv1", "layer2.1.conv2 9", "layer2.1.conv2: 100"} <= set(page.cells)
+    assert page.tags.count("circle") == 9
 
 
 @pytest.mark.parametrize("tables", [{}, {"grad_norm": np.nan}, {"grad_norm": 0.0}])
@@ -70,7 +70,7 @@ def test_one_layer_is_one_dot() -> None:
 
 
 def test_a_gap_in_a_profile_breaks_its_line() -> None:
-    html = depth_svg({"a": np.array([0.0, 1.0, np.nan, 1.0])}, "t")
+    html = depth_svg({"a": np.array([0.0, 1.0, np.nan, 1.0])}, "t", {"a": tuple("wxyz")})
     line = [value for name, value in Page(html).attributes if name == "d"][1]
     assert line is not None
     assert line.count("M") == 2
@@ -129,8 +129,8 @@ def test_a_finished_network_shows_its_accuracies_and_its_profile(tmp_path: Path)
     network.save_evaluation(
         {which: evaluated(share) for which, share in shares.items()} | {"published": None}
     )
-    trace = make_trace({"grad_norm": [1, 1, 1, 1, 1, 1, 1, 1, 1, 100.0]}, n_steps=2)
+    trace = make_trace({"grad_norm": [1, 1, 1, 1, 1, 1, 1, 1, 100.0, 7]}, n_steps=2)
     trace.save_part(tmp_path / "records")
     page = Page(network._repr_html_())
     assert {"87.5%", "50.0%", "0.01×", "finished, 2 epochs"} <= set(page.cells)
-    assert page.tags.count("circle") == 10
+    assert page.tags.count("circle") == 9

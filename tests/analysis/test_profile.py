@@ -22,15 +22,15 @@ def trace(
 
 def test_profile_is_the_geometric_mean_of_the_weights_on_the_path() -> None:
     profile = depth_profile(trace([[1, 9, 9, 10, 2], [100, 9, 9, 1000, 8]]))
-    assert profile.sites == ("conv1.weight", "conv2.weight", "fc.weight")
-    assert profile.values == pytest.approx([10, 100, 4])
+    assert profile.sites == ("conv1.weight", "conv2.weight")
+    assert profile.values == pytest.approx([10, 100])
 
 
 def test_zero_and_nonfinite_steps_are_left_out_of_the_mean() -> None:
     nan, inf = float("nan"), float("inf")
-    profile = depth_profile(trace([[0, 1, 1, nan, 0], [5, 1, 1, 3, 0], [inf, 1, 1, 3, 0]]))
-    assert profile.values[:2] == pytest.approx([5, 3])
-    assert np.isnan(profile.values[2])
+    profile = depth_profile(trace([[0, 1, 1, 0, 0], [5, 1, 1, nan, 3], [inf, 1, 1, 0, 3]]))
+    assert profile.values[0] == pytest.approx(5)
+    assert np.isnan(profile.values[1])
 
 
 def test_ratio_compares_convolutions_and_is_below_one_where_the_gradient_vanishes() -> None:
@@ -48,7 +48,7 @@ def test_ratio_of_a_network_without_convolutions() -> None:
 
 def test_weight_table_keeps_the_steps() -> None:
     table = weight_table(trace([[1, 1, 1, 2, 3], [4, 1, 1, 5, 6]]))
-    np.testing.assert_array_equal(table.values, [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_array_equal(table.values, [[1, 2], [4, 5]])
 
 
 def test_the_three_sizes_of_a_gradient() -> None:

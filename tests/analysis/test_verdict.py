@@ -251,7 +251,8 @@ def test_without_a_reference_there_is_no_gap_and_there_are_no_rivals() -> None:
     assert statuses(verdict) == ["yes"] * 4
     assert (verdict.gap, verdict.gap_status, verdict.rivals) == ((), "not measured", ())
     assert verdict.to_json()["reference"] is None
-    assert "no reference network" in verdict.sentences[-1]
+    assert not any("gap" in sentence for sentence in verdict.sentences[1:])
+    assert "Gap" not in str(verdict)
     assert judge_case(make_case(vanishing())).outcome == "present, cause not tested"
     assert judge_case(make_case({"delta": 2})).outcome == "refuted"
     assert judge_case(make_case({"delta": 0})).outcome == "refuted"
@@ -373,7 +374,7 @@ def test_consistent_rivals_come_first_and_are_named_as_leads() -> None:
     assert verdict.rivals[0].key == "H9"
     assert verdict.rivals[0].status == "yes"
     assert any("rank collapse (H9)" in step for step in verdict.next_steps)
-    unmeasured = next(step for step in verdict.next_steps if step.startswith("Not fully measured"))
+    unmeasured = next(step for step in verdict.next_steps if step.startswith("Measure the rest"))
     assert "H9" not in unmeasured
     assert "H4" in unmeasured
 

@@ -37,6 +37,16 @@ def test_the_letter_reads_as_it_did(verdict: Verdict, braille: bool) -> None:
     )
 
 
+def test_the_ten_lines_read_as_they_did(verdict: Verdict) -> None:
+    few = judge_case(make_case({"delta": -3.0}, {"delta": 0.0}, n_seeds=3))
+    alone = judge_case(make_case({"delta": 0.0}))
+    for one in (verdict, few, alone):
+        assert len(str(one).splitlines()) <= 9  # `diagnose` adds one for --full and the picture
+        assert max(map(len, str(one).splitlines())) <= 160
+    check_golden("brief.txt", "\n\n".join(map(str, (verdict, few, alone))) + "\n")
+    assert repr(few) == "<Verdict undetermined: plain against residual, 3 seeds of each>"
+
+
 def test_what_report_prints_reads_as_it_did(verdict: Verdict) -> None:
     case = verdict.case
     report = Report(

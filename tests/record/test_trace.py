@@ -14,6 +14,7 @@ from gradflow.record.trace import (
     load_skipped_steps,
     save_skipped_steps,
 )
+from tests.analysis.traces import make_trace
 
 
 def trace(steps=(0, 1, 2), sites=("b", "a.weight", "a"), start: float = 0.0) -> Trace:
@@ -293,3 +294,14 @@ def test_a_trace_of_an_older_version_loads() -> None:
     )
     assert old.measures[-1] == "output_zero_fraction_se"
     assert old.nonfinite() == []
+
+
+def test_a_trace_says_in_one_line_what_it_is_and_draws_itself() -> None:
+    trace = make_trace({"grad_norm": [1.0, 2.0], "output_zero_fraction": 0.5}, ["conv1", "conv2"])
+    assert repr(trace) == "<Trace of 20 steps from 0 to 19: 10 sites, 2 measures>"
+    assert repr(Trace.concat([])) == "<Trace of 0 steps: 0 sites, 0 measures>"
+    drawn = trace.plot()
+    assert [line.get_label() for line in drawn.lines][:2] == ["step 0", "step 19"]
+    assert list(drawn.lines[0].get_ydata()) == [1.0, 2.0]
+    with pytest.raises(KeyError, match="Expected a measure of"):
+        trace.plot("loss")

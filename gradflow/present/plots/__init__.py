@@ -1,5 +1,7 @@
 """Plots: arrays in, Axes out. They draw and never compute."""
 
+from matplotlib.axes import Axes
+
 from gradflow.present.plots.classes import (
     confusion_plot,
     interval_plot,
@@ -51,6 +53,7 @@ __all__ = [
     "MAX_COLUMNS",
     "NO_VALUE",
     "STYLES",
+    "Axes",
     "ByClass",
     "ClassMaps",
     "Figure",

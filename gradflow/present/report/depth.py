@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradflow.analysis.layers import main_path
+from gradflow.analysis.layers import body, main_path
 from gradflow.analysis.network import TrainedNetwork, distance_travelled
 from gradflow.analysis.profile import (
     GRADIENT_SIZES,
@@ -170,8 +170,8 @@ def _last_taken(values: np.ndarray) -> np.ndarray:
 
 
 def _of_weights(trace: Trace, by_seed: Sequence[Mapping[str, float]]) -> Profile:
-    """Of numbers by weight, one mapping per seed, those on the path."""
-    path = main_path(trace)
+    """Of numbers by weight, one mapping per seed, those on the path without the classifier."""
+    path = body(main_path(trace))
     values = np.array([[one.get(layer.weight, np.nan) for layer in path] for one in by_seed])
     return Profile(tuple(layer.name for layer in path), *mean_and_range(values))
 

@@ -59,7 +59,7 @@ def layer_columns(trace: Trace) -> dict[str, np.ndarray]:
     # Of frozen layers too, so that a layer keeps its number.
     sites = weight_sites(trace)
     layers = [site.removesuffix(".weight") for site in sites]
-    weights = _columns(weight_table(trace), sites)
+    weights = _columns(trace.select("grad_norm"), sites)
     outputs = _columns(trace.select("output_grad_norm"), layers)
     stages = _stages(layers)
     most = (VALUES_PER_LOG - 2 - 2 * len(stages)) // 2

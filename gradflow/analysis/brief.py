@@ -1,0 +1,154 @@
+"""A verdict in at most ten lines: the answer, its numbers, where it happens, what to do next."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradflow.analysis import thresholds as at
+from gradflow.analysis.network import early
+from gradflow.analysis.numerals import plain
+from gradflow.analysis.outcome import OUTCOMES
+from gradflow.analysis.profile import GRADIENT_SIZES, layer_table, typical
+from gradflow.analysis.rates import Rate
+from gradflow.analysis.sentences import SEEDS, SIZE_WORDS, worse_by
+from gradflow.analysis.statistics import enough_seeds
+from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades
+
+if TYPE_CHECKING:
+    from gradflow.analysis.verdict import Verdict
+
+INDENT = 9  # characters before what a line says
+
+
+def brief(verdict: "Verdict") -> str:
+    """What `gradflow diagnose` prints and `str(verdict)` is."""
+    return "\n".join(f"{name:<{INDENT}}{said}" for name, said in _lines(verdict) if said)
+
+
+def title(verdict: "Verdict") -> str:
+    """Which networks, over how many seeds."""
+    case = verdict.case
+    seeds = f"{len(case.seeds)} seed{'s' if len(case.seeds) > 1 else ''}"
+    if not case.reference:
+        return f"{case.name}, {seeds}"
+    return f"{case.name} against {case.reference_name}, {seeds} of each"
+
+
+def _lines(verdict: "Verdict") -> Iterator[tuple[str, str]]:
+    yield "Asked", f"do the gradients vanish towards the input? {title(verdict)}"
+    yield "Answer", f"{verdict.outcome}: {OUTCOMES[verdict.outcome]}"
+    for size in JUDGED_SIZES:
+        yield GRADIENT_SIZES[size].symbol, _size(verdict, size)
+    yield "Gap", _gap(verdict)
+    yield "Where", where(verdict)
+    yield "Open", _open(verdict)
+    yield "Rivals", _rivals(verdict)
+    yield "Next", _next(verdict)
+
+
+def _size(verdict: "Verdict", size: str) -> str:
+    """Times, from the last to the first layer, with the interval over seeds."""
+    found = early_decades(verdict.case, size)
+    if not found.n:
+        return ""
+    change = "larger" if found.mean > 0 else "smaller"
+    ends = sorted((10 ** abs(found.low), 10 ** abs(found.high)))
+    # An interval on both sides of "no change" cannot be said in times larger or smaller.
+    spread = f"95 % {found.low:+.2f} to {found.high:+.2f} decades; "
+    if found.low * found.high > 0:
+        spread = f"95 % {plain(ends[0])} to {plain(ends[1])}; "
+    limit = plain(10**at.VANISHING_DECADES.value)
+    return (
+        f"{SIZE_WORDS[size]}: {plain(10 ** abs(found.mean))} times {change} at the first layer "
+        f"than at the last ({spread if found.n > 1 else ''}vanishing: {limit} smaller)"
+    )
+
+
+def _gap(verdict: "Verdict") -> str:
+    """How much worse the accused does; nothing where that is not known."""
+    parts = ", ".join(map(worse_by, verdict.gap))
+    return f"{verdict.case.name} is {parts}" if parts else ""
+
+
+def where(verdict: "Verdict") -> str:
+    """The layer where it happens, early in training, over the seeds of the accused network."""
+    case = verdict.case
+    for one in case.accused:
+        if bad := one.trace.nonfinite():
+            return f"NaN or inf first at {bad[0].site}, step {bad[0].first_step}, seed {one.seed}"
+    layers = case.accused[0].layers
+    for size in JUDGED_SIZES:
+        try:
+            of_seeds = [
+                typical(layer_table(one.trace, size, one.layers).values[early(one)])
+                for one in case.accused
+            ]
+        except KeyError:  # not recorded
+            continue
+        return _place(Rate(typical(np.array(of_seeds))), [layer.name for layer in layers], size)
+    return ""
+
+
+def _place(rate: Rate, names: list[str], size: str) -> str:
+    symbol, n = GRADIENT_SIZES[size].symbol, len(names)
+
+    def named(index: int) -> str:
+        return f"{names[index]}, layer {index + 1} of {n}"
+
+    if 0 < rate.n_without < n:
+        return f"no gradient at all up to {named(rate.n_without - 1)}"
+    known = np.flatnonzero(np.isfinite(rate.values) & (rate.values > 0))
+    if len(known) < 2:
+        return ""
+    change = np.log10(rate.values[known] / rate.values[known[-1]])
+    limit = at.VANISHING_DECADES.value
+    if rate.label not in ("vanishing", "exploding"):
+        least = int(known[change.argmin()])
+        return f"nowhere by that much: {symbol} is smallest at {named(least)}"
+    is_past = change < -limit if rate.label == "vanishing" else change > limit
+    first = int(known[is_past].max())
+    side = "a tenth of" if rate.label == "vanishing" else "ten times"
+    said = f"{symbol} passes {side} the last layer's at {named(first)}"
+    drop = rate.drop
+    if rate.label == "exploding" or drop is None:
+        return said
+    if 3 * drop.decades > rate.decades:
+        return f"{said}, in steps of at most {plain(10**-drop.decades, 2)} times"
+    return f"{said}; {plain(10**-drop.decades, 2)} times of it at {named(drop.index)} alone"
+
+
+def _open(verdict: "Verdict") -> str:
+    """Why it is undetermined, with the corrected p of what did not decide."""
+    if verdict.outcome != "undetermined":
+        return ""
+    n = len(verdict.case.seeds)
+    if not enough_seeds(n):
+        return f"{n} seed{'s' if n > 1 else ''}: they describe; a claim needs {SEEDS}"
+    undecided = [one for one in verdict.links if one.status == "undetermined"]
+    tests = [
+        f"{one.title}: corrected p = {plain(min(one.p_for, one.p_against), 2)}" for one in undecided
+    ]
+    if not verdict.case.reference:
+        tests.append("no second network to compare with")
+    return "; ".join([f"{n} seeds", *(tests or ["whether there is a gap"])])
+
+
+def _rivals(verdict: "Verdict") -> str:
+    """Which explanations of the gap the data are consistent with, and how many they are not."""
+    if not verdict.rivals:
+        return ""
+    of = {status: [one for one in verdict.rivals if one.status == status]
+          for status in ("yes", "no", "undetermined", "not measured")}  # fmt: skip
+    shown = ", ".join(f"{one.title} ({one.key})" for one in of["yes"]) or "none"
+    counts = [f"{len(found)} {words}" for status, words in
+              (("no", "ruled out"), ("undetermined", "open"), ("not measured", "not measured"))
+              if (found := of[status])]  # fmt: skip
+    return f"consistent with the gap: {shown}; {', '.join(counts)}"
+
+
+def _next(verdict: "Verdict") -> str:
+    """The first step, without its reason."""
+    if not verdict.next_steps:
+        return ""
+    return verdict.next_steps[0].split(": ")[0].split(". ")[0].rstrip(".")
