@@ -36,7 +36,8 @@ def title(verdict: "Verdict") -> str:
 
 
 def _lines(verdict: "Verdict") -> Iterator[tuple[str, str]]:
-    yield "Asked", f"do the gradients vanish towards the input? {title(verdict)}"
+    changed = f". {verdict.case.changed}" if verdict.case.changed else ""
+    yield "Asked", f"do the gradients vanish towards the input? {title(verdict)}{changed}"
     yield "Answer", f"{verdict.outcome}: {OUTCOMES[verdict.outcome]}"
     for size in JUDGED_SIZES:
         yield GRADIENT_SIZES[size].symbol, _size(verdict, size)
