@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradflow.analysis.layers import stages_of
-from gradflow.analysis.profile import geometric_mean, weight_sites, weight_table
+from gradflow.analysis.profile import geometric_mean, weight_sites
 from gradflow.present.tracking.budget import VALUES_PER_LOG
 from gradflow.record.trace import Table, Trace
 from gradflow.training.fit import Epoch
