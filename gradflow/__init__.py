@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from gradflow.lazy import lazy
+from gradflow.version import VERSION
 
 if TYPE_CHECKING:
     from gradflow.examine.initial import check
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from gradflow.record import MaxOverhead, Recorder, Trace, every
     from gradflow.training.diagnosis import judge
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "MaxOverhead",

@@ -13,6 +13,7 @@ PACKAGE = Path(gradflow.__file__).parent
 
 # A part may import the parts to its left.
 ORDER = [
+    "version",
     "typed",
     "files",
     "lazy",
@@ -68,6 +69,10 @@ OWNERS = {
     "filelock": {"files.py"},
 }
 
+FILES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
 MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")
 )
@@ -102,6 +107,35 @@ def test_imports_point_one_way_and_heavy_libraries_have_one_owner(path: Path) ->
             assert root != "gradflow" or theirs in ("record", "files", "typed", "lazy"), (
                 f"{here} imports {name}"
             )
+
+
+def needs(path: Path) -> set[str]:
+    """The modules that a file imports, now or when it comes to it; not what it names for types."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in FILES else str(node.module) for name in names}
+    return found & set(FILES)
+
+
+def circle(graph: dict[str, set[str]]) -> tuple[str, ...]:
+    """One in the graph, or none: what is left when all that need nothing that is left are gone."""
+    left = dict(graph)
+    while done := {name for name, others in left.items() if not others & set(left)}:
+        left = {name: others for name, others in left.items() if name not in done}
+    return tuple(sorted(left))
+
+
+def test_no_module_needs_one_that_needs_it() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": set()}) == ("a", "b", "c")
+    assert not circle({name: needs(path) - {name} for name, path in FILES.items()})
 
 
 def loaded_by(statement: str) -> set[str]:

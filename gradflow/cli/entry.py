@@ -11,7 +11,6 @@ import cyclopts
 from cyclopts import App, Token
 from rich.console import Console
 
-from gradflow import __version__
 from gradflow.cli.bench import bench
 from gradflow.cli.check import check
 from gradflow.cli.console import stderr
@@ -26,6 +25,7 @@ from gradflow.cli.train import train
 from gradflow.present.visible import visible
 from gradflow.training.config import TrainConfig
 from gradflow.training.recipes import RECIPES
+from gradflow.version import VERSION
 
 COMMANDS = (
     train, data, saliency, check, diagnose, compare, report, study, wandb_panels, bench,
@@ -33,7 +33,7 @@ COMMANDS = (
 
 app = App(
     name="gradflow",
-    version=__version__,
+    version=VERSION,
     help="Measure, layer by layer, whether the gradients of a network vanish while it trains.",
 )
 for command in COMMANDS:

@@ -13,13 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import gradflow
 from gradflow.analysis.case import Case as Judged
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.rates import Label
 from gradflow.analysis.thresholds import CONFIDENCE, FALSE_ALARM_RATE, HIT_RATE
 from gradflow.analysis.vanishing import Direction
 from gradflow.analysis.verdict import judge_case
+from gradflow.version import VERSION
 
 if TYPE_CHECKING:
     from gradflow.controls.cases import Case
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 N_SEEDS = 20
 
+PACKAGE = Path(__file__).parents[1]
 # What decides how a case is labelled: a change in any of it makes the gate anew.
 JUDGED = ("record", "analysis", "controls")
 
@@ -221,10 +222,9 @@ def _cache_path() -> Path | None:
 
 def _fingerprint() -> str:
     """Of gradflow's version, PyTorch's, and the source that decides how a case is labelled."""
-    digest = hashlib.sha256(f"{gradflow.__version__}/{version('torch')}".encode())
-    package = Path(gradflow.__file__).parent
+    digest = hashlib.sha256(f"{VERSION}/{version('torch')}".encode())
     for folder in JUDGED:
-        for path in sorted((package / folder).glob("*.*")):
+        for path in sorted((PACKAGE / folder).glob("*.*")):
             if path.suffix in (".py", ".cpp"):
                 digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +34,15 @@ _SIGNATURES = {
 }  # fmt: skip
 
 _log = logging.getLogger("gradflow")
+
+
+class Pair(NamedTuple):
+    """Two tensors of one type, dense in memory in one order; a kernel writes `copy` in it too."""
+
+    x: Tensor
+    y: Tensor
+    rows: int
+    copy: Tensor | None
 
 
 class AdamMoments(ctypes.Structure):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from gradflow.record import kernel
+from gradflow.record.kernel import Pair
 
 # The order of the sums in what the functions return.
 OUTPUT_SUMS = ("n", "sum", "square", "nonzero", "max_abs", "nonfinite")
@@ -234,15 +235,6 @@ def _alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         y = torch.empty_like(x).copy_(y) if _is_dense(x) else y.contiguous()
         x = _dense(x)
     return x, y
-
-
-class Pair(NamedTuple):
-    """Two tensors of one type, dense in memory in one order; the kernel writes `copy` in it too."""
-
-    x: Tensor
-    y: Tensor
-    rows: int
-    copy: Tensor | None
 
 
 def _is_copied_by_kernel(x: Tensor, original: Tensor, copy: Tensor) -> bool:

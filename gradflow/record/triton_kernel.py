@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gradflow.record.sums import Pair
+from gradflow.record.kernel import Pair
 
 DTYPES = {
     torch.float32: tl.float32,

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from gradflow import __version__
 from gradflow.analysis import first_to_last, geometric_mean
 from gradflow.record import Trace
 from gradflow.training.evaluate import mcnemar
 from gradflow.training.rundir import NetworkDir, RunDir
+from gradflow.version import VERSION
 
 
 def summarise(run: RunDir) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     packages = ("torch", "torchvision", "numpy", "accelerate", "captum", "scikit-learn", "wandb")
     on_gpu = accelerator.device.type == "cuda"
     return {
-        "gradflow": __version__,
+        "gradflow": VERSION,
         "commit": _commit(),
         "command": sys.argv,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -187,7 +187,7 @@ def test_other_versions_have_a_gate_of_their_own(
     load_gate()
     monkeypatch.setattr(gates, "version", lambda name: "0.0")
     load_gate()
-    monkeypatch.setattr("gradflow.__version__", "0.0")
+    monkeypatch.setattr(gates, "VERSION", "0.0")
     load_gate()
     assert (len(calls), len(cached(tmp_path))) == (3, 3)
 
@@ -200,7 +200,7 @@ def test_other_source_has_a_gate_of_its_own(
     for folder in gates.JUDGED:
         (package / folder).mkdir(parents=True)
         (package / folder / "one.py").write_text("x = 1\n")
-    monkeypatch.setattr("gradflow.__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(gates, "PACKAGE", package)
     before = gates._fingerprint()
     assert before == gates._fingerprint()
     (package / "analysis" / "one.py").write_text("x = 2\n")
