@@ -17,8 +17,7 @@ from typing import Any
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.findings import Evidence, Finding, all_of, any_of, decide
 from gradflow.analysis.outcome import Changes, outcome_of
-from gradflow.analysis.sentences import is_no_gap
-from gradflow.analysis.shares import is_sure_gap
+from gradflow.analysis.shares import gap_status
 from gradflow.analysis.statistics import holm, p_beyond, p_equivalent
 
 RESULTS = Path(__file__).parent / "results"
@@ -64,7 +63,7 @@ def links(verdict: dict[str, Any], shares: list[float]) -> list[Finding]:
     reset = named.get("reset_cost")
     limit = at.SHARE_CONTRIBUTOR
     taken = Evidence("share", "share", "of the gap", tuple(shares), limit, limit.value, "above")
-    against = p_beyond(shares, at.SHARE_NONE.value, "below")
+    against = p_equivalent(shares, at.SHARE_NONE.value)
     parts = (
         ("link 1", tuple(named[f"{size}_decades"] for size in sizes), first),
         ("link 2", (named["adam_attenuation"],), second),
@@ -82,8 +81,8 @@ def judged(path: Path, arm: str, changes: Changes) -> dict[str, Any]:
         found = next(one for one in study["arms"] if one["name"] == arm)
         shares = found["shares"]["train_loss"]["per_seed"]
     gap = [evidence(one) for one in verdict["gap"]["evidence"]]
-    sure, none = all(is_sure_gap(one.values) for one in gap), all(map(is_no_gap, gap))
-    status = "yes" if sure else "no" if none else "undetermined"
+    gaps = {gap_status(one.values, one.threshold.value) for one in gap}
+    status = gaps.pop() if len(gaps) == 1 else "undetermined"
     rivals = [
         Finding(one["key"], "", "", parts, *all_of(parts))
         for one in verdict["rivals"]

@@ -6,7 +6,7 @@ from typing import Literal, Self, TypeVar
 
 import numpy as np
 
-from gradflow.analysis.layers import Layer, align, depth_note, paths
+from gradflow.analysis.layers import Layer, align, body, depth_note, paths
 from gradflow.analysis.network import TrainedNetwork, early
 from gradflow.analysis.profile import layer_table, typical
 from gradflow.analysis.rates import Rate
@@ -106,23 +106,31 @@ def _along_one_path(
     for name, note in of_networks:
         by_note.setdefault(note, []).append(name)
     notes = [f"{' and '.join(names)}: {note}" for note, names in by_note.items() if note]
-    n_paths = min(len(paths(one.trace)) for one in (*accused, *reference))
-    if n_paths == 1:
-        return accused, reference, tuple(notes)
-    changes = [np.mean([_early_change(one, path) for one in accused]) for path in range(n_paths)]
-    asked = int(np.argmin(np.nan_to_num(changes)))
-    found = paths(first.trace)
-    said = [
-        f"from {path[0].name} to {path[-1].name} (first over last δ {10**change:.3g})"
-        for path, change in zip(found, changes, strict=False)
-    ]
-    others = ", ".join(one for i, one in enumerate(said) if i != asked)
-    notes.append(
-        f"{first.name} has {n_paths} paths. Asked is the one along which δ shrinks most early in "
-        f"training, {said[asked]}; not {others}."
-    )
-    mine, theirs = ([replace(one, path=asked) for one in group] for group in (accused, reference))
-    return mine, theirs, tuple(notes)
+    n_paths = min(len(paths(one.trace)) for one in accused)
+    found = [body(path) for path in paths(first.trace)[:n_paths]]
+    if len(found) > 1:
+        changes = [
+            np.mean([_early_change(one, path) for one in accused]) for path in range(len(found))
+        ]
+        asked = int(np.argmin(np.nan_to_num(changes)))
+        said = [
+            f"from {path[0].name} to {path[-1].name} (first over last δ {10**change:.3g})"
+            for path, change in zip(found, changes, strict=True)
+        ]
+        others = ", ".join(one for i, one in enumerate(said) if i != asked)
+        notes.append(
+            f"{first.name} has {len(found)} paths. Asked is the one along which δ shrinks most "
+            f"early in training, {said[asked]}; not {others}."
+        )
+        accused = [replace(one, path=asked) for one in accused]
+    return accused, [_beside(one, accused[0].layers) for one in reference], tuple(notes)
+
+
+def _beside(network: TrainedNetwork, layers: Sequence[Layer]) -> TrainedNetwork:
+    """Along its path that has most of these layers, by name."""
+    names = {layer.name for layer in layers}
+    shared = [len(names & {layer.name for layer in path}) for path in paths(network.trace)]
+    return replace(network, path=int(np.argmax(shared)))
 
 
 def _early_change(network: TrainedNetwork, path: int) -> float:

@@ -12,7 +12,7 @@ PATH_KINDS = ("conv.weight", "linear.weight")
 PROJECTION = ".downsample."
 
 # Of recurrent layers of torch: from one time step to the next, and so not from layer to layer.
-_OVER_TIME = re.compile(r"\.weight_hh_l\d")
+_OVER_TIME = re.compile(r"(^|\.)weight_hh_l\d")
 _WEIGHT = re.compile(r"\.(parametrizations\.weight\.\w+|weight(_v|_orig)?)$")
 
 

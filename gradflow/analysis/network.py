@@ -42,7 +42,7 @@ class TrainedNetwork:
         if not len(self.trace):
             raise ValueError(
                 f"Expected records of {self.name}, seed {self.seed}, but its trace is empty. "
-                "Record at least one step: `gradflow train --log-grads`, or a Recorder in a loop."
+                "Record at least one step of its training."
             )
         main_path(self.trace)  # says so where there is no depth
 

@@ -37,7 +37,7 @@ class GradientSize:
     unit: str
     says: str
     at: str  # "weight" or "output": where of a Layer it is read
-    compute: Callable[[Trace, Sequence[str]], np.ndarray]  # (steps, sites)
+    compute: Callable[[Trace, Sequence[str | None]], np.ndarray]  # (steps, sites)
 
 
 GRADIENT_SIZES: dict[str, GradientSize] = {
@@ -75,25 +75,28 @@ def layer_table(trace: Trace, size: str, layers: Sequence[Layer] | None = None) 
     """
     layers = body(main_path(trace)) if layers is None else layers
     chosen = GRADIENT_SIZES[size]
-    sites = [(layer.output or "") if chosen.at == "output" else layer.weight for layer in layers]
+    sites = [layer.output if chosen.at == "output" else layer.weight or None for layer in layers]
     return Table(trace.steps, tuple(layer.name for layer in layers), chosen.compute(trace, sites))
 
 
-def columns(trace: Trace, measure: str, sites: Sequence[str]) -> np.ndarray:
-    """(steps, sites) of a recorded or derived measure; NaN at sites that the trace lacks."""
+def columns(trace: Trace, measure: str, sites: Sequence[str | None]) -> np.ndarray:
+    """(steps, sites) of a recorded or derived measure; NaN at None, and at what the trace lacks.
+
+    "" is a site: the network itself.
+    """
     table = trace.select(measure)
     at = {site: i for i, site in enumerate(table.sites)}
     values = np.full((len(trace), len(sites)), np.nan)
-    found = [(i, at[site]) for i, site in enumerate(sites) if site in at]
+    found = [(i, at[site]) for i, site in enumerate(sites) if site is not None and site in at]
     if found:
         mine, theirs = map(list, zip(*found, strict=True))
         values[:, mine] = table.values[:, theirs]
     return values
 
 
-def _sizes(trace: Trace, sites: Sequence[str]) -> np.ndarray:
+def _sizes(trace: Trace, sites: Sequence[str | None]) -> np.ndarray:
     """(sites,): elements of each parameter."""
-    sizes = dict(zip(trace.sites, trace.sizes, strict=True))
+    sizes: dict[str | None, int] = dict(zip(trace.sites, trace.sizes, strict=True))
     return np.array([sizes.get(site, 0) for site in sites], dtype=np.float64)
 
 

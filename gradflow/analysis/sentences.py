@@ -1,13 +1,16 @@
 """What a verdict says to people: the answer, the numbers behind it, and what to do next."""
 
+import math
 from typing import TYPE_CHECKING
 
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Source
 from gradflow.analysis.findings import Evidence
+from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.numerals import plain
 from gradflow.analysis.profile import GRADIENT_SIZES
-from gradflow.analysis.statistics import enough_seeds, p_beyond, p_equivalent
+from gradflow.analysis.shares import gap_status
+from gradflow.analysis.statistics import enough_seeds, p_beyond
 from gradflow.analysis.vanishing import JUDGED_SIZES, directions, early_decades
 
 if TYPE_CHECKING:
@@ -28,6 +31,17 @@ MORE_SEEDS: dict[Source, str] = {
     "seed, plain-s0, plain-s1 and so on",
     "training": "`gradflow train --seeds {n} --log-grads`",
     "study": "`seeds: {n}` in the study's file",
+}
+# How to change the gradients and have the answer judged.
+_IN_A_LOOP = (
+    ", train again, and give the share of the gap that went away as `gap_shares` of "
+    "`gradflow.judge`, with `restored` and `losses`"
+)
+RESTORE: dict[Source, str] = {
+    "traces": _IN_A_LOOP,
+    "records": _IN_A_LOOP,
+    "training": " (`gradflow study`, docs/studies.md)",
+    "study": " (an arm that `restores` names in the study's file)",
 }
 MEASURE: dict[Source, str] = {
     "traces": "they need the weights and images of a `gradflow train`",
@@ -98,6 +112,8 @@ def _undetermined(verdict: "Verdict") -> str:
             "the evidence conflicts. Restoring the gradients closes the gap, and yet what the "
             f"early layers of {name} receive does not hold them back"
         )
+    if p_beyond(verdict.restored.shares, 0.0, "below") <= at.ALPHA.value:
+        return f"the gradients of {name} vanish; restoring them makes the gap wider"
     return f"the gradients of {name} vanish; whether restoring them closes the gap is open"
 
 
@@ -145,8 +161,10 @@ def _numbers(verdict: "Verdict") -> str:
 
 def _gap_sentence(verdict: "Verdict") -> str:
     case = verdict.case
+    n_both = sum(case.pairs(lambda mine, theirs: _failed(mine) and _failed(theirs)))
+    both = f" In {n_both} of {len(case.seeds)} seeds both trainings failed." if n_both else ""
     if not verdict.gap:
-        return ""
+        return f"Nothing is said of a gap.{both}" if n_both else ""
     numbers = [worse_by(one) for one in verdict.gap]
     state = {
         "yes": "There is a gap to explain",
@@ -160,10 +178,14 @@ def _gap_sentence(verdict: "Verdict") -> str:
     elif lacks_seeds(verdict):
         state = f"There seems to be a gap (a claim needs {SEEDS} seeds)"
     said = f"{state}: {case.name} is {' and '.join(numbers)} than {case.reference_name}."
-    return said + _failed(verdict)
+    return said + _against_one(verdict) + both
 
 
-def _failed(verdict: "Verdict") -> str:
+def _failed(network: TrainedNetwork) -> bool:
+    return network.train_loss is not None and not math.isfinite(network.train_loss)
+
+
+def _against_one(verdict: "Verdict") -> str:
     """Trainings without a finite loss, or without an end: they count against their network."""
     case = verdict.case
     values = verdict.gap[0].values
@@ -179,17 +201,10 @@ def _failed(verdict: "Verdict") -> str:
     )
 
 
-def is_no_gap(gap: Evidence) -> bool:
-    """Whether the accused does as well, within the margin, or better."""
-    alpha = at.ALPHA.value
-    return p_equivalent(gap.values, gap.threshold.value) <= alpha or gap.p_against <= alpha
-
-
 def is_discordant(verdict: "Verdict") -> bool:
     """Whether one outcome is surely worse, and the other surely not, beyond the margin."""
-    worse = [one.p_for <= at.ALPHA.value for one in verdict.gap]
-    equal = map(is_no_gap, verdict.gap)
-    return any(worse) and any(b and not a for a, b in zip(worse, equal, strict=True))
+    found = {gap_status(one.values, one.threshold.value) for one in verdict.gap}
+    return {"yes", "no"} <= found
 
 
 def lacks_seeds(verdict: "Verdict") -> bool:
@@ -219,10 +234,11 @@ def next_steps(verdict: "Verdict") -> tuple[str, ...]:
     if verdict.outcome == "no verdict":
         return ("Run `gradflow check --controls` and report what fails.",)
     steps = [*_seeds_step(verdict)]
-    if verdict.links[0].status == "yes" and verdict.links[3].status == "not measured":
+    is_open = verdict.links[0].status == "yes" and verdict.links[3].status == "not measured"
+    if is_open and verdict.gap_status != "no":
+        how = RESTORE[verdict.case.source]
         steps.append(
-            "Change the gradients on purpose (`gradflow study`, docs/studies.md): only if the gap "
-            "closes are they the cause."
+            f"Change the gradients on purpose{how}: only if the gap closes are they the cause."
         )
     for rival in verdict.rivals:
         if rival.status == "yes":

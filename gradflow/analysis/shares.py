@@ -19,12 +19,14 @@ import numpy as np
 from scipy.special import stdtrit
 
 from gradflow.analysis import thresholds as at
+from gradflow.analysis.findings import Status
 from gradflow.analysis.statistics import (
     MAX_SEEDS,
     Interval,
     enough_seeds,
     holm,
     p_beyond,
+    p_equivalent,
     t_interval,
 )
 
@@ -33,9 +35,15 @@ ShareStatus = Literal["main cause", "contributor", "not a cause", "undetermined"
 ALPHA = at.ALPHA.value
 
 
-def is_sure_gap(gap: Sequence[float] | np.ndarray) -> bool:
-    """Whether there is something to explain: mean G > 0 by the t test."""
-    return p_beyond(gap, 0.0, "above") <= ALPHA
+def gap_status(gap: Sequence[float] | np.ndarray, margin: float) -> Status:
+    """Whether there is a gap to explain, one number per seed: mean G > 0, and not only a little.
+
+    No where |mean G| surely lies within `margin`, or mean G surely below 0: what is surely above 0
+    and surely within the margin is too small to matter, so that no gap passes both tests.
+    """
+    if p_equivalent(gap, margin) <= ALPHA or p_beyond(gap, 0.0, "below") <= ALPHA:
+        return "no"
+    return "yes" if p_beyond(gap, 0.0, "above") <= ALPHA else "undetermined"
 
 
 def is_wide_gap(gap: Sequence[float] | np.ndarray, margin: float) -> bool:

@@ -81,8 +81,8 @@ ATTENUATION = Threshold(
 )  # fmt: skip
 MOVEMENT_RATIO = Threshold(
     "movement_ratio", 1 / 3, "1",
-    "the first third of the layers must turn, relative to its size, at most a third as far as the "
-    "last third, and as the same layers of the reference network",
+    "the first third of the layers must travel, relative to its weights, at most a third as far as "
+    "the last third",
     _CHOSEN,
 )  # fmt: skip
 SHARE_MAIN = Threshold(

@@ -20,7 +20,13 @@ from gradflow.analysis.network import (
 )
 from gradflow.analysis.profile import GRADIENT_SIZES, SMALLEST
 from gradflow.analysis.rates import trace_rate
-from gradflow.analysis.statistics import Interval, enough_seeds, p_beyond, t_interval
+from gradflow.analysis.statistics import (
+    Interval,
+    enough_seeds,
+    p_beyond,
+    p_equivalent,
+    t_interval,
+)
 
 # The raw gradient is shown but not judged: under BatchNorm it shrinks when weights grow.
 JUDGED_SIZES = ("output_gradient", "scale_invariant")
@@ -181,7 +187,7 @@ def causes(case: Case, shares: Sequence[float]) -> Finding:
         "Does the gap close when the gradients are restored?",
         (evidence, none) if evidence.is_measured else (),
         evidence.p_for,
-        none.p_against,
+        p_equivalent(shares, at.SHARE_NONE.value),
         missing,
     )
 

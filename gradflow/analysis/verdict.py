@@ -18,8 +18,8 @@ from gradflow.analysis.notebook import verdict_html
 from gradflow.analysis.outcome import OUTCOMES, Changes, Outcome, outcome_of
 from gradflow.analysis.overview import Band, RateOfGroup, bands, rates
 from gradflow.analysis.rivals import rivals
-from gradflow.analysis.sentences import is_no_gap, next_steps, sentences
-from gradflow.analysis.shares import is_sure_gap
+from gradflow.analysis.sentences import next_steps, sentences
+from gradflow.analysis.shares import gap_status
 from gradflow.analysis.statistics import enough_seeds
 from gradflow.analysis.vanishing import (
     JUDGED_SIZES,
@@ -192,7 +192,7 @@ def _check_has_gradients(case: Case) -> None:
         got = "none is finite"
         todo = "Training diverged: lower the learning rate; `trace.nonfinite()` tells where"
     raise ValueError(
-        f"Expected gradients of {case.name} above zero in two layers of a stage, but {got}. {todo}."
+        f"Expected gradients of {case.name} above zero in two layers, but {got}. {todo}."
     )
 
 
@@ -246,11 +246,8 @@ def _gap_status(gap: Sequence[Evidence]) -> Status:
     """Yes where both outcomes are worse; no where both are equal or better."""
     if not gap:
         return "not measured"
-    if all(is_sure_gap(one.values) for one in gap):
-        return "yes"
-    if all(is_no_gap(one) for one in gap):
-        return "no"
-    return "undetermined"
+    found = {gap_status(one.values, one.threshold.value) for one in gap}
+    return found.pop() if len(found) == 1 else "undetermined"
 
 
 def _rank(finding: Finding) -> tuple[int, float]:

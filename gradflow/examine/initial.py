@@ -270,21 +270,27 @@ def check(
 
 def _along(path: Sequence[Layer], trace: Trace) -> PathCheck:
     layers = body(path)
-    outputs = [layer.output or "" for layer in layers]
+    outputs = [layer.output for layer in layers]
     profiles = {"forward": Profile("rms(z)", "activation", columns(trace, "output_rms", outputs))}
     for name, size in GRADIENT_SIZES.items():
         values = layer_table(trace, name, layers).values
         profiles[name] = Profile(size.symbol, size.unit, values)
+    deltas = _with_unseen(profiles[TRANSPORT].per_draw, profiles["scale_invariant"].per_draw)
     bad = {one.first_step for one in trace.nonfinite()}
-    last = [path[-1].output or ""]
+    last = [path[-1].output]
     shares, rms = (columns(trace, name, last)[:, 0] for name in (DIFFERING.name, "output_rms"))
     prospects = tuple(
         Prospect(Rate(delta), float(share), float(size), int(step) not in bad)
-        for step, delta, share, size in zip(
-            trace.steps, profiles[TRANSPORT].per_draw, shares, rms, strict=True
-        )
+        for step, delta, share, size in zip(trace.steps, deltas, shares, rms, strict=True)
     )
     return PathCheck(tuple(layer.name for layer in layers), profiles, prospects)
+
+
+def _with_unseen(delta: np.ndarray, invariant: np.ndarray) -> np.ndarray:
+    """(draws, layers): δ, and 0 from the input on while a layer, or its weight where δ is not seen
+    inside one module, has no gradient at all."""
+    is_gone = (delta == 0) | (np.isnan(delta) & (invariant == 0))
+    return np.where(np.logical_and.accumulate(is_gone, axis=1), 0.0, delta)
 
 
 def _dead(trace: Trace) -> dict[str, float]:

@@ -109,8 +109,8 @@ def _refusal(model: nn.Module, batch: Inputs, error: Exception) -> str:
             "from Python with a tensor of them, or check a function that returns `model, ids`."
         )
     return text + (
-        "Give the shape of one input, such as --input 3,224,224 for images (C,H,W), and once for "
-        "each of several inputs."
+        "Give the shape of one input, such as (3, 224, 224) for images (C, H, W), and a list of "
+        "shapes for several inputs (on the command line 3,224,224, once for each)."
     )
 
 

@@ -72,6 +72,13 @@ def _warnings(found: "InitialCheck") -> list[str]:
             f"The largest single fall is {times(-drop.decades)} times, into "
             f"{found.layers[drop.index]}."
         )
+    n_repeated = sum("#" in layer for layer in found.layers)
+    if found.cause and 2 * n_repeated > len(found.layers):
+        said.append(
+            f"{n_repeated} of these layers are later calls of others, as in a loop over time. The "
+            "limits are those of tasks whose answer lies at the first step; what later steps tell "
+            "may be learned all the same."
+        )
     if typical.differing < ALIKE.value:
         said.append(
             f"Every input gets nearly the same answer: a share of {typical.differing:.1g} of the "

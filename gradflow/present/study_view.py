@@ -13,7 +13,7 @@ from gradflow.analysis.numerals import p_text
 from gradflow.analysis.statistics import Interval
 from gradflow.studies import Cell, Results
 from gradflow.studies.folder import ENDED, CellDir
-from gradflow.studies.outcomes import MEASURES
+from gradflow.studies.outcomes import MEASURES, Measure
 from gradflow.studies.plan import Plan, PlannedCell
 from gradflow.studies.results import ArmResult, Control
 from gradflow.studies.study import Place
@@ -165,7 +165,7 @@ def gap_lines(found: Results) -> list[str]:
     for measure in MEASURES:
         gap = found.gap[measure.name]
         unit = f" {measure.unit}" if measure.unit else ""
-        sure = "" if found.gap_is_sure[measure.name] else f"; {_why_unsure(gap)}"
+        sure = "" if found.gap_is_sure[measure.name] else f"; {_why_unsure(gap, measure)}"
         lines.append(
             f"gap in {measure.title}: {_number(gap.mean)}{unit} (95 % {_number(gap.low)} to "
             f"{_number(gap.high)}, {gap.n} seeds{sure})"
@@ -175,9 +175,10 @@ def gap_lines(found: Results) -> list[str]:
     return lines
 
 
-def _why_unsure(gap: Interval) -> str:
-    least = at.MIN_SEEDS.value
-    return f"a gap is claimed from {least} seeds" if gap.n < least else "not surely above zero"
+def _why_unsure(gap: Interval, measure: Measure) -> str:
+    if gap.n < at.MIN_SEEDS.value:
+        return f"a gap is claimed from {at.MIN_SEEDS.value} seeds"
+    return "not surely above zero" if gap.high > measure.small else "too small to matter"
 
 
 def control_lines(found: Results) -> list[str]:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gradflow.analysis import thresholds as at
 from gradflow.analysis.network import early, mean_of_layers, third
-from gradflow.analysis.thresholds import ACCURACY_MARGIN
 from gradflow.analysis.vanishing import JUDGED_SIZES, decades
 from gradflow.studies.folder import CellDir, StudyDir
 from gradflow.studies.study import Arm, Place, Study
@@ -29,6 +29,7 @@ class Measure:
     unit: str
     sign: float  # what makes a larger number a worse one
     largest: float  # of what is possible; the smallest is 0
+    small: float  # a gap that surely lies within it is none
     margin: float = 0.0  # the gap must surely be wider to be shared out among arms
 
     @property
@@ -41,9 +42,11 @@ class Measure:
 
 
 MEASURES = (
-    Measure("train_loss", "training loss, recalibrated BatchNorm", "nats", 1.0, math.inf),
-    Measure("test_accuracy", "balanced test accuracy", "", -1.0, 1.0, ACCURACY_MARGIN.value),
-)
+    Measure("train_loss", "training loss, recalibrated BatchNorm", "nats", 1.0, math.inf,
+            at.LOSS_MARGIN.value),
+    Measure("test_accuracy", "balanced test accuracy", "", -1.0, 1.0, at.ACCURACY_MARGIN.value,
+            margin=at.ACCURACY_MARGIN.value),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from gradflow.analysis.shares import (
     Interaction,
     Judged,
     Share,
+    gap_status,
     interaction,
-    is_sure_gap,
     is_wide_gap,
     judge_shares,
 )
@@ -254,8 +254,8 @@ def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None =
             measure.name: t_interval(gaps[measure.name], bounds=measure.gap_bounds)
             for measure in MEASURES
         },
-        {name: is_sure_gap(values) for name, values in gaps.items()},
-        {measure.name: is_wide_gap(gaps[measure.name], measure.margin) for measure in MEASURES},
+        {one.name: gap_status(gaps[one.name], one.small) == "yes" for one in MEASURES},
+        {one.name: is_wide_gap(gaps[one.name], one.margin) for one in MEASURES},
         tuple(arms),
         tuple(controls),
         _interaction(study, arms),
@@ -442,9 +442,12 @@ def _unsound(one: ArmResult, controls: Sequence[Control]) -> str:
     if deaf := _deaf_controls(one, controls):
         return f"no positive control reacted ({deaf})"
     open_gaps = [
-        measure.title for measure in MEASURES if not is_sure_gap(one.shares[measure.name].gap)
+        measure.title
+        for measure in MEASURES
+        if gap_status(one.shares[measure.name].gap, measure.small) != "yes"
     ]
-    return f"the gap in {' and '.join(open_gaps)} is not surely above zero" if open_gaps else ""
+    named = " and ".join(open_gaps)
+    return f"the gap in {named} is not surely above zero, or too small to matter" if named else ""
 
 
 def _unshared(one: ArmResult, measure: Measure) -> str:

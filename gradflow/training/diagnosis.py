@@ -60,7 +60,7 @@ def judge(
             f"Expected one or two networks, but got {len(by_name)}: {', '.join(by_name)}. "
             "Judge them in pairs."
         )
-    if (restored is None) == bool(gap_shares):
+    if (restored is None) == bool(gap_shares) or restored not in (None, *get_args(Changes)):
         raise ValueError(
             "Expected `gap_shares` together with `restored`, which says what the intervention "
             f"changed, but got {len(gap_shares)} shares and {restored!r}. It is one of "
@@ -87,12 +87,16 @@ def _outcome(
     """How one seed of a network ended; None where it was not given. Raises ValueError."""
     if given is None:
         return None
-    if name not in given or len(given[name]) != n:
+    try:
+        numbers = [float(one) for one in given.get(name, ())]
+    except TypeError:
+        numbers = []
+    if len(numbers) != n:
         raise ValueError(
             f"Expected `{what}` to have one number for each of {n} traces of {name}, but got "
-            f"{given.get(name, 'none')}. Give them by network, in the order of the traces."
+            f"{dict(given)}. Give them by network, in the order of the traces."
         )
-    return float(given[name][seed])
+    return numbers[seed]
 
 
 def _as_list(traces: Trace | Sequence[Trace]) -> Sequence[Trace]:

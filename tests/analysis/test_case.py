@@ -1,9 +1,13 @@
 """A case pairs networks by seed, and says what it leaves out."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from traces import STACK, group, make_network
 
 from gradflow.analysis.case import Case
+from gradflow.analysis.network import TrainedNetwork
 
 
 def test_networks_are_paired_by_seed_whatever_their_order() -> None:
@@ -38,6 +42,25 @@ def test_common_layers_of_networks_of_different_depth() -> None:
     deep, shallow = STACK, STACK[:4]
     case = Case.of(group(2, names=deep), group(2, name="shallow", names=shallow))
     assert [layer.name for layer in case.common_layers] == list(STACK[:3])
+
+
+def test_towers_are_compared_with_those_of_the_same_names_whatever_their_lengths() -> None:
+    """The accused has its long tower second, the reference first."""
+
+    def network(name: str, n_actor: int, n_critic: int, seed: int) -> TrainedNetwork:
+        names = [*(f"actor.{i}" for i in range(n_actor)), *(f"critic.{i}" for i in range(n_critic))]
+        decades = np.concatenate([np.linspace(-2, 0, n_actor), np.zeros(n_critic)])
+        one = make_network(name, seed, names=names, tables={"output_grad_norm": 10**decades})
+        before = {f"actor.{i + 1}": f"actor.{i}" for i in range(n_actor)}
+        before |= {f"critic.{i + 1}": f"critic.{i}" for i in range(n_critic)}
+        feeds = {at: tuple(filter(None, (before.get(at), f"{at}.weight"))) for at in names}
+        return replace(one, trace=replace(one.trace, feeds=feeds))
+
+    mine = [network("mine", 4, 7, seed) for seed in range(2)]
+    theirs = [network("theirs", 6, 4, seed) for seed in range(2)]
+    case = Case.of(mine, theirs)
+    assert [layer.name for layer in case.common_layers] == ["actor.0", "actor.1", "actor.2"]
+    assert "from actor.0 to actor.2 (first over last δ 0.0464)" in case.notes[-1]
 
 
 def test_no_network() -> None:

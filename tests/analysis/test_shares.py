@@ -11,8 +11,8 @@ from gradflow.analysis import thresholds as at
 from gradflow.analysis.shares import (
     Share,
     fieller,
+    gap_status,
     interaction,
-    is_sure_gap,
     judge_shares,
     seeds_for_width,
 )
@@ -121,12 +121,15 @@ def test_what_may_not_be_judged_is_not_said_to_widen_the_gap() -> None:
     assert not judged.widens
 
 
-@pytest.mark.parametrize(("n_seeds", "mean", "is_sure"), [(5, 0.4, True), (4, 0.4, False),
-                                                          (5, 0.01, False)])  # fmt: skip
-def test_a_gap_is_sure_over_five_seeds_and_above_zero(
-    n_seeds: int, mean: float, is_sure: bool
+@pytest.mark.parametrize(("n_seeds", "mean", "spread", "status"), [
+    (5, 0.4, 2, "yes"), (4, 0.4, 2, "undetermined"), (5, 0.03, 8, "undetermined"),
+    (5, -0.4, 2, "no"), (5, 0.0, 0.2, "no"),
+    (5, 0.02, 0.2, "no"),  # surely above zero, and surely within the margin: both tests reject
+])  # fmt: skip
+def test_a_gap_is_sure_over_five_seeds_above_zero_and_not_within_the_margin(
+    n_seeds: int, mean: float, spread: float, status: str
 ) -> None:
-    assert is_sure_gap((mean + 2 * NOISE)[:n_seeds]) == is_sure
+    assert gap_status((mean + spread * NOISE)[:n_seeds], margin=0.05) == status
 
 
 def test_wide_interval_stays_undetermined() -> None:

@@ -310,6 +310,33 @@ def test_an_accused_that_does_better_leaves_nothing_to_explain() -> None:
     assert "plain does no worse than residual" in verdict.sentences[0]
 
 
+def test_a_gap_within_the_margins_is_none_however_sure_it_is_above_zero() -> None:
+    slightly = {
+        "loss": lambda seed: 0.53 + seed / 1000,
+        "accuracy": lambda seed: 0.79 - seed / 1000,
+    }
+    verdict = judge_case(make_case({"delta": -2, **slightly}, {"loss": 0.5, "accuracy": 0.8}))
+    assert [one.interval.low > 0 for one in verdict.gap] == [True, True]
+    assert verdict.outcome == "nothing to explain"
+    assert not any("on purpose" in step for step in verdict.next_steps)
+
+
+def test_seeds_in_which_both_trainings_failed_say_nothing_of_a_gap() -> None:
+    failed = {"loss": float("inf"), "accuracy": NAN}
+    verdict = judge_case(make_case({"delta": -2, **failed}, failed))
+    assert verdict.gap_status == "not measured"
+    assert verdict.sentences[-1] == (
+        "Nothing is said of a gap. In 5 of 5 seeds both trainings failed."
+    )
+
+
+def test_restoring_the_gradients_to_the_gap_s_harm_is_not_no_cause() -> None:
+    """It changed the gap, as for an arm of a study: neither removes nor adds a tenth."""
+    verdict = judge_case(make_case(vanishing(), {}), restored=Restored(tuple(-x for x in CLOSES)))
+    assert verdict.outcome == "undetermined"
+    assert "restoring them makes the gap wider" in verdict.sentences[0]
+
+
 def test_the_family_of_questions_is_corrected_as_one() -> None:
     """A p that would do alone does not beside the rivals, which are questions, too."""
     close = {"delta": lambda seed: -1.35 + 0.1 * (seed % 5 - 2), **WORSE}
@@ -387,6 +414,10 @@ def test_advice_fits_where_the_records_come_from(source: Any, said: str) -> None
     few = judge_case(replace(make_case(vanishing(), {}, 2), source=source))
     assert said in few.next_steps[0]
     assert ("gradflow train --seeds" in " ".join(few.next_steps)) == (source == "training")
+    enough = judge_case(replace(make_case(vanishing(), {}), source=source))
+    (how,) = (step for step in enough.next_steps if "on purpose" in step)
+    assert ("gap_shares" in how) == (source in ("traces", "records"))
+    assert ("`gradflow study`" in how) == (source == "training")
 
 
 # -- JSON ------------------------------------------------------------------------------------------

@@ -168,6 +168,55 @@ def test_layers_inside_one_module_are_said_not_to_be_seen() -> None:
     assert found.outlook == "unknown"
     assert "run inside one module" in str(found)
     assert "acts from one time step to the next" in found.note
+    alone = check(lambda: nn.LSTM(8, 16, num_layers=3), (5, 8), draws=1)  # the network is the layer
+    assert (alone.outlook, alone.layers) == ("unknown", ("weight_ih_l0", "weight_ih_l1"))
+
+
+class Functional(nn.Module):
+    """All layers in one forward, without modules; the layer `dead` lets nothing through."""
+
+    def __init__(self, dead: int | None = None) -> None:
+        super().__init__()
+        self.w = nn.ParameterList([torch.randn(16, 16) / 4 for _ in range(8)])
+        self.head = nn.Linear(16, 3)
+        self.dead = dead
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, w in enumerate(self.w):
+            x = torch.tanh(x @ w)
+            x = torch.relu(x - 2) if i == self.dead else x
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def test_dead_layers_inside_one_module_are_vanishing() -> None:
+    found = check(lambda: Functional(dead=4), (16,), draws=2)
+    assert found.label == "unlikely to train: vanishing from w.7 on"  # no later one has an input
+    assert "No gradient at all reaches 8 of the 8 layers" in found.sentences()[0]
+    alive = check(Functional, (16,), draws=2)
+    assert alive.outlook == "unknown"
+    assert "ŝ at the first is" in alive.sentences()[0]
+
+
+class Loop(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRUCell(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = None
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+        logits: Tensor = self.head(h)
+        return logits
+
+
+def test_of_a_loop_over_time_it_says_for_which_tasks_the_limits_are() -> None:
+    found = check(Loop, (40, 4), draws=1)
+    assert found.cause == "vanishing"
+    assert "tasks whose answer lies at the first step" in str(found)
+    deep = check(lambda: mlp(nn.Sigmoid, depth=12, width=16), (16,), draws=1)
+    assert "first step;" not in str(deep)
 
 
 def test_a_given_model_stays_as_it_was() -> None:

@@ -160,7 +160,7 @@ def test_a_gap_that_shows_in_one_outcome_only_is_not_sure() -> None:
     found = results(study(), given)
     assert found.gap_is_sure["train_loss"]
     why = by_name(found)["weak-skip"].primary.why
-    assert why == "the gap in balanced test accuracy is not surely above zero"
+    assert why.startswith("the gap in balanced test accuracy is not surely above zero")
 
 
 @pytest.mark.parametrize("n_seeds", [2, 4])
