@@ -33,10 +33,7 @@ MORE_SEEDS: dict[Source, str] = {
     "study": "`seeds: {n}` in the study's file",
 }
 # How to change the gradients and have the answer judged.
-_IN_A_LOOP = (
-    ", train again, and give the share of the gap that went away as `gap_shares` of "
-    "`gradflow.judge`, with `restored` and `losses`"
-)
+_IN_A_LOOP = " in your loop, and give `gradflow.judge` the `gap_shares` that went away"
 RESTORE: dict[Source, str] = {
     "traces": _IN_A_LOOP,
     "records": _IN_A_LOOP,

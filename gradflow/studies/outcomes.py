@@ -29,7 +29,7 @@ class Measure:
     unit: str
     sign: float  # what makes a larger number a worse one
     largest: float  # of what is possible; the smallest is 0
-    small: float  # a gap that surely lies within it is none
+    small: float = 0.0  # a gap that surely lies within it is none, and no arm is judged by it
     margin: float = 0.0  # the gap must surely be wider to be shared out among arms
 
     @property
@@ -43,8 +43,8 @@ class Measure:
 
 MEASURES = (
     Measure("train_loss", "training loss, recalibrated BatchNorm", "nats", 1.0, math.inf,
-            at.LOSS_MARGIN.value),
-    Measure("test_accuracy", "balanced test accuracy", "", -1.0, 1.0, at.ACCURACY_MARGIN.value,
+            small=at.LOSS_MARGIN.value),
+    Measure("test_accuracy", "balanced test accuracy", "", -1.0, 1.0,
             margin=at.ACCURACY_MARGIN.value),
 )  # fmt: skip
 
