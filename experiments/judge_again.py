@@ -133,7 +133,7 @@ def main() -> None:
     content = {
         "verdicts": {name: judged(*given) for name, given in VERDICTS.items()},
         "studies": {name: arms(STUDIES / f"{name}.json")
-                    for name in ("digits", "vanishing-control", "photographs-64px")},
+                    for name in ("digits", "vanishing-control", "photographs-64px-8-epochs")},
     }  # fmt: skip
     text = json.dumps(content, indent=1, ensure_ascii=False)
     (RESULTS / "judged-again.json").write_text(text + "\n", encoding="utf-8")

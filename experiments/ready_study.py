@@ -6,11 +6,14 @@
 
 Claim: which share of the gap between two networks each arm of the study file takes away. The file,
 with its thresholds, was committed before the trainings that it judges. A study that was stopped
-goes on where it stands. README.md beside this file has the tables and the times.
+goes on where it stands, also on another day and machine: with --keep, the trainings that have ended
+are kept in results/studies/NAME/cells, without weights, and none of them is trained again.
+README.md beside this file has the tables and the times.
 """
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import yaml
@@ -18,8 +21,10 @@ from rich.console import Console
 
 from gradflow.present.study_figures import save_study_figures
 from gradflow.present.study_view import results_view
+from gradflow.record.trace import FOLDER, load_parts
 from gradflow.studies import Engine, Study, StudyDir, run_study
 from gradflow.studies.diagnosis import judge_study
+from gradflow.studies.folder import CellDir
 
 HERE = Path(__file__).parent
 RAW = argparse.RawTextHelpFormatter
@@ -33,19 +38,45 @@ def main() -> None:
     parser.add_argument("--data", help="the images, in place of those of the study file")
     parser.add_argument("--out", type=Path, help="the study's folder; by default studies/NAME")
     parser.add_argument("--arms", type=int, help="only the first so many arms: others can follow")
+    parser.add_argument("--keep", action="store_true", help="the trainings, ended ones at once")
     options = parser.parse_args()
     changes = {} if options.data is None else {"data": options.data}
     content = yaml.safe_load((HERE / "studies" / f"{options.study}.yaml").read_text("utf-8"))
     content["arms"] = dict(list(content["arms"].items())[: options.arms])
     study = Study.read(content, name=options.study, changes=changes)
     folder = StudyDir(options.out or Path("studies") / options.study)
+    bring_back(RESULTS / options.study / "cells", folder.cells)
+    if options.keep:
+        keep_cells(folder.cells, RESULTS / options.study / "cells")
     found = run_study(study, folder, Engine())
+    if options.keep:
+        keep_cells(folder.cells, RESULTS / options.study / "cells")
     Console(width=160).print(results_view(found))
     keep(options.study, "", found.to_json())
     keep(options.study, "-times", folder.times())
     keep(options.study, "-verdict", judge_study(folder, found).to_json())
     for figure in save_study_figures(found, folder.figures):
         (RESULTS / f"{options.study}-{figure.name}").write_bytes(figure.read_bytes())
+
+
+def bring_back(kept: Path, cells: Path) -> None:
+    """Put the trainings that were kept where the study looks for its own."""
+    for state in kept.glob("*/*/state.json"):
+        here = cells / state.parent.relative_to(kept)
+        if not CellDir(here).is_done:
+            shutil.copytree(state.parent, here, dirs_exist_ok=True)
+
+
+def keep_cells(cells: Path, kept: Path) -> None:
+    """Copy each training that has ended: its JSON, and its records in one file. No weights."""
+    for state in cells.glob("*/*/state.json"):
+        cell, there = state.parent, kept / state.parent.relative_to(cells)
+        if not CellDir(cell).is_done or there.exists():
+            continue
+        ignored = shutil.ignore_patterns(FOLDER, "*.pt", ".lock", "report.txt")
+        shutil.copytree(cell, there, ignore=ignored)
+        for records in cell.glob(f"*/{FOLDER}"):
+            load_parts(records).save_part(there / records.parent.name / FOLDER)
 
 
 def keep(name: str, what: str, content: object) -> None:

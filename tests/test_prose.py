@@ -53,6 +53,17 @@ def evidence(key: str, name: str) -> float:
     return float(next(one["mean"] for one in link["evidence"] if one["name"] == name))
 
 
+def kept(place: str, arch: str) -> Any:
+    """What seed 0 of the photographs' study came to, which is kept training by training."""
+    cell = f"studies/photographs-64px/cells/baseline/{place}-s0/{arch}-s0"
+    return stored(f"{cell}/evaluation")["last"]
+
+
+def both(number: Callable[[Any], float], between: str) -> str:
+    plain, residual = kept("accused", "plain_34"), kept("reference", "resnet_34")
+    return f"{number(plain):.2f} {between} {number(residual):.2f}"
+
+
 def share(study: str, arm: str) -> str:
     (one,) = (one for one in stored(f"studies/{study}")["arms"] if one["name"] == arm)
     found = one["shares"]["train_loss"]
@@ -97,6 +108,10 @@ PHRASES: tuple[tuple[str, str, Callable[[], str]], ...] = (
      lambda: arm_again("digits", "early-up")),
     (OVERVIEW, "| bias-1 | **{}** | 1.03", lambda: arm_again("digits", "bias-1")),
     (OVERVIEW, "| constant-lr | **{}** | 0.40", lambda: arm_again("digits", "constant-lr")),
+    (OVERVIEW, "training loss {} in ResNet-34",
+     lambda: both(lambda one: one["train"]["recalibrated"]["loss"], "nats in Plain-34 and")),
+    (OVERVIEW, "balanced test accuracy {}. One",
+     lambda: both(lambda one: one["test"]["balanced_accuracy"], "and")),
     (OVERVIEW, "found in {} cases of its own",
      lambda: "{hits} of {n_planted}".format(**stored("rival-controls")["rivals"]["H4"])),
 )  # fmt: skip
