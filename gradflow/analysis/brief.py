@@ -7,7 +7,7 @@ import numpy as np
 
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.network import early
-from gradflow.analysis.numerals import plain
+from gradflow.analysis.numerals import part, plain
 from gradflow.analysis.outcome import OUTCOMES
 from gradflow.analysis.profile import GRADIENT_SIZES, layer_table, typical
 from gradflow.analysis.rates import Rate
@@ -56,9 +56,9 @@ def _size(verdict: "Verdict", size: str) -> str:
     change = "larger" if found.mean > 0 else "smaller"
     ends = sorted((10 ** abs(found.low), 10 ** abs(found.high)))
     # An interval on both sides of "no change" cannot be said in times larger or smaller.
-    spread = f"95 % {found.low:+.2f} to {found.high:+.2f} decades; "
+    spread = f"{at.LEVEL} {found.low:+.2f} to {found.high:+.2f} decades; "
     if found.low * found.high > 0:
-        spread = f"95 % {plain(ends[0])} to {plain(ends[1])}; "
+        spread = f"{at.LEVEL} {plain(ends[0])} to {plain(ends[1])}; "
     limit = plain(10**at.VANISHING_DECADES.value)
     return (
         f"{SIZE_WORDS[size]}: {plain(10 ** abs(found.mean))} times {change} at the first layer "
@@ -109,7 +109,7 @@ def _place(rate: Rate, names: list[str], size: str) -> str:
         return f"nowhere by that much: {symbol} is smallest at {named(least)}"
     is_past = change < -limit if rate.label == "vanishing" else change > limit
     first = int(known[is_past].max())
-    side = "a tenth of" if rate.label == "vanishing" else "ten times"
+    side = f"{part(10**-limit)} of" if rate.label == "vanishing" else f"{10**limit:g} times"
     said = f"{symbol} passes {side} the last layer's at {named(first)}"
     drop = rate.drop
     if rate.label == "exploding" or drop is None:

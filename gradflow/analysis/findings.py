@@ -58,7 +58,7 @@ class Evidence:
             return f"{self.meaning}: not measured."
         found = self.interval
         spread = (
-            f"95 % {self._show(found.low)} to {self._show(found.high)}, {found.n} seeds"
+            f"{at.LEVEL} {self._show(found.low)} to {self._show(found.high)}, {found.n} seeds"
             if found.n > 1
             else "one seed"
         )

@@ -16,6 +16,16 @@ def plain(value: float, n_digits: int = 3) -> str:
     return f"{float(text):.0f}" if is_long else text
 
 
+def part(share: float) -> str:
+    """
+    >>> part(0.5), part(1 / 3), part(0.15)
+    ('half', 'a third', '0.15')
+    """
+    names = {1: "all", 2: "half", 3: "a third", 4: "a quarter", 5: "a fifth", 10: "a tenth"}
+    name = names.get(round(1 / share)) if share else None
+    return name if name and math.isclose(share * round(1 / share), 1) else f"{share:g}"
+
+
 def p_text(p: float) -> str:
     """
     >>> p_text(0.0312), p_text(0.0)

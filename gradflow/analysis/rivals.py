@@ -15,6 +15,7 @@ from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Case
 from gradflow.analysis.findings import Evidence, Finding, Side, all_of
 from gradflow.analysis.network import TrainedNetwork
+from gradflow.analysis.numerals import part
 from gradflow.analysis.statistics import p_beyond
 from gradflow.analysis.thresholds import Threshold
 
@@ -94,13 +95,14 @@ def frozen_schedule(case: Case) -> Finding:
             case, "left_to_learn",
             f"what {case.name}'s training loss would have lost, at its pace per unit of learning "
             "rate before the schedule fell by half, with the learning rate that was taken away, "
-            f"less half of its distance to {case.reference_name} at the end,",
+            f"less {part(at.LEFT_TO_LEARN.value)} of its distance to {case.reference_name} at the "
+            "end,",
             "nats", read.left_to_learn, at.LEFT_TO_LEARN, 0.0, "above",
         ),
         _of_pairs(
             case, "fallen_until_then",
-            f"the fall of the training loss until then, {case.name} less half of "
-            f"{case.reference_name}'s,",
+            f"the fall of the training loss until then, {case.name} less "
+            f"{part(at.SLOWER_RATIO.value)} of {case.reference_name}'s,",
             "nats", fallen, at.SLOWER_RATIO, 0.0, "below",
         ),
     )  # fmt: skip
@@ -115,16 +117,16 @@ def frozen_schedule(case: Case) -> Finding:
 def batchnorm_mismatch(case: Case) -> Finding:
     """H6: BatchNorm's running statistics differ from those of the final weights."""
 
-    def more_than_a_quarter(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
+    def more_than_its_share(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
         gap = read.test_loss(mine) - read.test_loss(theirs)
         return read.mode_mismatch(mine) - at.MODE_SHARE.value * gap
 
     evidence = (
         _of_pairs(
             case, "mode_share",
-            f"what recalibrated BatchNorm statistics take from {case.name}'s test loss, less a "
-            "quarter of the gap,",
-            "nats", more_than_a_quarter, at.MODE_SHARE, 0.0, "above",
+            f"what recalibrated BatchNorm statistics take from {case.name}'s test loss, less "
+            f"{part(at.MODE_SHARE.value)} of the gap,",
+            "nats", more_than_its_share, at.MODE_SHARE, 0.0, "above",
         ),
         _of_pairs(
             case, "mode_excess",
@@ -142,7 +144,7 @@ def batchnorm_mismatch(case: Case) -> Finding:
 def overfitting(case: Case) -> Finding:
     """H7: the gap is there on test images and not on training images."""
 
-    def more_than_half(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
+    def more_than_its_share(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
         at_test = read.test_loss(mine) - read.test_loss(theirs)
         at_training = read.train_loss(mine) - read.train_loss(theirs)
         return (at_test - at_training) - at.GENERALISATION_SHARE.value * at_test
@@ -151,8 +153,9 @@ def overfitting(case: Case) -> Finding:
         _of_pairs(
             case, "generalisation_share",
             "the part of the gap in test loss that is not there on the training images, under the "
-            "same transform and BatchNorm mode, less half of the gap,",
-            "nats", more_than_half, at.GENERALISATION_SHARE, 0.0, "above",
+            f"same transform and BatchNorm mode, less {part(at.GENERALISATION_SHARE.value)} of "
+            "the gap,",
+            "nats", more_than_its_share, at.GENERALISATION_SHARE, 0.0, "above",
         ),
     )  # fmt: skip
     return _of_a_gap(case, "H7", "overfitting",
@@ -170,7 +173,8 @@ def gradient_noise(case: Case) -> Finding:
         _of_pairs(
             case, "progress_to_reference",
             "the part of a noise-free step's progress that a step makes, 1 / (1 + noise scale / "
-            f"batch size), {case.name} less a third of {case.reference_name}'s,",
+            f"batch size), {case.name} less {part(at.PROGRESS_RATIO.value)} of "
+            f"{case.reference_name}'s,",
             "", excess, at.PROGRESS_RATIO, 0.0, "below",
         ),
     )  # fmt: skip

@@ -7,10 +7,10 @@ from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Source
 from gradflow.analysis.findings import Evidence
 from gradflow.analysis.network import TrainedNetwork
-from gradflow.analysis.numerals import plain
+from gradflow.analysis.numerals import part, plain
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.shares import gap_status
-from gradflow.analysis.statistics import enough_seeds, p_beyond
+from gradflow.analysis.statistics import POWER, enough_seeds, p_beyond
 from gradflow.analysis.vanishing import JUDGED_SIZES, directions, early_decades
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _against(verdict: "Verdict") -> str:
 def _how_much(verdict: "Verdict") -> str:
     is_main = p_beyond(verdict.restored.shares, at.SHARE_MAIN.value, "above") <= at.ALPHA.value
     return (
-        "more than half of the gap: the main cause"
+        f"more than {part(at.SHARE_MAIN.value)} of the gap: the main cause"
         if is_main
         else "a part of the gap: they contribute to it"
     )
@@ -138,7 +138,7 @@ def _numbers(verdict: "Verdict") -> str:
         if found.n:
             factor = 10 ** abs(found.mean)
             change = "larger" if found.mean > 0 else "smaller"
-            spread = f" (95 % {found.low:+.2f} to {found.high:+.2f})" if found.n > 1 else ""
+            spread = f" ({at.LEVEL} {found.low:+.2f} to {found.high:+.2f})" if found.n > 1 else ""
             what = f"{SIZE_WORDS[size]} ({GRADIENT_SIZES[size].symbol})"
             parts.append(
                 f"{what} is {plain(factor)} times {change} at the first layer than at the last, "
@@ -216,7 +216,7 @@ def worse_by(gap: Evidence) -> str:
     found, words = gap.interval, GAP_WORDS[gap.name]
     unit = f" {gap.unit}" if gap.unit else ""
     ends = (found.low, found.high) if found.mean >= 0 else (-found.high, -found.low)
-    spread = f" (95 % {ends[0]:+.3f} to {ends[1]:+.3f})" if found.n > 1 else ""
+    spread = f" ({at.LEVEL} {ends[0]:+.3f} to {ends[1]:+.3f})" if found.n > 1 else ""
     direction = "better" if found.mean < 0 else "worse"
     if not found.n:
         return f"worse without a number in {words}"
@@ -262,8 +262,8 @@ def _seeds_step(verdict: "Verdict") -> list[str]:
         more = f"{max(needed, n + 1)}"
         return [
             f"Train about {more} seeds, {_how(verdict, more)}, and judge them all: with the mean "
-            "and the spread seen so far they decide about four times in five. The tests allow for "
-            "three looks in all; what is open after the third stays so."
+            f"and the spread seen so far they decide in {POWER:.0%} of cases. The tests allow for "
+            f"{at.N_LOOKS} looks in all; what is open after the last stays so."
         ]
     if verdict.gap_status == "undetermined" and not is_discordant(verdict):
         return ["Train more seeds: whether there is a gap cannot be told from these."]

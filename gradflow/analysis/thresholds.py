@@ -27,8 +27,10 @@ _CHOSEN = "gradflow's own choice"
 # -- statistics ----------------------------------------------------------------------------------
 
 CONFIDENCE = Threshold("confidence", 0.95, "1", "of every interval that is printed", "convention")
+LEVEL = f"{100 * CONFIDENCE.value:g} %"  # as people read it
+N_LOOKS = 3  # at one question: the first, and two more with more seeds
 ALPHA = Threshold(
-    "alpha", 0.05 / 3, "1",
+    "alpha", 0.05 / N_LOOKS, "1",
     "of every one-sided test, and of each family of questions after Holm's correction: 5 % shared "
     "by three looks at one question, so that it may be judged again twice with more seeds",
     "Bonferroni's inequality",

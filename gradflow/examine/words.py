@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradflow.analysis import thresholds
+from gradflow.analysis import thresholds as at
 from gradflow.examine.trainability import ALIKE, LOUD, TRAINED
 
 if TYPE_CHECKING:
@@ -131,11 +131,10 @@ def _draws(found: "InitialCheck") -> str:
     if found.n_draws == 1:
         return "A single draw: there is no interval, and the luck of the draw is not known."
     change = found.profiles["output_gradient"].change
-    level = f"{100 * float(thresholds.CONFIDENCE):.0f} %"
     note = f"{found.n_draws} draws of {found.drawn}"
     if math.isfinite(change.mean):
         note += (
-            f": first over last δ {times(change.mean)} times ({level} {times(change.low)} to "
+            f": first over last δ {times(change.mean)} times ({at.LEVEL} {times(change.low)} to "
             f"{times(change.high)})"
         )
     if "weights" not in found.drawn:

@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from gradflow.analysis import thresholds as at
 from gradflow.analysis.compare import MEANINGS, Comparison
 from gradflow.analysis.findings import Finding
 from gradflow.analysis.numerals import p_text, plain
@@ -107,7 +108,7 @@ def _bar_lines(profiles: Mapping[str, np.ndarray], size: str, bars: str) -> list
 
 def _rate_table(verdict: Verdict) -> Padding:
     table = Table(
-        title="change from the last to the first layer, in decades (95 % over seeds)",
+        title="change from the last to the first layer, in decades ({at.LEVEL} over seeds)",
         title_justify="left",
     )
     for name in ("size", "network", "start", "early", "whole training", "λ at the start"):
@@ -180,7 +181,7 @@ def comparison_view(comparisons: Sequence[Comparison], size: str) -> RenderableT
     table = Table(
         title=f"{GRADIENT_SIZES[size].symbol} ({size.replace('_', ' ')}): {first.first} over "
         f"{first.second}, {len(first.seeds)} seed{'s' if len(first.seeds) > 1 else ''} "
-        "(95 % interval; * differs)",
+        f"({at.LEVEL} interval; * differs)",
         title_justify="left",
     )
     table.add_column("layer")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gradflow.analysis import thresholds as at
+from gradflow.analysis.numerals import part
 from gradflow.analysis.statistics import Interval
 from gradflow.present import plots
 from gradflow.studies.outcomes import MEASURES
@@ -71,11 +72,12 @@ def finding(found: Results) -> str:
         if one.primary is not None:
             names[one.primary.status].append(one.arm.name)
     if names["main cause"]:
-        return f"Takes away more than half of the gap: {', '.join(names['main cause'])}"
+        most = part(at.SHARE_MAIN.value)
+        return f"Takes away more than {most} of the gap: {', '.join(names['main cause'])}"
     if names["contributor"]:
         return f"Takes away part of the gap: {', '.join(names['contributor'])}"
     if len(names["not a cause"]) == len(found.causes):
-        return "No arm takes away a fifth of the gap"
+        return f"No arm takes away {part(at.SHARE_NONE.value)} of the gap"
     return "No arm surely takes away part of the gap"
 
 

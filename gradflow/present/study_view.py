@@ -73,7 +73,8 @@ def _seeds_sentence(plan: Plan) -> str:
     study = plan.study
     source = (
         "as the finished ones vary" if plan.spread_is_measured
-        else f"if runs of one recipe differ by 0.05 nats and the gap is {study.expected_gap:g} nats"
+        else f"if runs of one recipe differ by {at.LOSS_MARGIN.value:g} nats and the gap is "
+        f"{study.expected_gap:g} nats"
     )  # fmt: skip
     needed = "more than 1000" if plan.seeds_needed is None else str(plan.seeds_needed)
     least = at.MIN_SEEDS.value
@@ -167,7 +168,7 @@ def gap_lines(found: Results) -> list[str]:
         unit = f" {measure.unit}" if measure.unit else ""
         sure = "" if found.gap_is_sure[measure.name] else f"; {_why_unsure(gap, measure)}"
         lines.append(
-            f"gap in {measure.title}: {_number(gap.mean)}{unit} (95 % {_number(gap.low)} to "
+            f"gap in {measure.title}: {_number(gap.mean)}{unit} ({at.LEVEL} {_number(gap.low)} to "
             f"{_number(gap.high)}, {gap.n} seeds{sure})"
         )
         if not found.can_be_shared[measure.name]:
@@ -236,7 +237,7 @@ def why_line(one: ArmResult) -> str | None:
     if judged is not None and judged.widens:
         share = one.shares[MEASURES[0].name].interval
         return (
-            f"{one.arm.name} surely widens the gap (share {_number(share.mean)}, 95 % "
+            f"{one.arm.name} surely widens the gap (share {_number(share.mean)}, {at.LEVEL} "
             f"{_range(share)})"
         )
     return f"{one.arm.name}: {judged.why}" if judged is not None and judged.why else None
@@ -264,7 +265,7 @@ def _measured(value: Any) -> str:
 def _table(found: Results) -> Table:
     table = Table(box=None, pad_edge=False)
     right = ("share of the gap", "of the accuracy gap", "accused", "reference", "time")
-    for name in ("arm", "it is", "share of the gap", "95 %", "of the accuracy gap", "accused",
+    for name in ("arm", "it is", "share of the gap", at.LEVEL, "of the accuracy gap", "accused",
                  "reference", "check", "time"):  # fmt: skip
         table.add_column(name, justify="right" if name in right else "left")
     for row in map(arm_row, found.strongest):

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gradflow.analysis import thresholds as at
 from gradflow.analysis.numerals import p_text, plain
 
 if TYPE_CHECKING:
@@ -273,11 +274,11 @@ def _passed(passed: bool) -> str:
 
 def _share(share: float, interval: tuple[float, float]) -> str:
     low, high = interval
-    return f"{share:.1%} (95 % interval {low:.1%} to {high:.1%})"
+    return f"{share:.1%} ({at.LEVEL} interval {low:.1%} to {high:.1%})"
 
 
 def _accuracy_table(summary: Mapping[str, Any]) -> Table:
-    table = Table(title="accuracy (95 % interval)", title_justify="left")
+    table = Table(title=f"accuracy ({at.LEVEL} interval)", title_justify="left")
     for name in ("network", "epoch", "train", "validation", "test"):
         table.add_column(name, justify="left" if name == "network" else "right")
     has_published = any(network["published"] for network in summary["networks"])

@@ -22,6 +22,7 @@ from traces import (
 )
 
 import gradflow.controls.gate
+from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Case
 from gradflow.analysis.findings import Finding, decide
 from gradflow.analysis.network import equal_loss_steps
@@ -272,3 +273,27 @@ def test_a_threshold_says_what_it_is(name: str) -> None:
     assert len(threshold.reason) > 20
     assert threshold.source
     assert float(threshold) == threshold.value
+
+
+def moved(name: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(at, name, replace(getattr(at, name), value=value))
+
+
+def test_sentences_name_the_thresholds_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is moved, and what people read moves along."""
+    for name, value in {
+        "VANISHING_DECADES": 1.5, "MODE_SHARE": 1 / 3, "GENERALISATION_SHARE": 0.2,
+        "PROGRESS_RATIO": 0.25, "SLOWER_RATIO": 0.1, "LEFT_TO_LEARN": 1 / 3, "SHARE_MAIN": 0.6,
+    }.items():  # fmt: skip
+        moved(name, value, monkeypatch)
+    shares = Restored((0.8, 0.81, 0.79, 0.8, 0.8))
+    worse = {"delta": -2, "first_moves": 0.1, "loss": 0.9, "accuracy": 0.6}
+    verdict = judge_case(make_case(worse, {}), restored=shares)
+    assert "more than 0.6 of the gap" in verdict.sentences[0]
+    assert "below -1.5 decades" in verdict.sentences[1]
+    said = {rival.key: " ".join(one.meaning for one in rival.evidence) for rival in verdict.rivals}
+    assert "a third of the gap" in said["H6"]
+    assert "a fifth of the gap" in said["H7"]
+    assert "a quarter of residual's" in said["H8"]
+    assert "less a third of its distance" in said["H5"]
+    assert "less a tenth of residual's" in said["H5"]

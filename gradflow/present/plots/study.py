@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from gradflow.analysis import thresholds as at
 from gradflow.present.plots.style import GUIDE, STYLES, new_axes, styles
 
 MARKERS = {"main cause": "D", "contributor": "s", "not a cause": "o", "undetermined": "x"}
@@ -41,7 +42,7 @@ def forest_plot(
         ax.text(1.01, y, status, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
     ax.set_yticks(range(len(names))[::-1], list(names), fontsize=8)
     ax.set_ylim(-0.7, len(names) + 0.25)
-    ax.set_xlabel("share of the gap that the arm takes away (95 % interval over seeds)")
+    ax.set_xlabel(f"share of the gap that the arm takes away ({at.LEVEL} interval over seeds)")
     return ax
 
 

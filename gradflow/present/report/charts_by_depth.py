@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Case
 from gradflow.analysis.numerals import plain
 from gradflow.analysis.overview import Band
@@ -28,8 +29,9 @@ def gradient_charts(report: Report) -> Iterator[Chart]:
             "gradients",
             gradient_title(verdict.case),
             "Each point is a layer, the input at the left; the line is the mean over seeds, early "
-            "in training, the band their range. Vanishing would be a line that falls ten-fold or "
-            "more from right to left. δ is what is passed on from layer to layer, ŝ what a small "
+            "in training, the band their range. Vanishing would be a line that falls "
+            f"{10**at.VANISHING_DECADES.value:g}-fold or more from right to left. δ is what is "
+            "passed on from layer to layer, ŝ what a small "
             f"relative change of a weight does, g the raw gradient.{_names_of_layers(report)}",
             lambda: _profiles_figure(verdict.bands, mark),
             lambda: interactive.to_html(

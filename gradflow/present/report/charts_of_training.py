@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from gradflow.analysis import thresholds as at
 from gradflow.present import plots
 from gradflow.present.report import interactive
 from gradflow.present.report.chart import Chart
@@ -113,7 +114,7 @@ def _differences(report: Report) -> Iterator[Chart]:
         f"The recall of {worst.name} differs most, by {worst.mean:+.2f}"
         f"{'' if worst.low > 0 or worst.high < 0 else ', which may be chance'}",
         f"Recall of {first} less that of {second} ({worst.method}). At zero both do equally well. "
-        "All intervals together hold with 95 % (Bonferroni), so that each may be picked out."
+        f"All intervals together hold with {at.LEVEL} (Bonferroni), so that each may be picked out."
         f"{some * (len(shown) < len(found))}",
         lambda: plots.figure_of(
             plots.interval_plot([one.name for one in shown], mean, low, high, label, "")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+from gradflow.analysis import thresholds as at
 from gradflow.analysis.findings import Finding
 from gradflow.present.report.chart import SECTIONS, Chart
 from gradflow.present.report.content import Report
@@ -186,7 +187,7 @@ def _finding(one: Finding) -> str:
 
 def _arm_table(report: Report) -> str:
     lines = [
-        "| arm | it is | share of the gap | 95 % | of the accuracy gap | check |",
+        f"| arm | it is | share of the gap | {at.LEVEL} | of the accuracy gap | check |",
         "|---|---|---|---|---|---|",
     ]
     keys = ("arm", "status", "share", "interval", "accuracy_share", "check")
@@ -196,7 +197,8 @@ def _arm_table(report: Report) -> str:
 
 def _accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
-        "| network | seed | epochs | train | test (95 % over test images) | balanced | test loss |",
+        f"| network | seed | epochs | train | test ({at.LEVEL} over test images) | balanced "
+        "| test loss |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gradflow.analysis import thresholds as at
 from gradflow.analysis.compare import MEANINGS
 from gradflow.analysis.findings import Finding
 from gradflow.analysis.numerals import p_text, plain
@@ -64,8 +65,8 @@ def how_sure(report: Report) -> str:
     n = len(report.seeds)
     several = "trainings of each network, paired by seed" if len(report.names) > 1 else "trainings"
     tests = (
-        "; intervals are 95 %, over seeds where nothing else is said, and the tests of the verdict "
-        "and of the layers are corrected by Holm's method"
+        f"; intervals are {at.LEVEL}, over seeds where nothing else is said, and the tests of "
+        "the verdict and of the layers are corrected by Holm's method"
         if report.verdict is not None
         else ""
     )
@@ -246,7 +247,11 @@ def _accuracy(name: str, trained: Sequence[Trained]) -> str:
 
 
 def _factors(ratio: Interval) -> str:
-    return "" if ratio.n < 2 else f" (95 % {plain(10**ratio.low, 2)} to {plain(10**ratio.high, 2)})"
+    return (
+        ""
+        if ratio.n < 2
+        else f" ({at.LEVEL} {plain(10**ratio.low, 2)} to {plain(10**ratio.high, 2)})"
+    )
 
 
 def _seeds(n: int) -> str:
