@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         expected_growth_bn_relu,
         expected_growth_linear,
         expected_growth_relu,
-        shattering_cosine,
         sigmoid_rate,
     )
     from gradflow.controls.gate import CaseResult, Gate, load_gate, run_all
@@ -43,7 +42,6 @@ __all__ = [
     "measure",
     "run",
     "run_all",
-    "shattering_cosine",
     "sigmoid_rate",
 ]
 
@@ -58,7 +56,6 @@ __getattr__ = lazy(
             "expected_growth_bn_relu",
             "expected_growth_linear",
             "expected_growth_relu",
-            "shattering_cosine",
             "sigmoid_rate",
         ),
         "gate": (

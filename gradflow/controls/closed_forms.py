@@ -3,7 +3,7 @@
 λ is the factor of the squared gradient norm from one layer to the one before it, towards the input.
 """
 
-from math import acos, cos, exp, pi, prod, sin, sqrt
+from math import acos, exp, pi, sqrt
 
 import numpy as np
 from scipy.special import digamma, expit
@@ -114,20 +114,3 @@ def sigmoid_rate(weight_variance: float, bias_variance: float = 0.0) -> float:
         q = weight_variance * float(weights @ expit(sqrt(q) * nodes) ** 2) + bias_variance
     slopes = expit(sqrt(q) * nodes) * expit(-sqrt(q) * nodes)
     return sqrt(weight_variance * float(weights @ slopes**2))
-
-
-def shattering_cosine(theta0: float, depth: int) -> float:
-    """Π (1 − θ_l/π): the cosine of a wide He-ReLU network's input gradients at two inputs.
-
-    `theta0` is the angle between the inputs in rad, and `depth` the number of ReLU layers. From
-    each layer to the next cos θ′ = (sin θ + (π − θ) cos θ) / π.
-    Cho & Saul 2009, the arc-cosine kernels of order 0 and 1.
-
-    >>> [round(shattering_cosine(pi / 2, depth), 4) for depth in (1, 2, 4, 8)]
-    [0.5, 0.3016, 0.1416, 0.05]
-    """
-    angles = [theta0]
-    for _ in range(depth - 1):
-        angle = angles[-1]
-        angles.append(acos(min(1.0, (sin(angle) + (pi - angle) * cos(angle)) / pi)))
-    return prod(1 - angle / pi for angle in angles[:depth])

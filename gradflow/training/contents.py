@@ -88,11 +88,6 @@ class Rank(TypedDict):
     probe_accuracy: list[float | None]
 
 
-class Shattering(TypedDict):
-    cosines: list[float | None]
-    decorrelation_share: float | None
-
-
 class Reset(TypedDict):
     loss: float | None
     loss_reset: float | None
@@ -100,10 +95,6 @@ class Reset(TypedDict):
 
 class NoiseOf(TypedDict):
     noise_scale: float | None
-
-
-class RatioOf(TypedDict):
-    ratio: float | None
 
 
 class Examination(TypedDict, total=False):
@@ -114,8 +105,6 @@ class Examination(TypedDict, total=False):
     rank: dict[str, Rank]
     reset: dict[str, Reset]
     noise: dict[str, dict[str, NoiseOf]]
-    linearity: dict[str, dict[str, RatioOf]]
-    shattering: dict[str, Shattering]
 
 
 class SplitEntry(TypedDict):

@@ -17,7 +17,6 @@ from gradflow.controls import (
     growth_with_norm,
     growth_without_norm,
     networks,
-    shattering_cosine,
     sigmoid_rate,
 )
 from gradflow.controls.cases import Case, record
@@ -74,15 +73,6 @@ def test_growth_of_narrow_layers_lies_below_that_of_wide_ones() -> None:
         assert log(expected_growth_linear(n)) == pytest.approx(-1 / n, rel=0.02)
         assert log(expected_growth_relu(n, 1.0)) == pytest.approx(-5 / (2 * n), rel=0.1)
     assert expected_growth_relu(64, 0.5) == pytest.approx(expected_growth_relu(64, 1.0) / 4)
-
-
-@pytest.mark.parametrize(
-    ("depth", "cosine"),
-    [(0, 1.0), (1, 0.5), (2, 0.3016), (4, 0.1416), (8, 0.05), (16, 0.0133), (33, 0.0026)],
-)
-def test_cosine_of_shattered_gradients(depth: int, cosine: float) -> None:
-    assert shattering_cosine(pi / 2, depth) == pytest.approx(cosine, abs=5e-5)
-    assert shattering_cosine(0.0, depth) == 1
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,6 @@ BY_FILE: list[tuple[str, str, Callable[[Path], None]]] = [
     (f"{PLAIN}/examination.json", "dead is a list", changed(lambda it: it.update(dead=[1]))),
     (f"{PLAIN}/examination.json", "rank is text",
      changed(lambda it: it.update(rank={"0": {"effective_rank": "high"}}))),
-    (f"{PLAIN}/examination.json", "linearity is empty",
-     changed(lambda it: it.update(linearity={"0": {"all": {}}}))),
     (PART, "0 bytes", replaced(b"")),
     (PART, "no magic", replaced(b"hello" * 100)),
     (PART, "magic only", replaced(b"PAR1PAR1")),
