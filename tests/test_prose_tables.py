@@ -1,0 +1,190 @@
+"""Rows of the tables in prose, number by number, are those of the stored results."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.test_prose import OVERVIEW, ROOT, WORKED, stored
+
+STUDIES = {"vanishing-control": True, "photographs-64px-8-epochs": False, "digits": True}
+
+
+def rows(page: str) -> list[list[str]]:
+    """The cells of every row of every table of a page."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines
+            if line.startswith("|")]  # fmt: skip
+
+
+def text(number: float, sign: str = "") -> str:
+    return f"{number:{sign}.2f}".replace("-", "−")
+
+
+def spread(found: Any, digits: int = 2) -> str:
+    """As the tables have it: mean (low to high), wide ends with less digits."""
+    low, high = (f"{end:.1f}" if abs(end) > 10 else f"{end:.{digits}f}"
+                 for end in found["interval"])  # fmt: skip
+    return f"{found['mean']:.{digits}f} ({low} to {high})".replace("-", "−")
+
+
+def arms() -> Iterator[Any]:
+    for study in STUDIES:
+        for arm in stored(f"studies/{study}")["arms"]:
+            if arm.get("shares") and not arm["name"].startswith("early-"):
+                yield pytest.param(study, arm, id=f"{study}, {arm['name']}")
+
+
+def row_of(arm: Any) -> dict[str, str]:
+    """The row of an arm by the names of its columns, told from other studies' by its share."""
+    share = spread(arm["shares"]["train_loss"])
+    headers: list[str] = []
+    found = []
+    for row in rows(OVERVIEW):
+        headers = row if row[0] == "arm" else headers
+        if re.split(r"[ :]", row[0])[0] == arm["name"].split()[0] and share in row:
+            found.append(dict(zip(headers, row, strict=True)))
+    (only,) = (one for one in found if re.split(r":| \(", one["arm"])[0] == arm["name"])
+    return only
+
+
+@pytest.mark.parametrize(("study", "arm"), [*arms()])
+def test_the_row_of_an_arm(study: str, arm: Any) -> None:
+    row = row_of(arm)
+    if "of the accuracy gap" in row:
+        assert row["of the accuracy gap"] == spread(arm["shares"]["test_accuracy"])
+    what = stored("judged-again")["studies"][study]
+    assert row["it is"].strip("*") == what[arm["name"]]["status"]
+    if study != "vanishing-control":
+        gains = [arm["shares"]["train_loss"][f"{place}_gain"] for place in ("accused", "reference")]
+        expected = [text(one["mean"], "+") for one in gains]
+        if "accused" not in arm["networks"]:
+            expected[0] = "untouched"
+        said = [row["accused gains"], row["reference gains"]]
+        assert [one.replace("-0.00", "+0.00").replace("−0.00", "+0.00") for one in said] == [
+            one.replace("−0.00", "+0.00") for one in expected
+        ]
+        assert row["check"] == ("passed" if arm["moved"] else "failed")
+    if STUDIES[study]:
+        seconds = stored(f"studies/{study}-times")[arm["name"]].values()
+        assert row["one training"] == f"{np.mean([*seconds]):.0f} s"
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_gap_and_the_controls(study: str) -> None:
+    page = " ".join((ROOT / OVERVIEW).read_text(encoding="utf-8").split())
+    found = stored(f"studies/{study}")
+    gap = found["gap"]["train_loss"]
+    low, high = gap["interval"]
+    assert f"{gap['mean']:.2f} nats ({low:.2f} to {high:.2f}" in page
+    for control in found["controls"] if study != "vanishing-control" else ():
+        low, high = control["change"]["interval"]
+        said = f"{text(control['change']['mean'], '+')}{{}} ({text(low)} to {text(high)})"
+        assert any(said.format(unit) in page or said.format(unit).replace(" (", ", ")[:-1] in page
+                   for unit in ("", " nats")), said  # fmt: skip
+
+
+@pytest.mark.parametrize("split", ["random", "grouped"])
+@pytest.mark.parametrize("i", [0, 1])
+@pytest.mark.parametrize("epoch", ["best", "last"])
+def test_the_row_of_the_original_study(split: str, i: int, epoch: str) -> None:
+    network = stored("original-study-64px")[split]["networks"][i]
+    one, ratio = network[epoch], network["grad_norm_first_to_last"]
+    low, high = one["test"]["accuracy_interval"]
+    (row,) = (row for row in rows(OVERVIEW) if row[:2] == [split, network["arch"]]
+              and row[2].startswith(epoch))  # fmt: skip
+    assert f"({one['epoch'] + 1})" in row[2]
+    assert ("chosen on the test set" in row[2]) == ((split, epoch) == ("random", "best"))
+    assert row[3] == f"{one['train']['accuracy']:.3f}"
+    assert row[4] == f"{one['test']['accuracy']:.3f} ({low:.3f} to {high:.3f})"
+    published = network["published"]
+    assert split == "grouped" or row[5] == (
+        f"{published['train_accuracy']:.3f} / {published['test_accuracy']:.3f}"
+    )
+    measured = [ratio[when] for when in ("first_recorded_step", "over_training")]
+    assert [*map(float, row[6:])] == [float(f"{one:.3g}") for one in measured]
+
+
+def test_the_table_of_the_worked_example() -> None:
+    found = stored("vanishing-verdict-64px")
+    accuracies = found["accuracies"]
+    loss, accuracy = found["verdict"]["gap"]["evidence"]
+
+    def mean(network: str, part: str) -> str:
+        return f"{np.mean([seed[part] for seed in accuracies[network].values()]):.3f}"
+
+    named = {row[0]: row[1:] for row in rows(WORKED)}
+    assert named["training accuracy"][:2] == [mean(one, "train") for one in accuracies]
+    assert named["balanced test accuracy"] == [
+        *(mean(one, "test_balanced") for one in accuracies), spread(accuracy, 3),
+    ]  # fmt: skip
+    (losses,) = (row for name, row in named.items() if name.startswith("training loss, nats"))
+    assert losses[2] == spread(loss, 3)
+    assert float(losses[0]) - float(losses[1]) == pytest.approx(loss["mean"], abs=1e-3)
+    bands = {one["network"]: one["mean"] for one in found["verdict"]["profiles"]
+             if one["size"] == "output_gradient"}  # fmt: skip
+    assert named["δ, early, first over last layer, decades"][:2] == [
+        f"{bands[network][0] - bands[network][-1]:+.2f}" for network in accuracies
+    ]
+
+
+# Phrase of the worked example -> the evidence whose interval stands in it, and its scale.
+EVIDENCE = (
+    ("costs {} nats ({} to {})", "reset_cost", 2, 1.0, False),
+    ("much ({1} to {2})", "output_gradient_to_reference", 1, 1.0, True),
+    ("span {0} times the directions of ResNet-34's at the start ({1} to {2})",
+     "rank_to_reference", 2, 1.0, True),
+    ("loses {0} accuracy on the way ({1} to {2})", "probe_drop", 2, 1.0, False),
+    ("({0} nats per step, {1} to {2})", "slope_at_drop", 4, 1.0, False),
+    ("had fallen {0} times as far", "fall_to_reference", 2, 1.0, False),
+    ("training loss fell {0} times as far as ResNet-34's ({1} to {2})", "fall_to_reference",
+     2, 1.0, False),
+    ("δ grows by +{0} decades (95 % over seeds +{1} to +{2})", "output_gradient_decades", 2, 1.0,
+     False),
+    ("ŝ by +{0} (+{1} to +{2})", "scale_invariant_decades", 2, 1.0, False),
+    ("√v̂/(√v̂+ε) is {0}", "adam_attenuation", 3, 1.0, False),
+    ("δ +{0} decades by its slope", "start_decades", 2, 1.0, False),
+    ("{0} more than in ResNet-34", "start_excess", 2, 1.0, False),
+    ("bring {0} % of what", "early_linearity", 1, 100.0, False),
+    ("kept over {0} times the way of ResNet-34's ({1} to {2})", "decorrelation_0", 3, 1.0, True),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("phrase", "name", "digits", "scale", "is_log"), EVIDENCE,
+                         ids=lambda one: one if isinstance(one, str) else "")  # fmt: skip
+def test_the_evidence_of_the_worked_example(
+    phrase: str, name: str, digits: int, scale: float, is_log: bool
+) -> None:
+    verdict = stored("vanishing-verdict-64px")["verdict"]
+    (one,) = (one for finding in (*verdict["links"], *verdict["rivals"])
+              for one in finding["evidence"] if one["name"] == name)  # fmt: skip
+    numbers = [10**x if is_log else x * scale for x in (one["mean"], *one["interval"])]
+    page = " ".join((ROOT / WORKED).read_text(encoding="utf-8").split())
+    assert all(map(math.isfinite, numbers))
+    filled = phrase.format(*(f"{x:.{digits}f}".replace("-", "−") for x in numbers))
+    assert filled in page
+
+
+@pytest.mark.parametrize("who", ["plain_34", "resnet_34", "plain_34 less resnet_34"])
+def test_the_generalisation_gaps_of_the_worked_example(who: str) -> None:
+    found = stored("vanishing-verdict-64px")["claim 1: training less test accuracy"][who]
+    page = " ".join((ROOT / WORKED).read_text(encoding="utf-8").split())
+    low, high = (f"{end:.3f}".replace("-", "−") for end in found["interval"])
+    mean = f"{found['mean']:.3f}".replace("-", "−")
+    assert f"{mean} ({low} to {high})" in page or f"(95 % {low} to {high})" in page
+    assert mean in page
+
+
+def test_the_front_page_shows_what_the_zoo_says() -> None:
+    page = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    test, trained = stored("zoo")["test"], stored("zoo")["trained"]["BatchNorm"]
+    assert test["hits"]["n"] == test["hits"]["of"]
+    assert f"all {test['hits']['of']} that train with neither" in page
+    assert f"{test['false alarms']['n']} of the {test['false alarms']['of']} that train" in page
+    assert f"in the {trained[0]} networks of the zoo with BatchNorm" in page
+    n = sum(sum(stored("zoo")[half][kind].values()) for half in ("set", "test")
+            for kind in ("neither", "one optimizer", "both"))  # fmt: skip
+    assert f"one half of {n} trained networks" in page
