@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradflow.analysis.rivals import TRIED
 from tests.test_prose import OVERVIEW, ROOT, WORKED, stored
 
 STUDIES = {"vanishing-control": True, "photographs-64px-8-epochs": False, "digits": True}
@@ -188,3 +189,21 @@ def test_the_front_page_shows_what_the_zoo_says() -> None:
     n = sum(sum(stored("zoo")[half][kind].values()) for half in ("set", "test")
             for kind in ("neither", "one optimizer", "both"))  # fmt: skip
     assert f"one half of {n} trained networks" in page
+
+
+def test_the_table_of_the_zoo() -> None:
+    test = stored("zoo")["test"]
+    named = {row[0]: row[1:] for row in rows("docs/controls.md")}
+    counts = [list(test[kind].values()) for kind in ("neither", "one optimizer", "both")]
+    for kind, row in zip(("neither", "one optimizer", "both"), counts, strict=True):
+        assert named[f"train with {kind} ({sum(row)})"] == [str(n) for n in row]
+    assert f"test half, {sum(map(sum, counts))} networks" in named
+
+
+@pytest.mark.parametrize("key", TRIED)
+def test_the_table_of_the_rivals(key: str) -> None:
+    """`TRIED` itself is read against rival-controls.json in tests/analysis/test_rivals.py."""
+    (row,) = (row for row in rows("docs/verdict.md") if row[0].startswith(key))
+    tried = TRIED[key]
+    assert row[3:] == [tried.planted, f"{tried.hits} of {tried.n_planted}",
+                       f"{tried.false_alarms} of {tried.n_others}"]  # fmt: skip
