@@ -8,6 +8,7 @@ from gradflow.version import VERSION
 if TYPE_CHECKING:
     from gradflow.examine.initial import check
     from gradflow.nets import plain_18, plain_34, resnet_18, resnet_34
+    from gradflow.present.live import watch
     from gradflow.record import MaxOverhead, Recorder, Trace, every
     from gradflow.training.diagnosis import judge
 
@@ -24,6 +25,7 @@ __all__ = [
     "plain_34",
     "resnet_18",
     "resnet_34",
+    "watch",
 ]
 
 __getattr__ = lazy(
@@ -34,6 +36,7 @@ __getattr__ = lazy(
         "record": ("MaxOverhead", "Recorder", "Trace", "every"),
         "examine.initial": ("check",),
         "training.diagnosis": ("judge",),
+        "present.live": ("watch",),
     },
 )
 

@@ -1,13 +1,13 @@
 """What `gradflow train` says of the time that it still takes: one line, and a bar on a terminal."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import Progress, TaskID, TextColumn
+from rich.progress import TaskID, TextColumn
 
-from gradflow.cli.console import progress
+from gradflow.cli.console import Bar, picture, progress
 from gradflow.training.remaining import Countdown, Work, time_text
 
 
@@ -17,7 +17,7 @@ class Told:
     def __init__(
         self,
         log: Console,
-        bar: Progress,
+        bar: Bar,
         task: TaskID,
         work: Work,
         n_networks: int,
@@ -30,13 +30,19 @@ class Told:
         self._at_most = "at most " if at_most else ""
         self._stop_if_asked = stop_if_asked
         self._of_this = 0.0  # work done for the network in training
+        self._of_rivals = 0  # measurements done of its rivals
         self._is_said = False
 
     def begin(self, network: str, n_epochs_done: int) -> None:
         """The training of this network begins, or goes on after so many epochs."""
         self._of_this = n_epochs_done * self._work.epoch
+        self._of_rivals = 0
         self._countdown.skip(self._of_this)
         self._bar.update(self._task, description=network)
+
+    def below(self, drawn: Sequence[str]) -> None:
+        """A picture below the bar."""
+        self._bar.below = picture(drawn)
 
     def step(self) -> None:
         self._advance(1)
@@ -46,14 +52,25 @@ class Told:
         self._advance(self._work.validation)
 
     def measured(self, n_done: int, n: int) -> None:
-        """Of the rivals, which are the last part of a network's work."""
+        """Of the rivals, which are the last part of a network's work, each alike."""
+        if n_done == 0:
+            self._log.print(
+                f"rivals         {n} measurements of other explanations. Ctrl-C stops here; "
+                "`gradflow diagnose --measure` measures what is left.",
+                highlight=False,
+                soft_wrap=True,
+            )
         self._bar.update(self._task, description=f"rivals {n_done} of {n}")
+        self._of_rivals, before = n_done, self._of_rivals
+        self._advance(self._work.ending * max(0, n_done - before) / max(1, n))
         self._stop_if_asked()
 
     def end(self) -> None:
         """The network is done; what it did not need, as after an early stop, is skipped."""
-        self._countdown.skip(self._work.total - self._work.ending - self._of_this)
-        self._advance(self._work.ending)
+        rest = self._work.total - self._of_this
+        ending = min(rest, self._work.ending) if self._of_rivals == 0 else 0.0
+        self._countdown.skip(rest - ending)
+        self._advance(ending)
 
     def _advance(self, work: float) -> None:
         self._of_this += work

@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.segment import Segment
+from rich.text import Text
 
 from gradflow.present.visible import visible
 
@@ -61,15 +62,31 @@ class _Plain(Console):
                 yield segment._replace(text=visible(segment.text))
 
 
+def picture(drawn: Sequence[str]) -> Text:
+    """Lines that are cut at the width of the terminal."""
+    return Text("\n".join(drawn), no_wrap=True, overflow="ellipsis")
+
+
+class Bar(Progress):
+    """A progress bar with something below it."""
+
+    below: RenderableType = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.below:
+            yield self.below
+
+
 @contextmanager
 def progress(
     console: Console,
     name: str,
     total: float | None = None,
     columns: Sequence[TextColumn] = (),
-) -> Iterator[tuple[Progress, TaskID]]:
+) -> Iterator[tuple[Bar, TaskID]]:
     """A progress bar, on a terminal only, with the time left or, in its place, `columns`."""
-    bar = Progress(
+    bar = Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),

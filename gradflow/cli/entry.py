@@ -22,13 +22,14 @@ from gradflow.cli.report import report
 from gradflow.cli.saliency import saliency
 from gradflow.cli.study import study
 from gradflow.cli.train import train
+from gradflow.cli.watch import watch
 from gradflow.present.visible import visible
 from gradflow.training.config import TrainConfig
 from gradflow.training.recipes import RECIPES
 from gradflow.version import VERSION
 
 COMMANDS = (
-    train, data, saliency, check, diagnose, compare, report, study, wandb_panels, bench,
+    train, watch, data, saliency, check, diagnose, compare, report, study, wandb_panels, bench,
 )  # fmt: skip
 
 app = App(

@@ -19,6 +19,7 @@ from gradflow.training.recipes import recipe_text
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from gradflow.present.live import Shown
     from gradflow.present.tracking.budget import Budget
     from gradflow.training.rundir import NetworkDir, RunDir
     from gradflow.training.train import Data
@@ -125,6 +126,8 @@ def _train_all(
     run: "RunDir", config: TrainConfig, data: "Data", accelerator: "Accelerator", log: Console
 ) -> None:
     """Every network of every seed that is not finished yet."""
+    from gradflow.present.live import Shown
+    from gradflow.present.terminal_plot import can_show_braille
     from gradflow.present.tracking.budget import Budget
     from gradflow.training.train import measure_rivals, work_of_one
 
@@ -142,9 +145,16 @@ def _train_all(
             stop_if_asked=stop_if_asked,
         ) as told,
     ):
+        shown = Shown(
+            told.below if log.is_terminal and not log.quiet else None,
+            lambda said: log.print(said, highlight=False, soft_wrap=True),
+            width=log.width,
+            braille=can_show_braille(log.encoding),
+            alarms=config.alarms,
+        )
         for network in networks:
             if network in unfinished:
-                _train_one(run, network, config, data, accelerator, log, budget, told)
+                _train_one(run, network, config, data, accelerator, log, budget, told, shown)
             elif accelerator.is_main_process:  # killed before it came to it
                 measure_rivals(network, config, data, accelerator, told.measured)
             accelerator.wait_for_everyone()
@@ -159,15 +169,25 @@ def _train_one(
     log: Console,
     budget: "Budget",
     told: Told,
+    shown: "Shown",
 ) -> None:
     """Train one network; print each epoch and tell it the trackers."""
     from gradflow.present import terminal
     from gradflow.present.tracking.start import network_log
     from gradflow.training.train import train_network
 
-    told.begin(network.name, len(network.history()))
+    history = network.history()
+    told.begin(network.name, len(history))
     epochs = train_network(
-        network, config, data, accelerator, on_step=told.step, on_measured=told.measured
+        network,
+        config,
+        data,
+        accelerator,
+        on_step=told.step,
+        on_measured=told.measured,
+        on_recorder=lambda recorder: shown.follow(
+            network.name, recorder, [epoch["train_loss"] for epoch in history]
+        ),
     )
     is_main = accelerator.is_main_process
     with network_log(run, network, config, budget, is_main=is_main) as trackers:
@@ -177,6 +197,7 @@ def _train_one(
                 highlight=False,
                 soft_wrap=True,
             )
+            shown.epoch(network.name, epoch.train_loss)
             trackers.log_epoch(epoch, chunk)
             told.epoch()
         if is_main:

@@ -1,5 +1,6 @@
 """Recorder: takes the measures while a model trains."""
 
+import copy
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from gradflow.record.schedule import every as every_n
 from gradflow.record.sites import kind_of
 from gradflow.record.steps import DeadChannels, Layout, RecordedStep, compact, to_trace
 from gradflow.record.trace import FOLDER, Trace, load_parts, load_skipped_steps, save_skipped_steps
+from gradflow.record.watching import Show, Watchers
 
 # Recorded steps that are kept on the device before they are written: few enough to lose little
 # when a process is killed, enough to make files of a useful size.
@@ -99,6 +101,7 @@ class Recorder:
         _check_folder_is_free(self.folder, first_step)
         self.scaler = scaler
         self.step = first_step
+        self._loss: Tensor | float | None = None
         self._cadence = Cadence(cadence)
         # How many steps were recorded: what `every` says, or else a checkpoint.
         self._n_recorded = 0 if callable(every) else -(-first_step // every)
@@ -123,6 +126,7 @@ class Recorder:
         self._pending: list[RecordedStep] = []
         self._flushed: list[Trace] = []
         self._stopwatch = Stopwatch(self.schedule)
+        self._watchers = Watchers(not_taken)
         self._steps: list[StepHooks] = []
         processes.meet()
         try:
@@ -180,6 +184,15 @@ class Recorder:
             return load_parts(self.folder)
         return Trace.concat(self._flushed).with_skipped(self.skipped_steps)
 
+    @property
+    def loss(self) -> Tensor | float | None:
+        """The loss of a step, if the loop sets it: only to be shown, and read only then."""
+        return self._loss
+
+    @loss.setter
+    def loss(self, loss: Tensor | float | None) -> None:
+        self._loss = loss.detach() if isinstance(loss, Tensor) else loss
+
     def flush(self) -> Trace | None:
         """Bring the buffered steps to the host, write them, and return them (None if none)."""
         start = time.perf_counter()
@@ -187,17 +200,38 @@ class Recorder:
         if not self._pending:
             self._write()
             return None
-        kinds = {name: kind_of(module) for name, module in self.model.named_modules()}
-        depth = self._outputs.depth if self._outputs is not None else {}
-        feeds = self._outputs.feeds if self._outputs is not None else None
-        chunk = to_trace(self._pending, self.measures, depth, kinds, self._dead)
-        chunk = replace(chunk, feeds=dict(feeds) if feeds else None)
+        chunk = self._read_pending(self._dead)
         n_steps = len(self._pending)
         self._pending = []
         self._flushed.append(chunk)
         self._write()
+        self._watchers.tell(lambda: chunk.with_skipped(self.skipped_steps))
         self._stopwatch.flushed(n_steps, time.perf_counter() - start)
         return chunk
+
+    def _read_pending(self, dead: DeadChannels) -> Trace:
+        kinds = {name: kind_of(module) for name, module in self.model.named_modules()}
+        depth = self._outputs.depth if self._outputs is not None else {}
+        feeds = self._outputs.feeds if self._outputs is not None else None
+        chunk = to_trace(self._pending, self.measures, depth, kinds, dead)
+        return replace(chunk, feeds=dict(feeds) if feeds else None)
+
+    def tell(self, show: Show) -> None:
+        """Have `show` called with the latest records while the model trains.
+
+        With the steps that are not written yet, at most twice a second and for at most a two
+        hundredth of the time, waiting for the device included; and with all of them when they are
+        written. Where it raises, that is logged, and training goes on without it.
+        """
+        self._watchers.add(show)
+
+    def _recent(self) -> Trace | None:
+        """What is not written yet; it stays."""
+        if not self._pending:
+            return None
+        skipped = [step.step for step in self._pending if step.was_skipped()]
+        recent = self._read_pending(copy.deepcopy(self._dead))
+        return recent.with_skipped([*self.skipped_steps, *skipped])
 
     def _write(self) -> None:
         """To the files what is not there yet."""
@@ -373,6 +407,8 @@ class Recorder:
             self._check_was_seen()
             try:
                 self._keep_step()
+                if self._watchers.is_due():
+                    self._watchers.tell(self._recent)
             except Exception as error:
                 self._not_taken.failed("a step", error)
         self._stopwatch.step(self._is_scheduled, self._is_full)

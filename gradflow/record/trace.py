@@ -316,6 +316,12 @@ def load_parts(run: Path, *, from_step: int = 0, measures: Sequence[str] | None 
     return replace(_from_table(whole_table), skipped_steps=tuple(skipped), feeds=_merged(feeds))
 
 
+def load_last(run: Path) -> Trace | None:
+    """The last record file of a network alone; None where there is none."""
+    parts = _parts(run)
+    return load_parts(run, from_step=_first_step(parts[-1])) if parts else None
+
+
 def _feeds(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]] | None:
     """What `save_part` wrote beside the columns; None in the records of older versions."""
     text = (metadata or {}).get(FEEDS.encode())

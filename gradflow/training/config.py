@@ -152,6 +152,10 @@ class TrainConfig:
     """Memory layout of images and weights, where it is safe and faster: on a GPU, and on a CPU for
     networks whose first stage has 8 to 32 channels."""
 
+    alarms: bool = True
+    """Say during the training, once per kind, what asks for a look: NaN, a layer without gradient,
+    dead channels, updates too large or too small, gradients as small as Adam's ε, a loss that does
+    not fall. All but the last need --log-grads."""
     log_grads: bool = False
     """Record gradients, activations and updates of every layer."""
     every: int = 1

@@ -72,6 +72,8 @@ def examine_network(
         left = [one for one in wanted if one not in chosen]
         result["left"] = [[name, _key(which)] for name, which in left]
         n_done = 0
+        if progress is not None:
+            progress(n_done, len(chosen))
         for which in dict.fromkeys(which for _, which in chosen):  # so that each loads once
             examined = _Examined(material, which)
             for name in (name for name, step in chosen if step == which):

@@ -92,6 +92,7 @@ class TrainingState:
     # For early stopping: the last epoch that was better by `min_delta`, and its loss.
     stop_val_loss: float = float("inf")
     stop_epoch: int = -1
+    loss: Tensor | None = None  # nats, of the last step
 
     @property
     def scaler(self) -> Any:
@@ -244,6 +245,7 @@ def train_steps(
         n_images = sum(sizes[start : start + per_step])
         loss, n_correct = _train_step(state, islice(batches, per_step), n_images)
         state.step += 1
+        state.loss = loss
         losses.add(loss, n_correct, n_images)
         on_step()
     losses.read()

@@ -169,12 +169,14 @@ def train_network(
     *,
     on_step: Callable[[], None] = lambda: None,
     on_measured: Callable[[int, int], None] = lambda n_done, n: None,
+    on_recorder: Callable[[Recorder], None] = lambda recorder: None,
 ) -> Iterator[tuple[Epoch, Trace | None]]:
     """Train one network, resuming it where it stands; yield each epoch and what it recorded.
 
     A killed process loses what came after the last checkpoint, and comes to the same end when it
     is resumed. Ends with the evaluation of the last and the best epoch and, of a recorded network,
-    with the measurements of the rival explanations, of which it tells `on_measured`.
+    with the measurements of the rival explanations, of which it tells `on_measured`. Where it
+    records, `on_recorder` gets the Recorder, which holds the loss of the last step.
     """
     model = build_network(network.arch, len(data.class_names), config, seed=network.seed)
     intervening = Intervening(network, config, data)
@@ -184,9 +186,9 @@ def train_network(
     history, saved = _go_back_to_checkpoint(network, state)
     # Before the Recorder, which then sees gradients as the optimizer receives them.
     intervening.attach(state, saved.get("interventions"))
-    recorder = _recorder(network, state)
-    if recorder is not None and "recorder" in saved:
-        recorder.load_state_dict(saved["recorder"])
+    recorder = _recorder(network, state, saved.get("recorder"))
+    if recorder is not None:
+        on_recorder(recorder)
     saver = _Saver(network, recorder, intervening)
     try:
         training, validation = data.training(config, network.seed), data.plain("validation")
@@ -194,6 +196,8 @@ def train_network(
 
         def after_step() -> None:
             _keep_weights(network, state, keep)
+            if recorder is not None:
+                recorder.loss = state.loss
             on_step()
 
         _keep_weights(network, state, keep)
@@ -311,10 +315,12 @@ def _go_back_to_checkpoint(
     return history, saved
 
 
-def _recorder(network: NetworkDir, state: TrainingState) -> Recorder | None:
+def _recorder(
+    network: NetworkDir, state: TrainingState, saved: dict[str, Any] | None
+) -> Recorder | None:
     if not state.config.log_grads:
         return None
-    return Recorder(
+    recorder = Recorder(
         state.prepared_model,
         state.optimizer,
         every=state.config.record_schedule(),
@@ -324,6 +330,9 @@ def _recorder(network: NetworkDir, state: TrainingState) -> Recorder | None:
         scaler=state.scaler,
         first_step=state.step,
     )
+    if saved is not None:
+        recorder.load_state_dict(saved)
+    return recorder
 
 
 def _steps_to_keep(state: TrainingState) -> frozenset[int]:
