@@ -146,7 +146,8 @@ def _small(trace: Trace) -> Iterator[Alarm]:
 
 def _ratio(trace: Trace, sign: int, limit: float, kind: str, advice: str) -> Iterator[Alarm]:
     """‖Δw‖ / ‖w‖ above the limit (`sign` 1) or below it (-1)."""
-    table = _latest(trace, "relative_update", PATH_KINDS)
+    # Of too large steps the first are news too: ten of them replace the weights.
+    table = _latest(trace, "relative_update", PATH_KINDS, first=0 if sign > 0 else FIRST_STEPS)
     if table is None:
         return
     ratio = geometric_mean(table.values)
@@ -191,9 +192,16 @@ def _of_losses(losses: Sequence[float]) -> Iterator[Alarm]:
 
 
 def _latest(
-    trace: Trace, measure: str, kinds: tuple[str, ...], *, every_site: bool = False
+    trace: Trace,
+    measure: str,
+    kinds: tuple[str, ...],
+    *,
+    first: int = FIRST_STEPS,
+    every_site: bool = False,
 ) -> Table | None:
-    """The last `N_STEPS` recorded steps after the first of a training; None with fewer.
+    """The last `N_STEPS` recorded steps from step `first` on; None with fewer.
+
+    Where a training begins and `first` is 0, its first steps.
 
     With `every_site` those where nothing was taken too.
     """
@@ -204,7 +212,8 @@ def _latest(
     if every_site:
         sites = tuple(s for s, kind in zip(trace.sites, trace.kinds, strict=True) if kind in kinds)
         table = Table(trace.steps, sites, columns(trace, measure, sites))
-    use = np.flatnonzero(table.steps >= FIRST_STEPS)[-N_STEPS:]
+    use = np.flatnonzero(table.steps >= first)
+    use = use[:N_STEPS] if first == 0 and table.steps[0] == 0 else use[-N_STEPS:]
     if len(use) < N_STEPS or not table.sites:
         return None
     return Table(table.steps[use], table.sites, table.values[use])

@@ -50,7 +50,7 @@ def _newest() -> Path:
     runs = sorted(path.parent for path in Path("runs").glob("*/config.yaml"))
     if not runs:
         raise FileNotFoundError(
-            "Expected a run in runs/, but there is none. Give the folder of a training that records."
+            "Expected a run in runs/, but there is none. Give the folder of a training."
         )
     return runs[-1]
 

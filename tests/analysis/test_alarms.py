@@ -1,4 +1,4 @@
-"""A word in time: each rule finds the fault that was planted, once, and is silent on the healthy."""
+"""A word in time: each rule finds its planted fault, once, and is silent on the healthy."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ def kinds(alarms: Alarms, *traces: Trace, lr: float | None = None) -> list[str]:
 @pytest.mark.parametrize(
     ("kind", "tables", "says"),
     [
-        ("not finite", {"grad_nonfinite": [0, 3, 0]}, "first at 2.weight, step 0"),
+        ("not finite", {"grad_nonfinite": [0, 3, 0]}, "first at 2.bias, step 0"),
         ("no gradient", {"grad_norm": [0.0, 0.1, 0.1]}, "0.weight without any gradient for 10"),
         ("large updates", {"update_norm": [1e-3, 0.3, 1e-3]}, "2.weight by 0.15 of its size"),
         ("small updates", {"update_norm": [1e-3, 1e-3, 1e-6]}, "4.weight by 5e-07 of its size"),

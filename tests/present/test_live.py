@@ -1,4 +1,4 @@
-"""A training as it goes: the picture, its place in loops and commands, and its share of the time."""
+"""A training as it goes: the picture, its places, and its share of the time."""
 
 import io
 import time
@@ -37,9 +37,8 @@ def deep() -> nn.Sequential:
 def test_a_moment_is_the_mean_of_the_last_steps_by_depth() -> None:
     rows = np.ones((20, 3))
     rows[12:] = [0.01, 1.0, 7.0]
-    trace = make_trace(
-        {"output_grad_norm": rows, "update_norm": 0.2, "weight_norm": 2.0}, ("0", "2", "4")
-    )  # noqa: E501
+    tables = {"output_grad_norm": rows, "update_norm": 0.2, "weight_norm": 2.0}
+    trace = make_trace(tables, ("0", "2", "4"))
     now = live.moment(trace, 1.5)
     assert now is not None
     np.testing.assert_allclose(now.values, [0.01, 1.0])
