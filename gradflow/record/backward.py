@@ -87,6 +87,7 @@ class BackwardPasses:
         self._settled: dict[int, list[_BackwardPass]] = {}  # by optimizer
         self._parameters: list[nn.Parameter] = []  # of this step
         self._marks: list[_Mark] = []  # when the last counted backward pass ended
+        self._witness: int | None = None  # a parameter whose gradient was not zero then
 
     # -- in the hooks ------------------------------------------------------------------------
 
@@ -175,7 +176,7 @@ class BackwardPasses:
             if not _is_same(mark, before)
         ]  # fmt: skip
         if one.touched:
-            self._marks = now
+            self._marks, self._witness = now, self._smallest_above_zero(one.touched)
             self._counted.append(one)
             self.n_counted += 1
             self._on_count(one.gradients.keys())
@@ -186,15 +187,31 @@ class BackwardPasses:
         grads = (parameter.grad for parameter in self._parameters)
         return [None if g is None else (weakref.ref(g), g._version) for g in grads]
 
+    def _smallest_above_zero(self, touched: Sequence[int]) -> int | None:
+        """The smallest parameter with a gradient above zero: `.grad.data.zero_()` leaves no mark.
+
+        On a CPU only, since a look at values waits for a device.
+        """
+        by_size = sorted(touched, key=lambda i: self._parameters[i].numel())
+        return next((i for i in by_size if self._is_nonzero_on_cpu(i)), None)
+
+    def _is_nonzero_on_cpu(self, i: int) -> bool:
+        grad = self._parameters[i].grad
+        return grad is not None and grad.is_cpu and _is_nonzero(grad)
+
     def _discard_what_was_zeroed(self, *, by_value: bool = True) -> None:
         """A gradient that is gone without a step takes its backward passes with it."""
-        there = [one for one in self._counted if self._is_there(one, by_value)]
+        if not self._counted:
+            return
+        witness = self._witness
+        was_emptied = witness is not None and not self._is_nonzero_on_cpu(witness)
+        there = [one for one in self._counted if self._is_there(one, was_emptied, by_value)]
         if len(there) < len(self._counted):
             gone = [one for one in self._counted if one not in there]
             self._counted = there
             self._on_discard(any(map(_has_nonfinite, gone)))
 
-    def _is_there(self, one: _BackwardPass, by_value: bool) -> bool:
+    def _is_there(self, one: _BackwardPass, was_emptied: bool, by_value: bool) -> bool:
         """Whether a gradient that it added to is there, as it was or otherwise than zero.
 
         A look at values waits for the device: right before a step, where clipping has just changed
@@ -205,7 +222,8 @@ class BackwardPasses:
             grad, mark = self._parameters[i].grad, self._marks[i]
             if grad is None:
                 continue
-            if mark is not None and mark[0]() is grad and mark[1] == grad._version:
+            is_same = mark is not None and mark[0]() is grad and mark[1] == grad._version
+            if is_same and not was_emptied:
                 return True
             changed.append(grad)
         return any(not (by_value or grad.is_cpu) or _is_nonzero(grad) for grad in changed)

@@ -153,8 +153,10 @@ class OutputHooks:
         self, hook: "_OutputHook", module: nn.Module, args: tuple[object, ...], output: object
     ) -> None:
         """A layer has run."""
-        # A compiled graph may outlive the hooks.
+        # A compiled graph may outlive the hooks. What torch.jit.trace runs is no training.
         if not (self._hooks and self._model.training and self._is_listening()):
+            return
+        if torch._C._get_tracing_state() is not None:
             return
         self.saw_output = True
         try:

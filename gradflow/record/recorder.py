@@ -404,7 +404,6 @@ class Recorder:
     @torch.no_grad()
     def _finish_step(self) -> None:
         if self._is_scheduled:
-            self._check_was_seen()
             try:
                 self._keep_step()
                 if self._watchers.is_due():
@@ -431,27 +430,27 @@ class Recorder:
             self._found_inf,
             self._layouts,
         )
-        if not passes and self._outputs is not None and self._outputs.has_hooked:
-            why = "no backward pass had brought the parameters a gradient that was still there"
-            self._not_taken.say("outputs in a step", why)
+        if not passes and self._outputs is not None:
+            why = self._why_no_outputs(self._outputs)
+            if why is not None:
+                self._not_taken.say("outputs in a step", why)
         step = self._processes.gather(step)
         if self._processes.is_first:
             self._pending.append(step)
 
-    def _has_gradients(self) -> bool:
-        return any(parameter.grad is not None for parameter in self.model.parameters())
-
-    def _check_was_seen(self) -> None:
-        """A Recorder that sees nothing says so, at the first step."""
-        if self._outputs is None or self._outputs.saw_output or not self._has_gradients():
-            return
-        self.close()
-        raise RuntimeError(
-            "Expected to see the outputs of the model's layers in this step, but no layer ran "
-            "through its hooks although the parameters have gradients. Was the model compiled "
-            "before the Recorder was made, in eval mode, or called as `model.forward(x)`? Make the "
-            "Recorder before the first compiled call, call `model.train()` and `model(x)`, or "
-            "record parameters only: `measures=PARAMETER_MEASURES`."
+    def _why_no_outputs(self, outputs: OutputHooks) -> str | None:
+        """In a step to which no forward pass belongs; None where that was said before."""
+        if outputs.has_hooked:
+            return "no backward pass had brought the parameters a gradient that was still there"
+        has_gradients = any(parameter.grad is not None for parameter in self.model.parameters())
+        if outputs.saw_output or not has_gradients:
+            return None
+        return (
+            "no layer ran through its hooks although the parameters have gradients. These may come "
+            "from elsewhere; or the model was compiled before the Recorder was made, is in eval "
+            "mode, or was called as `model.forward(x)`. Make the Recorder before the first "
+            "compiled call, call `model.train()` and `model(x)`, or leave the outputs out with "
+            "`measures=PARAMETER_MEASURES`"
         )
 
 

@@ -490,6 +490,21 @@ def test_a_full_disk_does_not_stop_the_training(
     assert "records to the files yet" in said(caplog)[0]
 
 
+def test_a_model_can_be_traced_and_exported_while_it_is_recorded() -> None:
+    model, x = mlp(), inputs(6, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with Recorder(model, optimizer) as recorder:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # jit is deprecated
+            torch.jit.trace(model, x)  # checks that a second run gives the same graph
+        torch.export.export(model, (x,))
+        z = model(x)
+        want = torch.autograd.grad(z.square().sum(), z, retain_graph=True)[0].norm().item()
+        z.square().sum().backward()
+        optimizer.step()
+    assert value(recorder.trace, "output_grad_norm", "2") == pytest.approx(want, rel=1e-6)
+
+
 def test_what_is_not_taken_is_said_once_and_never_raised() -> None:
     logger = logging.getLogger("gradflow")
     seen: list[str] = []

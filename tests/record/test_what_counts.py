@@ -1,5 +1,6 @@
 """∂L/∂z of the loss on which `backward` was called for the step, and nothing else."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -229,6 +230,28 @@ def test_a_pass_of_two_whose_gradient_was_zeroed_is_gone_alone(set_to_none: bool
     assert recorder.skipped_steps == []
 
 
+def test_a_gradient_that_is_zeroed_past_autograd_takes_its_pass_with_it() -> None:
+    """`.data.zero_()`, as older loops write it, leaves the gradient the same tensor and version."""
+    model = mlp()
+    optimizer, hand = sgd(model), ByHand(model)
+    with Recorder(model, optimizer) as recorder:
+        for seed in range(3):
+            optimizer.zero_grad()
+            with hand.aside():
+                model(inputs(6, 4, seed=seed)).square().sum().backward()
+            for parameter in model.parameters():
+                parameter.grad.data.zero_()
+            with hand.forward():
+                loss = model(inputs(6, 4)).square().mean()
+            loss.backward()
+            model[0].weight.grad.data.zero_()  # one of several: the pass stays
+            model[2].bias.grad.data.zero_()
+            with hand.step():
+                optimizer.step()
+    hand.compare(recorder.trace)
+    assert recorder.skipped_steps == []
+
+
 def test_gradients_that_are_scaled_or_replaced_between_passes_are_still_there() -> None:
     model = mlp()
     optimizer, hand = sgd(model), ByHand(model)
@@ -284,6 +307,27 @@ def test_gradients_that_are_assigned_come_from_no_backward_pass(
         "gradflow does not take outputs in a step: no backward pass had brought the parameters a "
         "gradient that was still there."
     ]
+
+
+def test_gradients_that_come_from_a_copy_of_the_model(caplog: pytest.LogCaptureFixture) -> None:
+    """First-order meta-learning: no layer of the model runs, and its training goes on."""
+    model, x = mlp(), inputs(6, 4)
+    optimizer = sgd(model)
+    with Recorder(model, optimizer) as recorder:
+        for _ in range(2):
+            task = copy.deepcopy(model)
+            inner = sgd(task)
+            for _ in range(2):
+                inner.zero_grad()
+                task(x).square().mean().backward()
+                inner.step()
+            for parameter, adapted in zip(model.parameters(), task.parameters(), strict=True):
+                parameter.grad = (parameter - adapted).detach()
+            want = model[0].weight.grad.double().norm().item()
+            optimizer.step()
+    assert value(recorder.trace, "grad_norm", "0.weight", 1) == pytest.approx(want, rel=1e-6)
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "gradflow"]
+    assert "no layer ran through its hooks" in said
 
 
 def test_a_layer_that_returns_its_own_parameter() -> None:
