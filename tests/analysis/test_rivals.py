@@ -129,6 +129,15 @@ def part(found: Finding, name: str) -> tuple[float, ...]:
     return next(one.values for one in found.evidence if one.name == name)
 
 
+def test_dead_units_are_compared_at_step_90_where_both_came_so_far() -> None:
+    def twice(early: float, late: float) -> Given:
+        there = dead(early, 0, "90")["dead"] | dead(late, 0, "end")["dead"]
+        return {"examined": lambda s: {"dead": there}}
+
+    found = judged(make_case(twice(0.4, 0.9), twice(0.1, 0.1)))["H4"]
+    assert part(found, "dead_excess") == pytest.approx([0.3] * 5)
+
+
 def test_what_a_schedule_took_is_a_closed_form() -> None:
     """The loss falls by v per step until the rate falls to a hundredth: v Λ − distance / 2."""
     steps = np.arange(N_LONG)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import precision_recall_fscore_support
 
 from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork
@@ -36,7 +37,7 @@ from gradflow.present.report.charts_of_training import (
 from gradflow.present.report.content import Report, Trained, collect
 from gradflow.present.report.depth import UPDATES, Measure, Profile, angles, drawn_seeds, tables
 from gradflow.present.report.markdown import _class_table, markdown, plain
-from gradflow.present.report.rows import mistakes, photos_of_test_set
+from gradflow.present.report.rows import class_rows, mistakes, photos_of_test_set
 from gradflow.present.report.saliency import Maps, saliency_pictures
 from gradflow.record.trace import Table, Trace
 from gradflow.training import original
@@ -920,6 +921,20 @@ def test_the_json_holds_the_numbers_of_every_figure(run: Path, report: Report) -
     assert told["expected_error"] == pytest.approx(error)
     assert sum(told["n"]) == len(sure)
     assert None in told["confidence"], "an empty bin has none"
+
+
+def test_the_table_of_classes_is_the_mean_of_scikit_learns_over_the_seeds(report: Report) -> None:
+    tests = [one.evaluation["last"]["test"] for one in report.of("plain_18")]
+    assert len(tests) == 2
+    expected = np.mean(
+        [
+            precision_recall_fscore_support(one["labels"], one["predicted"], zero_division=0)[:3]
+            for one in tests
+        ],
+        axis=0,
+    )
+    rows = class_rows(report)["plain_18"]
+    np.testing.assert_allclose(np.transpose([row["numbers"] for row in rows]), expected)
 
 
 def test_published_numbers_stand_beside_those_of_the_same_classes(report: Report) -> None:
