@@ -47,11 +47,13 @@ def diagnose(
     json
         Print the verdict as one JSON object on stdout.
     """
-    from gradflow.present.plots import picture_path
+    from gradflow.present.plots import picture_path, refuse_to_replace
     from gradflow.training.diagnosis import diagnose as run_diagnosis
 
     runs = runs or (newest_run(),)
-    output = runs[0] / "figures" / "verdict.png" if output is None else picture_path(output)
+    if output is not None:
+        output = picture_path(output)
+        refuse_to_replace(output)
     study, found = _study_among(runs), None
     if study is not None:
         if accused is not None or reference is not None:
@@ -75,7 +77,7 @@ def diagnose(
     else:
         from gradflow.present.figures import save_verdict_figure
 
-        picture = save_verdict_figure(verdict, output)
+        picture = save_verdict_figure(verdict, output or runs[0] / "figures" / "verdict.png")
         if full:
             _show_all(verdict, found)
             show(f"\npicture  {picture}")

@@ -28,6 +28,8 @@ from gradflow.training.config import TrainConfig
 from gradflow.training.recipes import RECIPES
 from gradflow.version import VERSION
 
+LONGEST = 1000  # characters of an error
+
 COMMANDS = (
     train, watch, data, saliency, check, diagnose, compare, report, study, wandb_panels, bench,
 )  # fmt: skip
@@ -126,5 +128,9 @@ def _exit_code(error: Exception) -> int:
 
 
 def _say(console: Console, message: object, code: int) -> int:
-    console.print(f"gradflow: {message}", highlight=False, soft_wrap=True)
+    """Print it, the middle of a long one left out: it may quote what somebody gave."""
+    text = str(message)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+    console.print(f"gradflow: {text}", highlight=False, soft_wrap=True)
     return code

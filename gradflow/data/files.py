@@ -27,7 +27,10 @@ def is_visible(name: str) -> bool:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All visible files of a folder, deeper ones too, sorted. Links are followed, once each."""
+    """All visible files of a folder, deeper ones too, sorted. Links are followed, once each.
+
+    Pipes and devices are no files: to read one may never end.
+    """
     found, seen = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         place = Path(parent).stat()
@@ -36,7 +39,8 @@ def files_in(folder: Path) -> list[Path]:
             continue
         seen.add((place.st_dev, place.st_ino))
         folders[:] = [name for name in folders if is_visible(name)]
-        found += [Path(parent, name) for name in files if is_visible(name)]
+        paths = (Path(parent, name) for name in files if is_visible(name))
+        found += [path for path in paths if path.is_file() or not path.exists()]
     return sorted(found)
 
 

@@ -156,6 +156,8 @@ def _list_table(
             )
     home = _home(table, [name for _, name, _ in rows], pictures)
     labelled, missing = _labels(table, rows, home, pictures)
+    if not allow_outside:
+        _refuse_links_outside(table, labelled)
     class_names = tuple(sorted({label for _, _, label in rows}))
     number = {name: i for i, name in enumerate(class_names)}
     place = home or Path(os.path.commonpath([path.parent for path in labelled]))
@@ -184,6 +186,17 @@ def _home(table: Path, names: Sequence[str], pictures: Pictures) -> Path | None:
         f"Expected the {len(set(names))} images of {table} in {folder} or a folder in it, but "
         f"found none of them, {names[0]} for one. Give file names relative to the table's folder."
     )
+
+
+def _refuse_links_outside(table: Path, files: Iterable[Path]) -> None:
+    """A link in the folder of a table may lead out of it as a name may: ValueError."""
+    folder, files = table.parent.resolve(), list(files)
+    for path in {file.parent for file in files}.union(filter(Path.is_symlink, files)):
+        if not path.resolve().is_relative_to(folder):
+            raise ValueError(
+                f"Expected files inside the folder of {table}, but {shown(str(path))} is a link to "
+                f"{shown(str(path.resolve()))}. If you trust the table, add --allow-outside."
+            )
 
 
 def _labels(

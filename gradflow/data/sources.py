@@ -217,8 +217,9 @@ def _part(
         if download:
             return _fetch(name, build, root, kwargs)
         raise FileNotFoundError(
-            f"Expected the torchvision data set {name} in {root}, but got: {error} Add --download "
-            "to fetch it, or set GRADFLOW_DATA to the folder that holds it."
+            f"Expected the torchvision data set {name} in {root}, but got: "
+            f"{str(error).rstrip('. ')}. Add --download to fetch it, or set GRADFLOW_DATA to the "
+            "folder that holds it."
         ) from error
 
 
@@ -228,8 +229,9 @@ def _fetch(name: str, build: Callable[..., Any], root: Path, kwargs: dict[str, A
         return build(root, download=True, **kwargs)
     except (RuntimeError, OSError) as error:  # no network is a URLError, which is an OSError
         raise OSError(
-            f"Expected to fetch the torchvision data set {name} into {root}, but got: {error} "
-            "Check the network and the free space, or put its files there by hand."
+            f"Expected to fetch the torchvision data set {name} into {root}, but got: "
+            f"{str(error).rstrip('. ')}. Check the network and the free space, or put its files "
+            "there by hand."
         ) from error
 
 

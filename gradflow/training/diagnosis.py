@@ -149,6 +149,8 @@ def choose(
     for name in (accused, reference):
         if name is not None and name not in names:
             raise ValueError(f"Expected a network of {', '.join(names)}, but got {name!r}.")
+    if accused is not None and accused == reference:
+        raise ValueError(f"Expected two different networks, but got {accused} twice.")
     if len(names) > 2 and (accused is None or reference is None):
         raise ValueError(
             f"Expected one or two networks, but the runs hold {', '.join(names)}. Name the two: "

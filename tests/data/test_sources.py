@@ -204,7 +204,7 @@ def test_a_fetch_that_fails_says_what_to_check(monkeypatch, tmp_path):
 
     monkeypatch.setenv("GRADFLOW_DATA", str(tmp_path))
     monkeypatch.setattr(datasets, "SVHN", offline)
-    with pytest.raises(OSError, match=r"fetch .* svhn .* unreachable Check the network"):
+    with pytest.raises(OSError, match=r"fetch .* svhn .* unreachable. Check the network"):
         open_source("svhn", download=True)
 
 

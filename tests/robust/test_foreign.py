@@ -181,6 +181,18 @@ def test_saliency_does_not_replace_the_photograph(
     assert Path("in.png").read_bytes() == before
 
 
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf", "jpg"])
+def test_the_figure_of_a_verdict_replaces_nothing_but_its_own(
+    ending: str, run: Path, tmp_path: Path, command: Any
+) -> None:
+    output = tmp_path / f"mine.{ending}"
+    for _ in range(2):
+        assert command("diagnose", run, "-o", output).code == 0
+    output.write_text(SECRET)
+    said = command("diagnose", run, "-o", output)
+    assert (said.code, output.read_text()) == (2, SECRET)
+
+
 def test_saliency_does_not_replace_a_table_beside_the_picture(
     run: Path, tmp_path: Path, command: Any
 ) -> None:
@@ -234,6 +246,35 @@ def test_a_table_names_no_file_outside_its_folder(name: str, tmp_path: Path, com
     said = command("data", folder / "labels.csv")
     assert (said.code, "--allow-outside" in said.err) == (2, True)
     assert command("data", folder / "labels.csv", "--allow-outside").code in (0, 1)
+
+
+@pytest.mark.parametrize("link", ["file", "folder"])
+def test_a_table_reaches_no_file_outside_through_a_link(
+    link: str, tmp_path: Path, command: Any
+) -> None:
+    folder, other = tmp_path / "data", tmp_path / "other"
+    for place in (folder, other):
+        place.mkdir()
+        for colour in ("red", "blue"):
+            Image.new("RGB", (8, 8), colour).save(place / f"{colour}.png")
+    (folder / "in").symlink_to(other if link == "folder" else other / "red.png")
+    name = "in/red.png" if link == "folder" else "in"
+    (folder / "labels.csv").write_text(f"filename,label\nred.png,a\nblue.png,b\n{name},a\n")
+    said = command("data", folder)
+    assert (said.code, "--allow-outside" in said.err) == (2, True)
+    assert command("data", folder, "--allow-outside").code in (0, 1)
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "red/x.png", "red/notes.txt"])
+@pytest.mark.parametrize("leads_to", ["/dev/zero", "a pipe"])
+def test_what_never_ends_is_not_read(
+    name: str, leads_to: str, pictures: Path, command: Any
+) -> None:
+    if leads_to == "a pipe":
+        os.mkfifo(pictures / name)
+    else:
+        (pictures / name).symlink_to(leads_to)
+    assert command("data", pictures).code == 0
 
 
 # --- what a terminal and a page obey -----------------------------------------------------------

@@ -18,13 +18,13 @@ from gradflow.record import Trace
 pytestmark = pytest.mark.slow
 
 FLAGS = ["--image-size", "8", "--arch", "plain_18,resnet_18", "--width", "0.125", "--epochs", "2",
-         "--batch-size", "16", "--device", "cpu", "--wandb", "off", "--log-grads",
+         "--batch-size", "8", "--device", "cpu", "--wandb", "off", "--log-grads",
          "--intervene", "gradient_scale(layers=1-3, factor=0.5)", "--json"]  # fmt: skip
 # One moment of each kind of file, some of them in the first network and some in the second.
 MOMENTS = [
     ("config.yaml", 0), ("data.json", 0), ("environment.json", 0), ("step-000000.pt", 0),
-    ("step-000001.pt", 0), ("step-000005.pt", 1), ("part-000000000.parquet", 0),
-    ("part-000000003.parquet", 0), ("best.pt", 0), ("best.pt", 1), ("history.json", 0),
+    ("step-000010.pt", 0), ("step-000010.pt", 1), ("part-000000000.parquet", 0),
+    ("part-000000006.parquet", 0), ("best.pt", 0), ("best.pt", 1), ("history.json", 0),
     ("history.json", 1), ("history.json", 4), ("checkpoint.pt", 0), ("checkpoint.pt", 2),
     ("last.pt", 0), ("last.pt", 1), ("interventions.json", 0), ("report.txt", 0),
     ("evaluation.json", 0), ("evaluation.json", 1), ("examination.json", 0),

@@ -35,6 +35,8 @@ OPTIONS: list[tuple[list[str], str]] = [
     (["train", "--data", "~nosuchuser/pictures"], "nosuchuser"),
     (["train", "--data", "x" * 5000], "File name too long"),
     (["train", "--data", "a\0b"], "a\\x00b"),
+    (["train", "--arch", "plain_18," * 3000], "`arch`"),
+    (["train", "--intervene", "x(" * 3000], "intervention"),
     (["data", ""], "an empty one"),
     (["data", "~nosuchuser"], "nosuchuser"),
     (["data", "x" * 300], "File name too long"),
@@ -189,3 +191,14 @@ def test_the_smallest_width_of_a_residual_network_trains(pictures: Path, tmp_pat
         "--out", str(tmp_path), "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("which", "one", "other"),
+    [("diagnose", "--accused", "--reference"), ("compare", "--first", "--second")],
+)
+def test_a_network_is_not_compared_with_itself(
+    which: str, one: str, other: str, run: Path, command: Any
+) -> None:
+    said = command(which, run, one, "plain_18", other, "plain_18")
+    assert (said.code, "two different networks" in said.err) == (2, True)

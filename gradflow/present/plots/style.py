@@ -33,13 +33,14 @@ OF_ARCHITECTURE = {"plain_34": 0, "resnet_34": 1, "plain_18": 2, "resnet_18": 3}
 GUIDE = "#767676"  # lines that are not data: zero, a threshold, the learning rate
 DPI = 120  # a heat map is then a PNG of about 50 kB, a saliency grid of two networks 700 kB
 
-# The files that can be written, each with what is left out of it: the date, the program's version.
-FORMATS: dict[str, dict[str, None] | None] = {
-    ".png": {"Software": None},
-    ".svg": {"Date": None},
-    ".pdf": {"CreationDate": None},
-    ".jpg": None,
-    ".jpeg": None,
+# The files that can be written, each with what marks it as gradflow's; without a date.
+_MARK = "gradflow"
+FORMATS: dict[str, dict[str, Any]] = {
+    ".png": {"metadata": {"Software": _MARK}},
+    ".svg": {"metadata": {"Creator": _MARK, "Date": None}},
+    ".pdf": {"metadata": {"Creator": _MARK, "CreationDate": None}},
+    ".jpg": {"pil_kwargs": {"comment": _MARK}},
+    ".jpeg": {"pil_kwargs": {"comment": _MARK}},
 }
 
 TITLE_SIZE = 10  # points
@@ -140,13 +141,22 @@ def picture_path(path: Path) -> Path:
     return path
 
 
+def refuse_to_replace(path: Path) -> None:
+    """Refuse to write over what is no figure of gradflow's, such as a photograph: ValueError."""
+    if path.exists() and not (path.is_file() and _MARK.encode() in path.read_bytes()):
+        raise ValueError(
+            f"Expected a new --output, or that of an earlier call, but {path} is there and was not "
+            "written by one. Give another one."
+        )
+
+
 def save(fig: Figure, path: Path, dpi: int = DPI) -> Path:
     """Write `fig` to `path` in the format of its suffix (`FORMATS`), the same bytes every time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    left_out = FORMATS[path.suffix.lower()]
+    marked = FORMATS[path.suffix.lower()]
     options = matplotlib.rc_context({"svg.hashsalt": "gradflow", "svg.fonttype": "none"})
     with options, whole(path) as unfinished:
-        as_written(fig).savefig(unfinished, dpi=dpi, metadata=left_out)
+        as_written(fig).savefig(unfinished, dpi=dpi, **marked)
     return path
 
 
