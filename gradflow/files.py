@@ -28,11 +28,18 @@ class DamagedFile(ValueError):
         self.path = path
 
 
+def refuse_no_file(path: Path, expected: str, advice: str) -> None:
+    """Refuse a folder, and a pipe or a device, which may never end: DamagedFile."""
+    if path.exists() and not path.is_file():
+        raise DamagedFile(path, expected, "it is a folder, a pipe or a device", advice)
+
+
 def read_text(path: Path, expected: str, advice: str) -> str:
     """What a text file holds. Raises FileNotFoundError, DamagedFile."""
+    refuse_no_file(path, expected, advice)
     try:
         return path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, IsADirectoryError) as error:
+    except UnicodeDecodeError as error:
         raise DamagedFile(path, expected, error, advice) from None
 
 
@@ -143,7 +150,7 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[str]:
     from filelock import FileLock, Timeout
 
     path = folder / ".lock"
-    if path.is_symlink():
+    if path.is_symlink() or path.is_fifo():
         path.unlink()
     lock = FileLock(path, timeout=-1 if wait else 0)
     try:

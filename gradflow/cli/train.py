@@ -129,7 +129,7 @@ def _train_all(
     from gradflow.present.live import Shown
     from gradflow.present.terminal_plot import can_show_braille
     from gradflow.present.tracking.budget import Budget
-    from gradflow.training.train import measure_rivals, work_of_one
+    from gradflow.training.train import finish_network, work_of_one
 
     budget = Budget()
     networks = [run.network(arch, seed) for seed in config.seed_list for arch in config.networks]
@@ -156,7 +156,7 @@ def _train_all(
             if network in unfinished:
                 _train_one(run, network, config, data, accelerator, log, budget, told, shown)
             elif accelerator.is_main_process:  # killed before it came to it
-                measure_rivals(network, config, data, accelerator, told.measured)
+                finish_network(network, config, data, accelerator, told.measured)
             accelerator.wait_for_everyone()
 
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradflow.files import DamagedFile, drop_unfinished, read_json, whole, write_text
+from gradflow.files import (
+    DamagedFile,
+    drop_unfinished,
+    read_json,
+    refuse_no_file,
+    whole,
+    write_text,
+)
 from gradflow.lazy import lazy
 from gradflow.record.measures import DERIVED, MEASURES
 from gradflow.typed import typed
@@ -302,6 +309,7 @@ def load_parts(run: Path, *, from_step: int = 0, measures: Sequence[str] | None 
     tables, feeds = [], []
     last_step = -1
     for path in parts:
+        refuse_no_file(path, "records of a Recorder", LEAVE_OUT)
         try:
             with pq.ParquetFile(path) as part:
                 names = part.schema_arrow.names

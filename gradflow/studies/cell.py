@@ -24,9 +24,9 @@ from gradflow.training.summary import environment, summarise
 from gradflow.training.train import (
     Data,
     check_same_data,
+    finish_network,
     lacks_rivals,
     load_data,
-    measure_rivals,
     train_network,
 )
 
@@ -107,7 +107,7 @@ def _train(cell: Cell, folder: CellDir, started: dict[str, Any]) -> float:
     begin = time.perf_counter()
     network = run.network(config.arch, cell.seed)
     if network.is_finished:
-        measure_rivals(network, config, data, accelerator)  # killed before it came to it
+        finish_network(network, config, data, accelerator)  # killed before it came to it
     else:
         for epoch, _ in train_network(network, config, data, accelerator):
             folder.save_state(

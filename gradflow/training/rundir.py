@@ -23,6 +23,7 @@ from gradflow.files import (
     read_json,
     read_text,
     refuse_links,
+    refuse_no_file,
     whole,
     write_json,
     write_text,
@@ -352,6 +353,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
     """Load on the CPU what `save_tensors` saved; never runs code from the file."""
     import torch
 
+    expected = "weights, and nothing but numbers,"
+    refuse_no_file(path, expected, DO_NOT_TRUST)
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
@@ -359,7 +362,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
     except Exception as error:  # whatever PyTorch, zipfile and pickle make of foreign bytes
         # What PyTorch says of a pickle that runs code is how to run it: not repeated here.
         why = "it holds more than numbers" if "weights_only" in str(error) else str(error)
-        raise DamagedFile(path, "weights, and nothing but numbers,", why, DO_NOT_TRUST) from None
+        raise DamagedFile(path, expected, why, DO_NOT_TRUST) from None
 
 
 def load_weights(model: "nn.Module", path: Path) -> None:

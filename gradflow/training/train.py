@@ -222,9 +222,7 @@ def train_network(
         saver.finish(state, history)
         intervening.save_checks(state)
         _evaluate_network(network, state, data, recorder, intervening, first)
-        network.checkpoint.unlink(missing_ok=True)
-        # Last, when all else is on disk: a defect here must not cost the training.
-        measure_rivals(network, config, data, accelerator, on_measured)
+        finish_network(network, config, data, accelerator, on_measured)
 
 
 def work_of_one(config: TrainConfig, data: Data, n_processes: int) -> Work:
@@ -243,6 +241,20 @@ def work_of_one(config: TrainConfig, data: Data, n_processes: int) -> Work:
         ending=FORWARD * n_evaluated / config.batch_size
         + min(rivals, 1.0) * n_steps * config.epochs,
     )
+
+
+def finish_network(
+    network: NetworkDir,
+    config: TrainConfig,
+    data: Data,
+    accelerator: Accelerator,
+    on_measured: Callable[[int, int], None] = lambda n_done, n: None,
+) -> None:
+    """What is left when a network has its evaluation, in case a process was killed before it."""
+    network.checkpoint.unlink(missing_ok=True)
+    drop_unfinished(network.path)
+    # Last, when all else is on disk: a defect here must not cost the training.
+    measure_rivals(network, config, data, accelerator, on_measured)
 
 
 def lacks_rivals(network: NetworkDir, config: TrainConfig) -> bool:

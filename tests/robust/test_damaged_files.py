@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -23,6 +24,16 @@ def replaced(content: bytes) -> Callable[[Path], None]:
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
 
 
 def changed(change: Callable[[Any], Any]) -> Callable[[Path], None]:
@@ -61,6 +72,8 @@ BYTES: dict[str, Callable[[Path], None]] = {
     "text": replaced(b'"words"'),
     "a huge number": replaced(b"1" * 5000),
     "cut off": cut,
+    "a pipe": pipe,
+    "endless": endless,
 }
 JSON = ("data.json", f"{PLAIN}/history.json", f"{PLAIN}/evaluation.json",
         f"{PLAIN}/examination.json")  # fmt: skip
@@ -97,6 +110,7 @@ BY_FILE: list[tuple[str, str, Callable[[Path], None]]] = [
     (PART, "no magic", replaced(b"hello" * 100)),
     (PART, "magic only", replaced(b"PAR1PAR1")),
     (PART, "cut off", cut),
+    (PART, "a pipe", pipe),
     (PART, "step is text", parquet(step=lambda i: "x")),
     (PART, "steps fall", parquet(step=lambda i: -i)),
     (PART, "no site", parquet(site=None)),
@@ -146,6 +160,8 @@ WEIGHTS: dict[str, Callable[[Path], None]] = {
     "empty": replaced(b""),
     "text": replaced(b"weights"),
     "cut off": cut,
+    "a pipe": pipe,
+    "endless": endless,
     "zip": zipped,
     "pickle that runs code": replaced(pickle.dumps(Runs())),
     "torch file that runs code": saved({"conv1.weight": Runs()}),

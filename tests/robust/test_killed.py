@@ -25,7 +25,7 @@ MOMENTS = [
     ("config.yaml", 0), ("data.json", 0), ("environment.json", 0), ("step-000000.pt", 0),
     ("step-000010.pt", 0), ("step-000010.pt", 1), ("part-000000000.parquet", 0),
     ("part-000000006.parquet", 0), ("best.pt", 0), ("best.pt", 1), ("history.json", 0),
-    ("history.json", 1), ("history.json", 4), ("checkpoint.pt", 0), ("checkpoint.pt", 2),
+    ("history.json", 1), ("history.json", 3), ("checkpoint.pt", 0), ("checkpoint.pt", 2),
     ("last.pt", 0), ("last.pt", 1), ("interventions.json", 0), ("report.txt", 0),
     ("evaluation.json", 0), ("evaluation.json", 1), ("examination.json", 0),
     ("summary.json", 0),

@@ -122,7 +122,7 @@ def page_path(path: Path) -> Path:
         )
     path = path if path.suffix else path.with_suffix(".html")
     taken = [one for one in _pages(path) if one.exists()]
-    if taken and not (path.exists() and GENERATOR in path.read_bytes()[:1000]):
+    if taken and not (path.is_file() and GENERATOR in path.read_bytes()[:1000]):
         raise ValueError(
             f"Expected a new name, or that of an earlier report, but {taken[0]} is there and is "
             "no part of one. Give another --output."
