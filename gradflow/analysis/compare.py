@@ -1,6 +1,5 @@
 """Two networks side by side: which layers receive a different gradient, and by how much."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ import numpy as np
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork, early, equal_loss_steps, mean_log_ratio
+from gradflow.analysis.numerals import for_json
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.statistics import Interval, holm, p_beyond, t_interval
 
@@ -62,8 +62,8 @@ class Comparison:
             "layers": [
                 {
                     "layer": layer.layer,
-                    "log10_ratio": _plain(layer.ratio.mean),
-                    "interval": [_plain(layer.ratio.low), _plain(layer.ratio.high)],
+                    "log10_ratio": for_json(layer.ratio.mean),
+                    "interval": for_json([layer.ratio.low, layer.ratio.high]),
                     "p_value": layer.p_value,
                     "differs": layer.differs,
                 }
@@ -136,7 +136,3 @@ def _aligned_steps(
 def _two_sided(values: np.ndarray) -> float:
     """The t test over seeds that the mean differs from 0; 1 with few seeds."""
     return min(1.0, 2 * min(p_beyond(values, 0.0, "below"), p_beyond(values, 0.0, "above")))
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

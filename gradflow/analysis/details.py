@@ -5,6 +5,7 @@ import math
 from gradflow.analysis import mediators as read
 from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork
+from gradflow.analysis.statistics import mean
 
 
 def batchnorm_modes(case: Case) -> tuple[str, ...]:
@@ -20,7 +21,7 @@ def batchnorm_modes(case: Case) -> tuple[str, ...]:
 
 def _modes(group: tuple[TrainedNetwork, ...], part: str, transform: str) -> list[str]:
     losses = {
-        mode: read.mean(tuple(read.at_the_end(one, part, mode, transform) for one in group))
+        mode: mean(tuple(read.at_the_end(one, part, mode, transform) for one in group))
         for mode in ("running", "recalibrated", "batch")
     }
     if not all(math.isfinite(loss) for loss in losses.values()):
@@ -33,8 +34,8 @@ def _modes(group: tuple[TrainedNetwork, ...], part: str, transform: str) -> list
 
 def decomposition(case: Case) -> tuple[str, ...]:
     """Gap on test images = gap on training images + what comes with generalising."""
-    at_test = read.mean(case.pairs(lambda a, b: read.test_loss(a) - read.test_loss(b)))
-    at_training = read.mean(case.pairs(lambda a, b: read.train_loss(a) - read.train_loss(b)))
+    at_test = mean(case.pairs(lambda a, b: read.test_loss(a) - read.test_loss(b)))
+    at_training = mean(case.pairs(lambda a, b: read.train_loss(a) - read.train_loss(b)))
     if not math.isfinite(at_test + at_training):
         return ()
     return (

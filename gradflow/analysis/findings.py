@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gradflow.analysis import thresholds as at
-from gradflow.analysis.numerals import plain
+from gradflow.analysis.numerals import for_json, plain
 from gradflow.analysis.statistics import Interval, holm, p_beyond, seeds_needed, t_interval
 from gradflow.analysis.thresholds import ALPHA, CONFIDENCE, Threshold
 
@@ -82,9 +82,9 @@ class Evidence:
             "name": self.name,
             "sentence": self.sentence,
             "unit": self.unit,
-            "values": [_plain(value) for value in self.values],
-            "mean": _plain(found.mean),
-            "interval": [_plain(found.low), _plain(found.high)],
+            "values": for_json(self.values),
+            "mean": for_json(found.mean),
+            "interval": for_json([found.low, found.high]),
             "confidence": CONFIDENCE.value,
             "n_seeds": found.n,
             "threshold": {
@@ -183,8 +183,3 @@ def _with_status(finding: Finding, adjusted: tuple[float, float] | None) -> Find
     elif adjusted[1] <= ALPHA.value:
         status = "no"
     return replace(finding, status=status, p_for=adjusted[0], p_against=adjusted[1])
-
-
-def _plain(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return float(value) if abs(value) < float("inf") else None

@@ -131,10 +131,5 @@ def _last_third(values: list[float | None]) -> list[float | None]:
     return values[third(len(values), "last")]
 
 
-def mean(values: tuple[float, ...]) -> float:
-    usable = [value for value in values if math.isfinite(value)]
-    return float(np.mean(usable)) if usable else math.nan
-
-
 def log(value: float) -> float:
     return math.log10(value) if value > 0 else math.nan

@@ -52,16 +52,11 @@ class TrainedNetwork:
         return body(paths(self.trace)[self.path])
 
 
-def drops(network: TrainedNetwork) -> list[int]:
-    """The steps at a lower learning rate than the one before; none if it never falls."""
-    if network.learning_rates is None:
-        return []
-    return [int(step) + 1 for step in np.flatnonzero(np.diff(network.learning_rates) < 0)]
-
-
 def first_drop(network: TrainedNetwork) -> int | None:
-    """The first of them; None if the learning rate never falls."""
-    return next(iter(drops(network)), None)
+    """The first step at a lower learning rate than the one before; None if it never falls."""
+    rates = network.learning_rates
+    falls = np.flatnonzero(np.diff([] if rates is None else rates) < 0)
+    return int(falls[0]) + 1 if len(falls) else None
 
 
 def early(network: TrainedNetwork) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Rates and depth profiles of the networks of a case, over seeds, to be shown."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork, early
+from gradflow.analysis.numerals import for_json
 from gradflow.analysis.profile import GRADIENT_SIZES, geometric_mean, layer_table
 from gradflow.analysis.rates import trace_rate
 from gradflow.analysis.statistics import Interval, mean_and_range, t_interval
@@ -37,7 +37,7 @@ class RateOfGroup:
             "window": self.window,
             "decades_per_layer": _interval_json(self.decades_per_layer),
             "decades": _interval_json(self.decades),
-            "growth": _plain(self.growth),
+            "growth": for_json(self.growth),
         }
 
 
@@ -61,9 +61,9 @@ class Band:
             "size": self.size,
             "unit": f"log10 of {GRADIENT_SIZES[self.size].unit}",
             "layers": list(self.layers),
-            "mean": [_plain(value) for value in self.mean],
-            "low": [_plain(value) for value in self.low],
-            "high": [_plain(value) for value in self.high],
+            "mean": for_json(self.mean.tolist()),
+            "low": for_json(self.low.tolist()),
+            "high": for_json(self.high.tolist()),
         }
 
 
@@ -119,14 +119,5 @@ def bands(case: Case, window: str = "early") -> list[Band]:
     return found
 
 
-def _interval_json(interval: Interval) -> dict[str, Any]:
-    return {
-        "mean": _plain(interval.mean),
-        "low": _plain(interval.low),
-        "high": _plain(interval.high),
-        "n": interval.n,
-    }
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def _interval_json(found: Interval) -> Any:
+    return for_json({"mean": found.mean, "low": found.low, "high": found.high, "n": found.n})

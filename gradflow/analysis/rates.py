@@ -69,17 +69,12 @@ class Rate:
 
         Zeros are left out of it.
         """
-        return float(slopes(np.asarray(self.values)[np.newaxis])[0])
+        return line(self.values)[0]
 
     @property
     def residual(self) -> float:
         """The rms distance of log10 from the line with that slope, in decades."""
-        known = np.isfinite(self.values) & (self.values > 0)
-        if known.sum() < 2:
-            return np.nan
-        logs, depth = np.log10(self.values[known]), -np.flatnonzero(known)
-        off = logs - logs.mean() - self.decades_per_layer * (depth - depth.mean())
-        return float(np.sqrt(np.mean(off**2)))
+        return line(self.values)[1]
 
     @property
     def growth(self) -> float:
@@ -120,23 +115,16 @@ class Rate:
         return np.asarray(np.log10(np.where(values > 0, values, np.nan)))
 
 
-def slopes(values: np.ndarray) -> np.ndarray:
-    """(steps,): decades per layer towards the input of each row of `values` (steps, layers).
-
-    Zeros, NaN and inf are left out; NaN where fewer than two layers are left.
+def line(values: np.ndarray) -> tuple[float, float]:
+    """The line through log10 of `values` (layers,): decades per layer towards the input, and the
+    rms of what it leaves. Zeros, NaN and inf are left out; NaN for fewer than two layers.
     """
-    values = np.asarray(values, dtype=np.float64)
-    usable = np.isfinite(values) & (values > 0)
-    logs = np.log10(values, where=usable, out=np.zeros_like(values))
-    depth = np.arange(values.shape[1], 0, -1.0)  # it grows towards the input
-    n = np.maximum(usable.sum(axis=1, keepdims=True), 1)
-    centred = (depth - (usable * depth).sum(axis=1, keepdims=True) / n) * usable
-    spread = (centred**2).sum(axis=1)
-    none = np.full(len(values), np.nan)
-    found: np.ndarray = np.divide(
-        (centred * logs).sum(axis=1), spread, where=spread > 1e-9, out=none
-    )
-    return found
+    depth = -np.flatnonzero(known := np.isfinite(values) & (values > 0))  # grows towards the input
+    if len(depth) < 2:
+        return np.nan, np.nan
+    logs = np.log10(values[known])
+    fit = np.polyfit(depth, logs, 1)
+    return float(fit[0]), float(np.sqrt(np.mean((logs - np.polyval(fit, depth)) ** 2)))
 
 
 def trace_rate(

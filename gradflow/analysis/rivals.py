@@ -6,18 +6,16 @@ networks with that very defect, planted, and on networks with another: see `TRIE
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gradflow.analysis import details
 from gradflow.analysis import mediators as read
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Case
-from gradflow.analysis.findings import Evidence, Finding, Side, all_of
+from gradflow.analysis.findings import Evidence, Finding, all_of
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.numerals import part
 from gradflow.analysis.statistics import p_beyond
-from gradflow.analysis.thresholds import Threshold
 
 
 @dataclass(frozen=True)
@@ -71,11 +69,11 @@ def dead_units(case: Case) -> Finding:
         return math.nan
 
     evidence = (
-        _of_pairs(
-            case, "dead_excess",
+        Evidence(
+            "dead_excess",
             f"the share of dead channels in {case.name} less that in {case.reference_name}, in the "
             "stage where it is largest, at step 90 or else at the end,",
-            "", excess, at.DEAD_EXCESS, at.DEAD_EXCESS.value, "above",
+            "", case.pairs(excess), at.DEAD_EXCESS, at.DEAD_EXCESS.value, "above",
         ),
     )  # fmt: skip
     return _finding("H4", "dead units", "Are more channels dead, for every training image?",
@@ -91,19 +89,19 @@ def frozen_schedule(case: Case) -> Finding:
         return read.fall_until(mine, drop) - of_reference
 
     evidence = (
-        _of_pairs(
-            case, "left_to_learn",
+        Evidence(
+            "left_to_learn",
             f"what {case.name}'s training loss would have lost, at its pace per unit of learning "
             "rate before the schedule fell by half, with the learning rate that was taken away, "
             f"less {part(at.LEFT_TO_LEARN.value)} of its distance to {case.reference_name} at the "
             "end,",
-            "nats", read.left_to_learn, at.LEFT_TO_LEARN, 0.0, "above",
+            "nats", case.pairs(read.left_to_learn), at.LEFT_TO_LEARN, 0.0, "above",
         ),
-        _of_pairs(
-            case, "fallen_until_then",
+        Evidence(
+            "fallen_until_then",
             f"the fall of the training loss until then, {case.name} less "
             f"{part(at.SLOWER_RATIO.value)} of {case.reference_name}'s,",
-            "nats", fallen, at.SLOWER_RATIO, 0.0, "below",
+            "nats", case.pairs(fallen), at.SLOWER_RATIO, 0.0, "below",
         ),
     )  # fmt: skip
     missing = () if all(one.is_measured for one in evidence) else (
@@ -122,17 +120,18 @@ def batchnorm_mismatch(case: Case) -> Finding:
         return read.mode_mismatch(mine) - at.MODE_SHARE.value * gap
 
     evidence = (
-        _of_pairs(
-            case, "mode_share",
+        Evidence(
+            "mode_share",
             f"what recalibrated BatchNorm statistics take from {case.name}'s test loss, less "
             f"{part(at.MODE_SHARE.value)} of the gap,",
-            "nats", more_than_its_share, at.MODE_SHARE, 0.0, "above",
+            "nats", case.pairs(more_than_its_share), at.MODE_SHARE, 0.0, "above",
         ),
-        _of_pairs(
-            case, "mode_excess",
+        Evidence(
+            "mode_excess",
             f"what they take from {case.name}'s test loss less what they take from "
             f"{case.reference_name}'s",
-            "nats", lambda mine, theirs: read.mode_mismatch(mine) - read.mode_mismatch(theirs),
+            "nats",
+            case.pairs(lambda mine, theirs: read.mode_mismatch(mine) - read.mode_mismatch(theirs)),
             at.MODE_EXCESS, at.MODE_EXCESS.value, "above",
         ),
     )  # fmt: skip
@@ -150,12 +149,12 @@ def overfitting(case: Case) -> Finding:
         return (at_test - at_training) - at.GENERALISATION_SHARE.value * at_test
 
     evidence = (
-        _of_pairs(
-            case, "generalisation_share",
+        Evidence(
+            "generalisation_share",
             "the part of the gap in test loss that is not there on the training images, under the "
             f"same transform and BatchNorm mode, less {part(at.GENERALISATION_SHARE.value)} of "
             "the gap,",
-            "nats", more_than_its_share, at.GENERALISATION_SHARE, 0.0, "above",
+            "nats", case.pairs(more_than_its_share), at.GENERALISATION_SHARE, 0.0, "above",
         ),
     )  # fmt: skip
     return _of_a_gap(case, "H7", "overfitting",
@@ -170,12 +169,12 @@ def gradient_noise(case: Case) -> Finding:
         return read.progress(mine) - at.PROGRESS_RATIO.value * read.progress(theirs)
 
     evidence = (
-        _of_pairs(
-            case, "progress_to_reference",
+        Evidence(
+            "progress_to_reference",
             "the part of a noise-free step's progress that a step makes, 1 / (1 + noise scale / "
             f"batch size), {case.name} less {part(at.PROGRESS_RATIO.value)} of "
             f"{case.reference_name}'s,",
-            "", excess, at.PROGRESS_RATIO, 0.0, "below",
+            "", case.pairs(excess), at.PROGRESS_RATIO, 0.0, "below",
         ),
     )  # fmt: skip
     return _finding("H8", "gradient noise", "Is an early step mostly the noise of its batch?",
@@ -189,17 +188,17 @@ def rank_collapse(case: Case) -> Finding:
         return read.log(read.deep_rank(mine)) - read.log(read.deep_rank(theirs))
 
     evidence = (
-        _of_pairs(
-            case, "rank_to_reference",
+        Evidence(
+            "rank_to_reference",
             f"the effective rank of the deepest third of the features at the start, "
             f"{case.name} over {case.reference_name},",
-            "×", ratio, at.RANK_RATIO, math.log10(at.RANK_RATIO.value), "below",
+            "×", case.pairs(ratio), at.RANK_RATIO, math.log10(at.RANK_RATIO.value), "below",
         ),
-        _of_accused(
-            case, "probe_drop",
+        Evidence(
+            "probe_drop",
             f"what a linear classifier loses from {case.name}'s best features to its deepest at "
             "the start",
-            "accuracy", read.probe_drop, at.PROBE_DROP, at.PROBE_DROP.value, "above",
+            "accuracy", case.each(read.probe_drop), at.PROBE_DROP, at.PROBE_DROP.value, "above",
         ),
     )  # fmt: skip
     return _finding("H9", "rank collapse", "Do the features lose information with depth?",
@@ -207,32 +206,6 @@ def rank_collapse(case: Case) -> Finding:
 
 
 # -- building ------------------------------------------------------------------------------------
-
-
-def _of_accused(
-    case: Case,
-    name: str,
-    meaning: str,
-    unit: str,
-    number: Callable[[TrainedNetwork], float],
-    threshold: Threshold,
-    limit: float,
-    side: Side,
-) -> Evidence:
-    return Evidence(name, meaning, unit, case.each(number), threshold, limit, side)
-
-
-def _of_pairs(
-    case: Case,
-    name: str,
-    meaning: str,
-    unit: str,
-    number: Callable[[TrainedNetwork, TrainedNetwork], float],
-    threshold: Threshold,
-    limit: float,
-    side: Side,
-) -> Evidence:
-    return Evidence(name, meaning, unit, case.pairs(number), threshold, limit, side)
 
 
 def _finding(

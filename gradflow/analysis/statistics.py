@@ -63,12 +63,12 @@ def t_interval(
     level = CONFIDENCE.value if confidence is None else confidence
     numbers = _finite(values)
     n = len(numbers)
-    mean = float(numbers.mean()) if n else math.nan
+    centre = mean(numbers)
     if n < 2:
-        return Interval(mean, math.nan, math.nan, math.nan, n)
+        return Interval(centre, math.nan, math.nan, math.nan, n)
     sd = float(numbers.std(ddof=1))
     half = float(stdtrit(n - 1, (1 + level) / 2)) * sd / math.sqrt(n)
-    return Interval(mean, max(mean - half, bounds[0]), min(mean + half, bounds[1]), sd, n)
+    return Interval(centre, max(centre - half, bounds[0]), min(centre + half, bounds[1]), sd, n)
 
 
 def p_beyond(
@@ -130,6 +130,12 @@ def seeds_needed(
     quantiles = stdtrit(n - 1, 1 - alpha) + stdtrit(n - 1, POWER)
     enough = np.flatnonzero(quantiles * found.sd / np.sqrt(n) <= distance)
     return int(n[enough[0]]) if len(enough) else None
+
+
+def mean(values: Sequence[float] | np.ndarray) -> float:
+    """Of what is finite; NaN where nothing is."""
+    numbers = _finite(values)
+    return float(numbers.mean()) if len(numbers) else math.nan
 
 
 def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:

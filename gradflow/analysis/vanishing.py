@@ -23,6 +23,7 @@ from gradflow.analysis.rates import trace_rate
 from gradflow.analysis.statistics import (
     Interval,
     enough_seeds,
+    mean,
     p_beyond,
     p_equivalent,
     t_interval,
@@ -213,7 +214,7 @@ def _less_than_reference(case: Case, size: str) -> Evidence:
 
     def ratio(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
         try:
-            return _mean(log_ratio(mine, theirs, size, first, at_equal_loss=aligned))
+            return mean(log_ratio(mine, theirs, size, first, at_equal_loss=aligned))
         except KeyError:
             return math.nan
 
@@ -252,11 +253,6 @@ def _log_mean(values: np.ndarray, which: str) -> float:
     chosen = values[third(len(values), which)]
     usable = chosen[np.isfinite(chosen)]  # a layer that does not move at all counts
     return math.log10(max(float(usable.mean()), SMALLEST)) if len(usable) else math.nan
-
-
-def _mean(values: np.ndarray) -> float:
-    usable = values[np.isfinite(values)]
-    return float(usable.mean()) if len(usable) else math.nan
 
 
 def _reset_cost(network: TrainedNetwork) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradflow.analysis.layers import Layer, body, depth_note, main_path, paths
+from gradflow.analysis.numerals import for_json
 from gradflow.analysis.profile import GRADIENT_SIZES, columns, layer_table
 from gradflow.analysis.rates import Rate
 from gradflow.analysis.statistics import Interval, t_interval
@@ -31,7 +32,6 @@ from gradflow.examine.trainability import (
     Outlook,
     Prospect,
     norm_of,
-    plain,
     typical,
 )
 from gradflow.record import NonFinite, Trace
@@ -65,19 +65,17 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         rate, change = self.rate, self.change
+        total = {"mean": change.mean, "low": change.low, "high": change.high, "n": change.n}
         return {
             "symbol": self.symbol,
             "unit": self.unit,
-            "median": _list(self.median),
-            "per_draw": [_list(row) for row in self.per_draw],
-            "first_over_last_decades": {
-                "mean": plain(change.mean), "low": plain(change.low), "high": plain(change.high),
-                "n": change.n,
-            },
-            "span_decades": plain(rate.span),
-            "slope_decades_per_layer": plain(rate.decades_per_layer),
-            "residual_decades": plain(rate.residual),
-        }  # fmt: skip
+            "median": for_json(self.median.tolist()),
+            "per_draw": for_json(self.per_draw.tolist()),
+            "first_over_last_decades": for_json(total),
+            "span_decades": for_json(rate.span),
+            "slope_decades_per_layer": for_json(rate.decades_per_layer),
+            "residual_decades": for_json(rate.residual),
+        }
 
 
 @dataclass(frozen=True)
@@ -182,9 +180,9 @@ class InitialCheck:
             "input_shape": list(self.input_shape),
             "loss": self.loss,
             "has_zero_head": self.has_zero_head,
-            "first_over_last_decades": plain(typical.delta.decades),
-            "differing_share": plain(typical.differing),
-            "output_rms": plain(typical.output_rms),
+            "first_over_last_decades": for_json(typical.delta.decades),
+            "differing_share": for_json(typical.differing),
+            "output_rms": for_json(typical.output_rms),
             "paths": [
                 {
                     "layers": list(path.layers),
@@ -298,7 +296,3 @@ def _dead(trace: Trace) -> dict[str, float]:
     table = trace.select("output_dead_fraction", ["activation"])
     shares = np.nanmean(table.values, axis=0) if table.sites else np.zeros(0)
     return {site: float(share) for site, share in zip(table.sites, shares, strict=True)}
-
-
-def _list(numbers: np.ndarray) -> list[float | None]:
-    return [plain(one) for one in numbers]

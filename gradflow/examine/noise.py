@@ -6,8 +6,8 @@ network that is left as it was.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from math import inf, isfinite, sqrt
+from dataclasses import asdict, dataclass
+from math import inf, sqrt
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from gradflow.analysis.numerals import for_json
 from gradflow.analysis.thresholds import CONFIDENCE
 
 Batch = tuple[Tensor, Tensor]  # images (B, …) and labels (B,), on the device of the model
@@ -41,17 +42,9 @@ class NoiseScale:
     n_batches: int
     batch_size: int  # images
 
-    def to_json(self) -> dict[str, float | int | None | list[float | None]]:
+    def to_json(self) -> dict[str, Any]:
         """Plain types; None stands for inf and NaN."""
-        return {
-            "signal": _plain(self.signal),
-            "noise": _plain(self.noise),
-            "noise_scale": _plain(self.noise_scale),
-            "signal_interval": [_plain(end) for end in self.signal_interval],
-            "noise_scale_interval": [_plain(end) for end in self.noise_scale_interval],
-            "n_batches": self.n_batches,
-            "batch_size": self.batch_size,
-        }
+        return dict(for_json(asdict(self)))
 
 
 def gradient_noise(model: nn.Module, batches: Sequence[Batch], loss: Loss) -> dict[str, NoiseScale]:
@@ -205,7 +198,3 @@ def _common_size(batches: Sequence[Batch]) -> int:
             "Leave out the last batch of an epoch where it is smaller."
         )
     return sizes[0]
-
-
-def _plain(number: float) -> float | None:
-    return number if isfinite(number) else None

@@ -6,7 +6,7 @@ them and tested on the other; docs/controls.md says how well they do.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -140,8 +140,3 @@ def norm_of(model: nn.Module) -> str:
     names = {type(module).__name__ for module in modules if kind_of(module) == "norm"}
     is_normed = bool(names - {"_WeightNorm", "_SpectralNorm"})  # norms of weights, not of outputs
     return "LayerNorm" if is_normed else "no norm"
-
-
-def plain(numbers: Any) -> Any:
-    """A number for JSON; None for inf and NaN."""
-    return float(numbers) if math.isfinite(numbers) else None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gradflow.analysis import thresholds as at
+from gradflow.analysis.numerals import for_json
 from gradflow.analysis.shares import (
     ALPHA,
     Interaction,
@@ -18,7 +19,7 @@ from gradflow.analysis.shares import (
     is_wide_gap,
     judge_shares,
 )
-from gradflow.analysis.statistics import Interval, p_beyond, p_equivalent, t_interval
+from gradflow.analysis.statistics import Interval, mean, p_beyond, p_equivalent, t_interval
 from gradflow.analysis.verdict import Restored
 from gradflow.studies.comparable import (
     changes,
@@ -197,7 +198,7 @@ class Results:
                     "change": _interval(one.change),
                     "reacts": one.reacts,
                     "diverged": list(one.diverged),
-                    "checks": _plain_checks(one.checks),
+                    "checks": for_json(one.checks),
                 }
                 for one in self.controls
             ],
@@ -327,7 +328,7 @@ def _arm_result(study: Study, outcomes: Outcomes, arm: Arm) -> ArmResult:
         {place: _levels(found) for place, found in cells.items()},
         tuple(check for place, found in cells.items() for check in _mean_checks(place, found)),
         {place: _mean_decades(found) for place, found in cells.items()},
-        _mean([one.seconds for found in cells.values() for one in found]),
+        mean([one.seconds for found in cells.values() for one in found]),
         _equivalence(study, outcomes, arm, shares),
     )
 
@@ -335,7 +336,7 @@ def _arm_result(study: Study, outcomes: Outcomes, arm: Arm) -> ArmResult:
 def _equivalence(
     study: Study, outcomes: Outcomes, arm: Arm, shares: Mapping[str, Share]
 ) -> Equivalence | None:
-    attenuation = _mean([one.attenuation for (name, place, _), one in outcomes.items()
+    attenuation = mean([one.attenuation for (name, place, _), one in outcomes.items()
                          if (name, place) == (BASELINE, "accused")])  # fmt: skip
     if PRIMARY.name not in shares or not is_algebra(study, arm, attenuation):
         return None
@@ -354,7 +355,7 @@ def _levels(found: Sequence[Outcome]) -> dict[str, Interval]:
 
 def _mean_decades(found: Sequence[Outcome]) -> dict[str, float]:
     sizes = sorted({size for one in found for size in one.decades})
-    return {size: _mean([one.decades.get(size, math.nan) for one in found]) for size in sizes}
+    return {size: mean([one.decades.get(size, math.nan) for one in found]) for size in sizes}
 
 
 def _mean_checks(place: Place, found: Sequence[Outcome]) -> tuple[dict[str, Any], ...]:
@@ -385,7 +386,7 @@ def _common(values: Sequence[Any]) -> Any:
     if not values:
         return None
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        return _mean([float(value) for value in values])
+        return mean([float(value) for value in values])
     return values[0] if len(set(map(str, values))) == 1 else "differs"
 
 
@@ -482,11 +483,6 @@ def _value(one: ArmResult) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
-def _mean(values: Sequence[float]) -> float:
-    usable = [value for value in values if math.isfinite(value)]
-    return float(np.mean(usable)) if usable else math.nan
-
-
 def _arm_json(one: ArmResult) -> dict[str, Any]:
     return {
         "name": one.arm.name,
@@ -501,7 +497,7 @@ def _arm_json(one: ArmResult) -> dict[str, Any]:
         "shares": {
             name: _interval(share.interval)
             | {
-                "per_seed": [_plain(value) for value in share.per_seed],
+                "per_seed": for_json(share.per_seed),
                 "status": one.judged[name].status,
                 "why": one.judged[name].why,
                 "p_main": one.judged[name].p_main,
@@ -519,20 +515,10 @@ def _arm_json(one: ArmResult) -> dict[str, Any]:
             for place, levels in one.levels.items()
         },
         "moved": one.moved,
-        "checks": _plain_checks(one.checks),
+        "checks": for_json(one.checks),
         "equivalent": _equivalence_json(one.equivalence),
-        "decades": {
-            place: {size: _plain(value) for size, value in sizes.items()}
-            for place, sizes in one.decades.items()
-        },
+        "decades": {place: for_json(sizes) for place, sizes in one.decades.items()},
     }
-
-
-def _plain_checks(checks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {key: _plain(value) if isinstance(value, float) else value for key, value in one.items()}
-        for one in checks
-    ]
 
 
 def _equivalence_json(found: Equivalence | None) -> dict[str, Any] | None:
@@ -558,13 +544,6 @@ def _interaction_json(found: Interaction | None) -> dict[str, Any] | None:
 
 
 def _interval(found: Interval) -> dict[str, Any]:
-    return {
-        "mean": _plain(found.mean),
-        "interval": [_plain(found.low), _plain(found.high)],
-        "sd": _plain(found.sd),
-        "n_seeds": found.n,
-    }
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    ends = [found.low, found.high]
+    written = {"mean": found.mean, "interval": ends, "sd": found.sd, "n_seeds": found.n}
+    return dict(for_json(written))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from gradflow.analysis.numerals import for_json
 from gradflow.data import Batch, Batches
 from gradflow.examine.batchnorm import bn_mode, divergence, recalibrated
 from gradflow.examine.dead import by_stage, dead_channels
@@ -79,7 +80,7 @@ def examine_network(
             for name in (name for name, step in chosen if step == which):
                 found = MEASUREMENTS[name](examined)
                 if found is not None:
-                    result[name][_key(which)] = _plain(found)
+                    result[name][_key(which)] = for_json(found)
                 n_done += 1
                 if progress is not None:
                     progress(n_done, len(chosen))
@@ -314,12 +315,3 @@ def _scores(logits: np.ndarray, labels: np.ndarray, on: _Material) -> dict[str, 
     classes, smoothing = on.data.class_names, on.config.label_smoothing
     report = evaluate(Predictions(logits, labels), classes, smoothing)
     return {name: report[name] for name in QUALITY}
-
-
-def _plain(value: Any) -> Any:
-    """`value` with None for numbers that are not finite, which JSON does not know."""
-    if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from traces import RESIDUAL, make_network, make_trace
 
 from gradflow.analysis.network import early
-from gradflow.analysis.rates import Drop, Rate, slopes, trace_rate
+from gradflow.analysis.rates import Drop, Rate, line, trace_rate
 
 
 def random_rows(n_layers: int, n_steps: int = 6) -> np.ndarray:
@@ -19,7 +19,9 @@ def test_the_slope_is_that_of_polyfit_and_the_residual_what_it_leaves() -> None:
     rows = random_rows(9)
     depth = np.arange(9, 0, -1)
     fits = [np.polyfit(depth, np.log10(row), 1, full=True) for row in rows]
-    np.testing.assert_allclose(slopes(rows), [fit[0][0] for fit in fits], rtol=1e-9)
+    np.testing.assert_allclose(
+        [line(row)[0] for row in rows], [fit[0][0] for fit in fits], rtol=1e-9
+    )
     np.testing.assert_allclose(
         [Rate(row).residual for row in rows], [np.sqrt(fit[1][0] / 9) for fit in fits], rtol=1e-9
     )
@@ -80,12 +82,12 @@ def test_what_has_no_logarithm_is_left_out_of_the_slope(bad: float) -> None:
     keep = [0, 2, 3, 4, 6, 7, 8]
     depth = np.arange(9, 0, -1)[keep]
     expected = [np.polyfit(depth, np.log10(row[keep]), 1)[0] for row in rows]
-    np.testing.assert_allclose(slopes(rows), expected, rtol=1e-9)
+    np.testing.assert_allclose([line(row)[0] for row in rows], expected, rtol=1e-9)
 
 
 def test_no_slope_without_two_layers() -> None:
-    assert np.isnan(slopes(np.array([[1.0, np.nan, 0.0]]))).all()
-    assert np.isnan(slopes(np.full((2, 3), np.nan))).all()
+    assert np.isnan(line(np.array([1.0, np.nan, 0.0]))).all()
+    assert np.isnan(line(np.full(3, np.nan))).all()
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -115,8 +115,8 @@ def test_progress_counts_networks_and_results_are_plain() -> None:
 
 
 def test_depth_read_from_the_wrong_end_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    slopes = rates.slopes
-    monkeypatch.setattr(rates, "slopes", lambda values: -slopes(values))
+    line = rates.line
+    monkeypatch.setattr(rates, "line", lambda values: (-line(values)[0], 0.0))
     (found,) = run([GAIN_2], 2)
     assert found.mean == pytest.approx(1 / 4)
     assert not found.passed
@@ -133,14 +133,14 @@ def test_a_ratio_read_from_the_wrong_end_is_seen(monkeypatch: pytest.MonkeyPatch
 
 def test_the_size_of_another_layer_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every second layer's place taken by the one after it: the slope alone might hide that."""
-    slopes = rates.slopes
+    line = rates.line
 
-    def shifted(values: np.ndarray) -> np.ndarray:
+    def shifted(values: np.ndarray) -> tuple[float, float]:
         wrong = values.copy()
-        wrong[:, :-1:2] = values[:, 1::2][:, : wrong[:, :-1:2].shape[1]]
-        return slopes(wrong)
+        wrong[:-1:2] = values[1::2][: len(wrong[:-1:2])]
+        return line(wrong)
 
-    monkeypatch.setattr(rates, "slopes", shifted)
+    monkeypatch.setattr(rates, "line", shifted)
     assert not run([GAIN_2], 1)[0].passed
 
 
