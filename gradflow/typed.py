@@ -7,7 +7,16 @@ from functools import cache
 from pathlib import Path
 from reprlib import Repr
 from types import NoneType, UnionType
-from typing import Any, Literal, NotRequired, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
          list: "a list", dict: "a mapping of names to values",
@@ -77,7 +86,9 @@ def typed_fields(kind: type, given: Any, where: str) -> dict[str, Any]:
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+    hints = get_type_hints(kind, include_extras=True)  # NotRequired stays
+    return {name: get_args(one)[0] if get_origin(one) is Annotated else one
+            for name, one in hints.items()}  # fmt: skip
 
 
 def _entries(value: Any, kind: Any, what: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import pytest
 
 import gradflow
 from gradflow.cli import main
-from gradflow.cli.entry import app
+from gradflow.cli.entry import COMMANDS, app
+from gradflow.cli.examples import EXAMPLES, GROUPS
 from gradflow.controls import CaseResult, Gate
 from gradflow.training.rundir import RunDir
 
@@ -263,3 +264,20 @@ def test_a_loss_that_is_not_finite_ends_with_1(
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == gradflow.__version__
+
+
+def test_help_says_where_to_start_in_groups_and_with_examples_that_are_understood(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Start here:\n")
+    assert len(out.split("Usage:")[0].strip().splitlines()) == 4
+    assert main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    places = [out.index(f"─ {group} ─") for group in GROUPS.values()]
+    assert places == sorted(places)
+    assert {command.__name__.replace("_", "-") for command in COMMANDS} == set(EXAMPLES)
+    for lines in EXAMPLES.values():
+        for line in lines:
+            app.parse_args(line.split()[1:], exit_on_error=False, print_error=False)

@@ -16,6 +16,7 @@ from gradflow.cli.check import check
 from gradflow.cli.console import stderr
 from gradflow.cli.data import data
 from gradflow.cli.diagnose import compare, diagnose
+from gradflow.cli.examples import START, epilogue
 from gradflow.cli.options import FAILED, INTERRUPTED, OK, USAGE
 from gradflow.cli.panels import wandb_panels
 from gradflow.cli.report import report
@@ -38,9 +39,12 @@ app = App(
     name="gradflow",
     version=VERSION,
     help="Measure, layer by layer, whether the gradients of a network vanish while it trains.",
+    help_prologue=START,
+    help_format="plaintext",
 )
 for command in COMMANDS:
-    app.command(command)
+    name = command.__name__.replace("_", "-")
+    app.command(command, help_prologue="", help_epilogue=epilogue(name))
 
 
 def _read_config_file(_app: App, commands: tuple[str, ...], arguments: Any) -> None:

@@ -1,0 +1,41 @@
+"""What the help shows beside the options: where to start, and commands to copy."""
+
+START = """Start here:
+  your own loop   with gradflow.watch(model, optimizer, folder="records"): ...
+  then            gradflow report records
+  or first a try  gradflow train --arch both --log-grads    (digits, 2 minutes)
+"""
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "train": (
+        "gradflow train --arch both --log-grads",
+        "gradflow train --data photos/ --arch both --log-grads --max-overhead 2%",
+        "gradflow train --arch resnet_18 --optimizer sgd --lr 0.1 --epochs 30",
+        "gradflow train --arch both --seeds 5 --log-grads --wandb online",
+    ),
+    "watch": ("gradflow watch runs/20261124-101500-digits",),
+    "data": ("gradflow data photos/",),
+    "saliency": ("gradflow saliency image.jpg --method occlusion",),
+    "check": ("gradflow check resnet50 --input 3,224,224",),
+    "diagnose": ("gradflow diagnose plain-s0 plain-s1 residual-s0 residual-s1",),
+    "compare": ("gradflow compare --size scale_invariant",),
+    "report": ("gradflow report records-of-today",),
+    "study": ("gradflow study experiments/studies/digits.yaml --plan",),
+    "wandb-panels": ("gradflow wandb-panels --entity my-team",),
+    "bench": ("gradflow bench --arch plain_34 --image-size 32",),
+}
+
+# Of the options of `train`, by the field that begins each; the others follow in their order.
+GROUPS = {
+    "data": "Data",
+    "arch": "Network",
+    "seeds": "Training",
+    "device": "Machine",
+    "alarms": "Recording",
+    "wandb": "Output",
+}
+
+
+def epilogue(command: str) -> str:
+    lines = EXAMPLES[command]
+    return "\n".join([f"Example{'s' if len(lines) > 1 else ''}:", *(f"  {line}" for line in lines)])
