@@ -153,3 +153,22 @@ def test_the_seed_that_is_kept_stands_in_its_table(arm: str) -> None:
 def test_what_rested_on_the_old_statistics_is_gone(gone: str) -> None:
     for page in (WORKED, OVERVIEW, "README.md"):
         assert gone not in (ROOT / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("row", "measured"),
+    [
+        ("gradflow", "gradflow"),
+        ('`wandb.watch(log="all")`', 'wandb.watch(log="all")'),
+        ("Lightning `grad_norm`", "Lightning grad_norm"),
+        ("TorchInstruments 0.10.2", "TorchInstruments, AlwaysSampler"),
+        ("Cockpit 1.0.2", "Cockpit, GradNorm and UpdateSize"),
+    ],
+)
+def test_the_times_beside_other_tools_are_those_that_were_measured(row: str, measured: str) -> None:
+    table = (RESULTS / "overhead" / "overhead.md").read_text(encoding="utf-8")
+    (line,) = (one for one in table.splitlines() if one.startswith(f"| {measured} |"))
+    ratio = line.split(" | ")[3].split(" ")[0]
+    page = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (shown,) = (one for one in page if one.startswith(f"| {row} |"))
+    assert shown.endswith(f"| {ratio} times |")

@@ -66,6 +66,11 @@ def question(verdict: Verdict) -> str:
     seeds = f"{len(case.seeds)} seed{'s' if len(case.seeds) > 1 else ''}"
     if not case.reference:
         return f"Do the gradients of {case.name} vanish towards the input? ({seeds})"
+    if not verdict.gap:  # whether one does worse was not given
+        return (
+            f"Do the gradients of {case.name} vanish towards the input, beside those of "
+            f"{case.reference_name}? ({seeds} of each)"
+        )
     return (
         f"Do the gradients of {case.name} vanish towards the input, and is that why it does worse "
         f"than {case.reference_name}? ({seeds} of each)"
