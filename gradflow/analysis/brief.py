@@ -87,7 +87,9 @@ def where(verdict: "Verdict") -> str:
             ]
         except KeyError:  # not recorded
             continue
-        return _place(Rate(typical(np.array(of_seeds))), [layer.name for layer in layers], size)
+        place = _place(Rate(typical(np.array(of_seeds))), [layer.name for layer in layers], size)
+        has_graph = all(one.trace.feeds is not None for one in case.accused)
+        return place if has_graph or not place else f"{place}; layers in order of execution"
     return ""
 
 

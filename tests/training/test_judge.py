@@ -1,5 +1,6 @@
 """`gradflow.judge`: traces and outcomes of a loop of one's own."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,13 @@ def test_what_does_not_fit_is_refused(given: dict[str, Any], message: str) -> No
 
 
 def test_records_without_a_graph_say_which_order_was_taken() -> None:
-    assert gradflow.judge(traces()).notes == (
+    verdict = gradflow.judge(traces())
+    assert verdict.notes == (
         "plain and skips: The layers stand in order of execution: the records hold no graph.",
     )
+    (where,) = (one for one in str(verdict).splitlines() if one.startswith("Where"))
+    assert where.endswith("; layers in order of execution")
+    feeds = {f"{i}": (*([f"{i - 1}"] if i else []), f"{i}.weight") for i in range(7)}
+    known = {name: [replace(one, feeds=feeds) for one in group]
+             for name, group in traces().items()}  # fmt: skip
+    assert "in order of execution" not in str(gradflow.judge(known))
