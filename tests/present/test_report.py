@@ -104,6 +104,16 @@ def test_the_first_screen_holds_question_answer_and_how_sure(report: Report, tex
     assert "networks differ most at" in top
 
 
+def test_the_layer_that_differs_most_is_the_largest_of_those_that_surely_do(report: Report) -> None:
+    (one,) = (c for c in report.comparisons if (c.size, c.at) == ("output_gradient", "equal step"))
+    small = one.layers[0]
+    chance = replace(small, layer="chance", ratio=replace(small.ratio, mean=9.0), differs=False)
+    sure = replace(small, layer="sure", ratio=replace(small.ratio, mean=1.0), differs=True)
+    found = replace(report, comparisons=(replace(one, layers=(chance, sure)),)).largest_difference
+    assert found is not None
+    assert found[1].layer == "sure"
+
+
 def test_the_layer_that_differs_most_is_the_largest_ratio_of_the_comparison(report: Report) -> None:
     (rows,) = (
         one.layers

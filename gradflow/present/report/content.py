@@ -94,11 +94,15 @@ class Report:
 
     @property
     def largest_difference(self) -> tuple[Comparison, LayerDifference] | None:
-        """The layer whose δ differs most between the networks, at equal step."""
+        """The layer whose δ differs most between the networks, at equal step.
+
+        Of those that surely differ, where there are such: the largest ratio may be chance.
+        """
         for one in self.comparisons:
             known = [layer for layer in one.layers if np.isfinite(layer.ratio.mean)]
             if (one.size, one.at) == ("output_gradient", "equal step") and known:
-                return one, max(known, key=lambda layer: abs(layer.ratio.mean))
+                sure = [layer for layer in known if layer.differs]
+                return one, max(sure or known, key=lambda layer: abs(layer.ratio.mean))
         return None
 
     def mcnemar(self) -> list[dict[str, Any]]:

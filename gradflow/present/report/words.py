@@ -121,7 +121,7 @@ def _is_chance(report: Report) -> str:
     found = report.largest_difference
     if found is None:
         return ""
-    comparison, layer = found
+    comparison = found[0]
     n, of = sum(one.differs for one in comparison.layers), len(comparison.layers)
     if len(comparison.seeds) < MIN_SEEDS.value:
         return f"With fewer than {MIN_SEEDS.value:g} seeds this may be chance."
@@ -129,8 +129,9 @@ def _is_chance(report: Report) -> str:
         return (
             f"Corrected for looking at {of} layers, no layer surely differs: more seeds would tell."
         )
-    which = "this layer among them" if layer.differs else "this layer not among them"
-    return f"Beyond chance, corrected for looking at {of} layers, {n} differ, {which}."
+    return (
+        f"Beyond chance, corrected for looking at {of} layers, {n} differ, this layer among them."
+    )
 
 
 def lines(report: Report) -> list[str]:

@@ -17,6 +17,10 @@ from gradflow.present.tracking.sink import LAYER, STEP, Cell
 
 Mode = Literal["offline", "online"]
 
+# Of what is logged, the series whose last values stand in a run's summary, beside those that
+# `finish` is given: a table of runs shows a column for each.
+IN_SUMMARY = ("train/loss_epoch", "train/accuracy", "val/loss", "val/accuracy")
+
 
 class WandbSink:
     """A W&B run in `folder`/wandb. Several may be open in one process.
@@ -66,6 +70,7 @@ class WandbSink:
                 f"Expected W&B to start a run {mode}, but got: {error} "
                 "Log in with `wandb login`, or train with `--wandb offline`."
             ) from error
+        self._seen: set[str] = set()
         self._run.define_metric(STEP)
         self._run.define_metric(LAYER)
         self._run.define_metric("profile/*", step_metric=LAYER)
@@ -77,6 +82,13 @@ class WandbSink:
         return str(self._run.id)
 
     def log(self, values: Mapping[str, float], at: int, axis: str = STEP) -> None:
+        for key in {*values, axis} - self._seen:
+            self._seen.add(key)
+            if key not in IN_SUMMARY:
+                # By its name, in which a dot would part it: in a pattern W&B overlooks such keys.
+                name = key.replace(".", "\\.")
+                own = {} if key == axis else {"step_metric": axis}
+                self._run.define_metric(name, summary="none", **own)
         self._run.log({**values, axis: at})
 
     def picture(self, key: str, pixels: np.ndarray, at: int) -> None:
