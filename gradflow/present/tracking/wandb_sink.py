@@ -87,8 +87,8 @@ class WandbSink:
             if key not in IN_SUMMARY:
                 # By its name, in which a dot would part it: in a pattern W&B overlooks such keys.
                 name = key.replace(".", "\\.")
-                own = {} if key == axis else {"step_metric": axis}
-                self._run.define_metric(name, summary="none", **own)
+                step = None if key == axis else axis
+                self._run.define_metric(name, step_metric=step, summary="none")
         self._run.log({**values, axis: at})
 
     def picture(self, key: str, pixels: np.ndarray, at: int) -> None:
