@@ -22,7 +22,7 @@ from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.overview import Band, bands
 from gradflow.analysis.profile import weight_table
-from gradflow.analysis.statistics import Interval
+from gradflow.analysis.statistics import Interval, t_interval
 from gradflow.cli import main
 from gradflow.present import plots
 from gradflow.present.report import interactive, page, words
@@ -37,7 +37,13 @@ from gradflow.present.report.charts_of_training import (
 from gradflow.present.report.content import Report, Trained, collect
 from gradflow.present.report.depth import UPDATES, Measure, Profile, angles, drawn_seeds, tables
 from gradflow.present.report.markdown import _class_table, markdown, plain
-from gradflow.present.report.rows import class_rows, mistakes, photos_of_test_set
+from gradflow.present.report.rows import (
+    accuracy_rows,
+    class_rows,
+    mistakes,
+    photos_of_test_set,
+    seed_rows,
+)
 from gradflow.present.report.saliency import Maps, saliency_pictures
 from gradflow.record.trace import Table, Trace
 from gradflow.training import original
@@ -1280,3 +1286,12 @@ def _hover_and_see(tab: Any) -> None:
     tab.mouse.move(area["x"] + area["width"] / 2 + 2, area["y"] + area["height"] / 2)
     said = tab.wait_for_selector("#gradient-heat-map .hoverlayer .hovertext").text_content()
     assert re.search(r"step \d+.*(conv|layer).*10\^-?\d", said)
+
+
+def test_means_over_seeds_stand_before_the_single_seeds(report: Report) -> None:
+    rows = [row for row in accuracy_rows(report) if row["network"] == report.names[0]]
+    found = t_interval([row["test"] for row in rows], bounds=(0.0, 1.0))
+    said = f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
+    assert seed_rows(report)[0]["test"] == said
+    text = markdown(report, [], "figures")
+    assert text.index(said) < text.index("| network | seed |")

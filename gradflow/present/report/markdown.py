@@ -10,7 +10,7 @@ from gradflow.analysis import thresholds as at
 from gradflow.analysis.findings import Finding
 from gradflow.present.report.chart import SECTIONS, Chart
 from gradflow.present.report.content import Report
-from gradflow.present.report.rows import accuracy_rows, arm_rows, class_rows, mistakes
+from gradflow.present.report.rows import accuracy_rows, arm_rows, class_rows, mistakes, seed_rows
 from gradflow.present.report.saliency import NO_MAPS
 from gradflow.present.report.words import (
     again,
@@ -105,8 +105,10 @@ def _after(report: Report, section: str) -> list[str]:
     """What stands below them."""
     rows = accuracy_rows(report)
     if section == "training" and rows:
-        title = "### Accuracy after the last epoch"
-        return [title, _accuracy_table(rows), _items(published_lines(report))]
+        means = seed_rows(report)
+        lines = ["### Accuracy after the last epoch"]
+        lines += [_seed_table(means)] if means else []
+        return [*lines, _accuracy_table(rows), _items(published_lines(report))]
     lines = mcnemar_lines(report) if section == "classes" else []
     return [_items(lines)] if lines else []
 
@@ -192,6 +194,19 @@ def _arm_table(report: Report) -> str:
     ]
     keys = ("arm", "status", "share", "interval", "accuracy_share", "check")
     lines += [f"| {' | '.join(_cell(row[key]) for key in keys)} |" for row in arm_rows(report)]
+    return "\n".join(lines)
+
+
+def _seed_table(rows: Sequence[dict[str, str]]) -> str:
+    lines = [
+        f"| network | seeds | train, mean ({at.LEVEL} over seeds) | test | balanced | test loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {_cell(row['network'])} | {row['seeds']} | {row['train']} | {row['test']} "
+            f"| {row['balanced']} | {row['test_loss']} |"
+        )
     return "\n".join(lines)
 
 

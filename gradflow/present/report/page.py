@@ -25,6 +25,7 @@ from gradflow.present.report.rows import (
     data_uri,
     mistakes,
     photos_of_test_set,
+    seed_rows,
 )
 from gradflow.present.report.saliency import NO_MAPS, SaliencyPicture, webp
 from gradflow.present.report.words import (
@@ -170,6 +171,7 @@ def _answer(report: Report) -> dict[str, Any]:
         "how_sure": how_sure(report),
         "differs": differs(report),
         "accuracy": accuracy_rows(report),
+        "over_seeds": seed_rows(report),
         "mcnemar_lines": mcnemar_lines(report),
         "published": published_lines(report),
         "classes": class_rows(report),

@@ -2,11 +2,13 @@
 
 import base64
 import io
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image
 
+from gradflow.analysis.statistics import t_interval
 from gradflow.data import Source, keys_sha256, open_source
 from gradflow.present.report.content import Report
 from gradflow.present.study_view import arm_row
@@ -46,6 +48,34 @@ def accuracy_rows(report: Report) -> list[dict[str, Any]]:
         for name in report.names
         for one in report.of(name)
     ]
+
+
+def seed_rows(report: Report) -> list[dict[str, str]]:
+    """One row per network of several seeds: mean and 95 % interval over them, as text."""
+    found = []
+    for name in report.names:
+        rows = [row for row in accuracy_rows(report) if row["network"] == name]
+        if len(rows) < 2:
+            continue
+        balanced = [row["balanced"] for row in rows if row["balanced"] is not None]
+        found.append(
+            {
+                "network": name,
+                "seeds": str(len(rows)),
+                "train": _over_seeds([row["train"] for row in rows], 1.0),
+                "test": _over_seeds([row["test"] for row in rows], 1.0),
+                "balanced": _over_seeds(balanced, 1.0),
+                "test_loss": _over_seeds([row["test_loss"] for row in rows], math.inf),
+            }
+        )
+    return found
+
+
+def _over_seeds(values: Sequence[float], highest: float) -> str:
+    found = t_interval(values, bounds=(0.0, highest))
+    if not math.isfinite(found.mean):
+        return ""
+    return f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
 def class_rows(report: Report) -> dict[str, list[dict[str, Any]]]:
