@@ -31,6 +31,8 @@ LEAVE_OUT = "Leave this network out, or train it anew."
 SKIPPED = "_skipped-steps.json"  # readers of a folder of Parquet files leave such names out
 FEEDS = "gradflow.feeds"  # beside the columns of a Parquet file
 KEYS = ("step", "site", "kind", "size")  # the columns that are not measures
+_SIZES = ("_norm", "_rms", "_fraction", "_max_abs", "_nonfinite")
+NEVER_NEGATIVE = {"size", *(name for name in MEASURES if name.endswith(_SIZES))}
 
 
 # What shows a trace knows more than what records it, and is looked up when it is asked for.
@@ -366,6 +368,8 @@ def _check_table(table: Any, last_step: int) -> int:
         }.get(name, ("floating point", pa.types.is_floating(kind)))
         if not holds or (name in KEYS and table[name].null_count):
             raise ValueError(f"column {name} is of {kind} and may be empty, not {wanted}")
+        if name in NEVER_NEGATIVE and np.any(table[name].to_numpy() < 0):
+            raise ValueError(f"column {name} has values below 0")
     steps = table["step"].to_numpy()
     if not len(steps) or steps[0] <= last_step or np.any(np.diff(steps) < 0):
         raise ValueError(f"its steps do not increase from {last_step + 1} on")

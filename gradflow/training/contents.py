@@ -3,7 +3,9 @@
 A file may hold more. What older versions did not write yet is not required.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from typing import Any, NotRequired, TypedDict
 
 from gradflow.typed import typed
@@ -194,6 +196,20 @@ def check_evaluation(evaluation: Mapping[str, Any], classes: Collection[str] | N
                     raise ValueError(f"{which}/{name} has classes beyond the {n_classes}")
             if len(part["accuracy_interval"]) != 2:
                 raise ValueError(f"{which}/{name} has no interval with two ends")
+            _check_sizes(part, f"{which}/{name}")
             for label in classes or ():
                 what = f"{label!r}, one of the classes in data.json, in {which}/{name}"
                 typed(part["report"].get(label), ClassRow, what)
+
+
+def _check_sizes(part: Mapping[str, Any], where: str) -> None:
+    """The accuracy is that of the answers, counts add up, shares lie between 0 and 1."""
+    share = sum(part["is_right"]) / part["n"]
+    if not math.isclose(part["accuracy"], share, abs_tol=1e-6):
+        raise ValueError(f"{where} has accuracy {part['accuracy']}, but {share} answers are right")
+    counts = [count for row in part["confusion_matrix"] for count in row]
+    if min(counts) < 0 or sum(counts) != part["n"]:
+        raise ValueError(f"{where} has {part['n']} images, but counts of {sum(counts)}")
+    shares = [*part["accuracy_interval"], *chain.from_iterable(part.get("probabilities", ()))]
+    if not all(0 <= one <= 1 for one in shares):
+        raise ValueError(f"{where} has shares that are not between 0 and 1")

@@ -10,6 +10,7 @@ runs/20261123-210000-digits/
 """
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -356,7 +357,9 @@ def load_tensors(path: Path) -> dict[str, Any]:
     expected = "weights, and nothing but numbers,"
     refuse_no_file(path, expected, DO_NOT_TRUST)
     try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it gives advice of the same kind
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise
     except Exception as error:  # whatever PyTorch, zipfile and pickle make of foreign bytes
@@ -369,6 +372,9 @@ def load_weights(model: "nn.Module", path: Path) -> None:
     """Load into `model` what `save_tensors` saved of one like it."""
     content = load_tensors(path)
     try:
+        for name, tensor in model.state_dict().items():
+            if name in content and content[name].dtype != tensor.dtype:
+                raise TypeError(f"{name} is of {content[name].dtype}, not {tensor.dtype}")
         model.load_state_dict(content)
     except (RuntimeError, TypeError, AttributeError) as error:
         expected = f"the weights of a {type(model).__name__} of this run"

@@ -103,6 +103,17 @@ BY_FILE: list[tuple[str, str, Callable[[Path], None]]] = [
      changed(lambda it: it["last"]["test"]["confusion_matrix"].pop() and None)),
     (f"{PLAIN}/evaluation.json", "no interval",
      changed(lambda it: it["last"]["test"].update(accuracy_interval=[]))),
+    (f"{PLAIN}/evaluation.json", "accuracy is 7",
+     changed(lambda it: it["last"]["test"].update(accuracy=7))),
+    (f"{PLAIN}/evaluation.json", "accuracy of others",
+     changed(lambda it: it["last"]["test"].update(accuracy=0.99))),
+    (f"{PLAIN}/evaluation.json", "counts below 0",
+     changed(lambda it: it["last"]["test"].update(confusion_matrix=[[-1, 1, 0]] * 3))),
+    (f"{PLAIN}/evaluation.json", "probabilities below 0",
+     changed(lambda it: it["last"]["test"].update(
+         probabilities=[[-1.0, 1.0, 1.0]] * it["last"]["test"]["n"]))),
+    (f"{PLAIN}/evaluation.json", "an interval beyond 1",
+     changed(lambda it: it["last"]["test"].update(accuracy_interval=[0.0, 1.5]))),
     (f"{PLAIN}/examination.json", "dead is a list", changed(lambda it: it.update(dead=[1]))),
     (f"{PLAIN}/examination.json", "rank is text",
      changed(lambda it: it.update(rank={"0": {"effective_rank": "high"}}))),
@@ -116,6 +127,8 @@ BY_FILE: list[tuple[str, str, Callable[[Path], None]]] = [
     (PART, "no site", parquet(site=None)),
     (PART, "no size", parquet(size=None)),
     (PART, "size is a fraction", parquet(size=lambda i: 0.5)),
+    (PART, "size is negative", parquet(size=lambda i: -1)),
+    (PART, "a norm is negative", parquet(grad_norm=lambda i: -1.0)),
     (PART, "a measure is text", parquet(grad_norm=lambda i: "x")),
     (PART, "site is a number", parquet(site=lambda i: i)),
     (PART, "kind is null", parquet(kind=lambda i: None)),
@@ -144,6 +157,14 @@ def saved(content: Any) -> Callable[[Path], None]:
     return lambda path: torch.save(content, path)
 
 
+def converted(dtype: torch.dtype) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        content = torch.load(path.with_name("best.pt"), weights_only=True)
+        torch.save({name: one.to(dtype) for name, one in content.items()}, path)
+
+    return damage
+
+
 class Runs:
     """A pickle that would run code."""
 
@@ -170,6 +191,8 @@ WEIGHTS: dict[str, Callable[[Path], None]] = {
     "no weights": saved({}),
     "another network": saved({"conv9.weight": torch.zeros(3)}),
     "another shape": saved({"conv1.weight": torch.zeros(3)}),
+    "other numbers": converted(torch.complex64),
+    "a sparse tensor": saved({"conv1.weight": torch.eye(3).to_sparse()}),
     "text as weights": saved({"conv1.weight": "x"}),
 }
 
