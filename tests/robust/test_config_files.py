@@ -22,7 +22,7 @@ OTHER: dict[str, Any] = {
     "intervene": "freeze(layers=1)", "device": "cpu", "precision": "bf16",
     "channels_last": False, "log_grads": True, "every": 4, "cadence": 4, "max_overhead": "2%",
     "checkpoint_budget": 1.0, "rivals": False, "rivals_budget": 0.2, "wandb": "off",
-    "project": "mine", "tensorboard": True, "out": "elsewhere",
+    "project": "mine", "tensorboard": True, "alarms": False, "out": "elsewhere",
 }  # fmt: skip
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 
