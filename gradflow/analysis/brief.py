@@ -127,7 +127,7 @@ def _open(verdict: "Verdict") -> str:
         return ""
     n = len(verdict.case.seeds)
     if not enough_seeds(n):
-        return f"{n} seed{'s' if n > 1 else ''}: they describe; a claim needs {SEEDS}"
+        return f"{SEEDS} seeds to claim, and there {'are' if n > 1 else 'is'} {n}: it is described"
     undecided = [one for one in verdict.links if one.status == "undetermined"]
     tests = [
         f"{one.title}: corrected p = {plain(min(one.p_for, one.p_against), 2)}" for one in undecided

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from gradflow.analysis.alarms import Alarm, Alarms
-from gradflow.analysis.layers import main_path
+from gradflow.analysis.layers import PATH_KINDS, main_path
 from gradflow.analysis.numerals import plain
 from gradflow.analysis.profile import GRADIENT_SIZES, layer_table, typical
 from gradflow.analysis.rates import Rate
@@ -42,8 +42,8 @@ class Moment:
     step: int
     size: str
     values: np.ndarray  # (layers,), input first
-    update: float  # the largest ‖Δw‖ / ‖w‖ of a parameter, NaN where it was not recorded
-    of: str  # that parameter
+    update: float  # the largest ‖Δw‖ / ‖w‖ of a weight, NaN where it was not recorded
+    of: str  # that weight
     loss: float | None = None
 
 
@@ -64,8 +64,9 @@ def moment(trace: Trace, loss: float | None = None) -> Moment | None:
 
 
 def _largest_update(trace: Trace) -> tuple[float, str]:
+    """Of the weights: a bias begins near 0, and every step is large beside it."""
     try:
-        table = trace.select("relative_update")
+        table = trace.select("relative_update", PATH_KINDS)
     except KeyError:
         return math.nan, ""
     known = np.where(np.isfinite(table.values), table.values, -1.0)
