@@ -13,7 +13,7 @@ from gradflow.analysis.profile import GRADIENT_SIZES, layer_table, typical
 from gradflow.analysis.rates import Rate
 from gradflow.analysis.sentences import SEEDS, SIZE_WORDS, worse_by
 from gradflow.analysis.statistics import enough_seeds
-from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades
+from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades, n_cut_off
 
 if TYPE_CHECKING:
     from gradflow.analysis.verdict import Verdict
@@ -53,6 +53,8 @@ def _size(verdict: "Verdict", size: str) -> str:
     found = early_decades(verdict.case, size)
     if not found.n:
         return ""
+    if n_cut := n_cut_off(verdict.case, size):
+        return f"{SIZE_WORDS[size]}: 0 at the first layer in {n_cut} of {found.n} seeds"
     change = "larger" if found.mean > 0 else "smaller"
     ends = sorted((10 ** abs(found.low), 10 ** abs(found.high)))
     # An interval on both sides of "no change" cannot be said in times larger or smaller.

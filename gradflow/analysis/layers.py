@@ -74,6 +74,11 @@ def depth_note(trace: Trace) -> str:
     said = []
     if trace.feeds is None:
         said.append("The layers stand in order of execution: the records hold no graph")
+    path = next(iter(paths(trace)), ())
+    n_again = sum("#" in layer.name for layer in path)
+    if 2 * n_again > len(path):
+        said.append(f"{n_again} of {len(path)} layers are later calls of others, as in a loop over "
+                    "time")  # fmt: skip
     for why, names in left_out(trace).items():
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         said.append(f"Left out of the depth, {why}: {shown}")

@@ -11,7 +11,7 @@ from gradflow.analysis.numerals import part, plain
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.shares import gap_status
 from gradflow.analysis.statistics import POWER, enough_seeds, p_beyond
-from gradflow.analysis.vanishing import JUDGED_SIZES, directions, early_decades
+from gradflow.analysis.vanishing import JUDGED_SIZES, directions, early_decades, n_cut_off
 
 if TYPE_CHECKING:
     from gradflow.analysis.verdict import Verdict
@@ -135,11 +135,13 @@ def _numbers(verdict: "Verdict") -> str:
     parts = []
     for size in JUDGED_SIZES:
         found = early_decades(verdict.case, size)
-        if found.n:
+        what = f"{SIZE_WORDS[size]} ({GRADIENT_SIZES[size].symbol})"
+        if n_cut := n_cut_off(verdict.case, size):
+            parts.append(f"{what} is 0 at the first layer in {n_cut} of {found.n} seeds")
+        elif found.n:
             factor = 10 ** abs(found.mean)
             change = "larger" if found.mean > 0 else "smaller"
             spread = f" ({at.LEVEL} {found.low:+.2f} to {found.high:+.2f})" if found.n > 1 else ""
-            what = f"{SIZE_WORDS[size]} ({GRADIENT_SIZES[size].symbol})"
             parts.append(
                 f"{what} is {plain(factor)} times {change} at the first layer than at the last, "
                 f"{found.mean:+.2f} decades{spread}"

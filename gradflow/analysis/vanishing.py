@@ -53,6 +53,18 @@ def early_decades(case: Case, size: str) -> Interval:
     return t_interval(early_values(case, size))
 
 
+def n_cut_off(case: Case, size: str) -> int:
+    """The seeds in which nothing at all reaches the first layer early on: no ratio says how much.
+
+    Their `early_values` stand for the smallest number that there is. 0 for what was not recorded.
+    """
+    try:
+        found = [trace_rate(one.trace, size, early(one), one.layers) for one in case.accused]
+    except KeyError:
+        return 0
+    return sum(one.n_without > 0 and np.isfinite(one.decades) for one in found)
+
+
 def directions(case: Case) -> set[Direction]:
     """What the judged sizes do over more than ten-fold, early in training.
 

@@ -33,6 +33,10 @@ from gradflow.analysis.vanishing import (
 )
 
 SCHEMA_VERSION = 2
+ALL_ZERO = (
+    "Look for a layer near the output that lets nothing through (`gradflow.check` names it at the "
+    "start), and whether the loss depends on the network at all"
+)
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ def _check_has_gradients(case: Case) -> None:
         got = "they were not recorded"
         todo = f"Let the Recorder take {' or '.join(names)}, as it does by default"
     elif any((table == 0).any() for table in tables):
-        got, todo = "all are zero", "Look whether the loss depends on the network at all"
+        got, todo = "all are zero", ALL_ZERO
     elif not any(one.trace.nonfinite() for one in case.accused):
         got = "none was taken"
         todo = "A Recorder sees the outputs of modules, and no functions: make the layers modules"

@@ -215,6 +215,7 @@ def test_of_a_loop_over_time_it_says_for_which_tasks_the_limits_are() -> None:
     found = check(Loop, (40, 4), draws=1)
     assert found.cause == "vanishing"
     assert "tasks whose answer lies at the first step" in str(found)
+    assert "39 of 42 layers are later calls of others" in found.note
     deep = check(lambda: mlp(nn.Sigmoid, depth=12, width=16), (16,), draws=1)
     assert "first step;" not in str(deep)
 

@@ -94,3 +94,24 @@ def test_records_without_a_graph_say_which_order_was_taken() -> None:
     known = {name: [replace(one, feeds=feeds) for one in group]
              for name, group in traces().items()}  # fmt: skip
     assert "in order of execution" not in str(gradflow.judge(known))
+
+
+def cut_off(seed: int) -> Trace:
+    """No gradient at all at the first three layers."""
+    one = trace(0, seed)
+    return replace(one, values={
+        name: np.where(np.arange(14) < 6, 0.0, table) if "grad" in name else table
+        for name, table in one.values.items()
+    })  # fmt: skip
+
+
+def test_what_no_gradient_reaches_has_no_number_of_times() -> None:
+    verdict = gradflow.judge([cut_off(seed) for seed in SEEDS])
+    assert verdict.outcome == "present, cause not tested"
+    assert "is 0 at the first layer in 5 of 5 seeds" in verdict.sentences[1]
+    assert "times" not in verdict.sentences[1]
+    assert "0 at the first layer in 5 of 5 seeds" in str(verdict)
+    some = gradflow.judge([cut_off(0), *(trace(-2, seed) for seed in range(1, 5))])
+    assert "(δ) is 0 at the first layer in 1 of 5 seeds" in some.sentences[1]
+    far = gradflow.judge([trace(-30, seed) for seed in SEEDS])  # small, and still there
+    assert "1e+30 times smaller" in far.sentences[1]
