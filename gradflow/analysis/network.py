@@ -13,6 +13,8 @@ from gradflow.analysis.profile import (
     columns,
     geometric_mean,
     layer_table,
+    mean_over_steps,
+    stands_for,
     typical,
 )
 from gradflow.analysis.thresholds import LOSS_OVERLAP
@@ -81,17 +83,18 @@ def mean_of_layers(
 ) -> float:
     """The arithmetic mean of a parameter measure over layers and steps; NaN where not recorded."""
     try:
-        values = columns(network.trace, measure, [layer.weight for layer in layers])[steps]
+        values = columns(network.trace, measure, [layer.weight for layer in layers])
     except KeyError:
         return float("nan")
-    usable = values[np.isfinite(values)]
-    return float(usable.mean()) if len(usable) else float("nan")
+    weights = np.repeat(stands_for(values)[steps], values.shape[1])
+    return float(mean_over_steps(values[steps].reshape(-1), weights))
 
 
 def distance_travelled(network: TrainedNetwork, layers: Sequence[Layer]) -> np.ndarray:
     """(layers,): Σ over the steps of ‖Δw‖ / ‖w‖, NaN where not recorded.
 
-    A step at which it was taken stands for those since the one before, so that schedules compare.
+    The steps between two at which it was taken stand at the mean of the two, so that schedules
+    compare.
     """
     try:
         moved = columns(network.trace, "relative_update", [layer.weight for layer in layers])
@@ -99,7 +102,10 @@ def distance_travelled(network: TrainedNetwork, layers: Sequence[Layer]) -> np.n
         return np.full(len(layers), np.nan)
     was_taken = np.isfinite(moved).any(axis=1)
     steps, moved = network.trace.steps[was_taken], moved[was_taken]
-    moved = moved * np.diff(steps, prepend=steps[:1] - 1)[:, np.newaxis]
+    n_between = np.diff(steps, prepend=steps[:1] - 1)[:, np.newaxis] - 1
+    before = np.vstack([moved[:1], moved[:-1]])
+    before = np.where(np.isfinite(before), before, moved)
+    moved = moved + n_between * (before + moved) / 2
     return np.asarray(np.where(np.isfinite(moved).any(axis=0), np.nansum(moved, axis=0), np.nan))
 
 

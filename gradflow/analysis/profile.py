@@ -119,7 +119,8 @@ def weight_table(trace: Trace, measure: str = "grad_norm") -> Table:
 def depth_profile(trace: Trace, measure: str = "grad_norm") -> DepthProfile:
     """The geometric mean over the recorded steps of each weight on the main path."""
     table = weight_table(trace, measure)
-    return DepthProfile(measure, table.sites, geometric_mean(table.values))
+    values = geometric_mean(table.values, stands_for(table.values))
+    return DepthProfile(measure, table.sites, values)
 
 
 def first_to_last(trace: Trace, measure: str = "grad_norm") -> np.ndarray:
@@ -145,10 +146,11 @@ def typical(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(np.isnan(found), never, found))
 
 
-def geometric_mean(values: np.ndarray) -> np.ndarray:
+def geometric_mean(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """exp(mean of log) over the first axis: a norm varies by factors, this is its natural centre.
 
-    Values that are zero, NaN or inf are left out; NaN where none remain.
+    Values that are zero, NaN or inf are left out; NaN where none remain. `weights` are of the first
+    axis, equal if not given.
 
     >>> geometric_mean(np.array([[1.0, 4.0], [100.0, np.nan]]))
     array([10.,  4.])
@@ -156,6 +158,32 @@ def geometric_mean(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     usable = np.isfinite(values) & (values > 0)
     logs = np.log(values, where=usable, out=np.zeros_like(values))
-    n = usable.sum(axis=0)
-    means = np.divide(logs.sum(axis=0), n, where=n > 0, out=np.full(values.shape[1:], np.nan))
-    return np.asarray(np.exp(means))
+    return np.asarray(np.exp(_mean_where(usable, logs, weights)))
+
+
+def mean_over_steps(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Over the first axis, of what is finite; NaN where nothing is."""
+    return _mean_where(np.isfinite(values), values, weights)
+
+
+def _mean_where(usable: np.ndarray, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    weight = np.ones(len(values)) if weights is None else weights
+    weight = usable * weight.reshape(-1, *[1] * (values.ndim - 1))
+    total, n = np.where(usable, values, 0.0), weight.sum(axis=0)
+    nothing = np.full(values.shape[1:], np.nan)
+    return np.asarray(np.divide((weight * total).sum(axis=0), n, where=n > 0, out=nothing))
+
+
+def stands_for(values: np.ndarray) -> np.ndarray:
+    """(steps,): how many recorded steps each one stands for in a mean over steps.
+
+    That is those since the one before at which anything was taken. What is dear is taken at all of
+    the first steps and then at one in so many: with equal weights the first would rule the mean.
+
+    >>> stands_for(np.array([[1.0], [2.0], [np.nan], [np.nan], [5.0]]))
+    array([1., 1., 0., 0., 3.])
+    """
+    weights = np.zeros(len(values))
+    taken = np.flatnonzero(np.isfinite(values).any(axis=1))
+    weights[taken] = np.diff(taken, prepend=-1)
+    return weights

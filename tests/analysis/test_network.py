@@ -16,6 +16,7 @@ from gradflow.analysis.network import (
     mean_of_layers,
     third,
 )
+from gradflow.analysis.profile import depth_profile
 
 
 def test_an_empty_trace_and_one_layer_are_refused() -> None:
@@ -111,16 +112,40 @@ def test_distance_travelled_does_not_depend_on_how_often_it_was_recorded() -> No
     )
 
 
-def test_distance_travelled_is_that_of_the_steps_at_which_updates_were_read() -> None:
-    """Each stands for those since the one before: so one in 8 is enough."""
-    always = moving(1, 33)
-    seldom = moving(1, 33)
-    is_read = np.isin(np.arange(33), [*range(16), 16, 24, 32])
+# Rows at which what is dear is measured: the first 16, and then one in 8.
+FULL = np.isin(np.arange(33), [*range(16), 16, 24, 32])
+
+
+def falling() -> TrainedNetwork:
+    """Relative updates that fall by the step, so that the first steps are not like the others."""
+    network = moving(1, 33)
+    network.trace.values["update_norm"] *= np.linspace(3, 1, 33)[:, np.newaxis]
+    return network
+
+
+def test_steps_without_an_update_stand_at_the_mean_of_their_neighbours() -> None:
+    """So that a measured one in 8 is enough: exact where updates change in proportion to time."""
+    always, seldom = falling(), falling()
     for measure in ("update_norm", "weight_norm"):
-        seldom.trace.values[measure][~is_read] = np.nan
+        seldom.trace.values[measure][~FULL] = np.nan
     np.testing.assert_allclose(
         distance_travelled(always, always.layers), distance_travelled(seldom, seldom.layers)
     )
+
+
+def test_the_first_steps_which_are_all_full_do_not_rule_a_mean() -> None:
+    """Weights are the steps that each stands for, by hand."""
+    network = falling()
+    values = network.trace.values["update_norm"]
+    values[~FULL] = np.nan
+    layers, column = network.layers[:1], network.trace.sites.index(network.layers[0].weight)
+    got = mean_of_layers(network, "update_norm", layers, np.ones(33, dtype=bool))
+    want = (values[:17, column].sum() + 8 * values[[24, 32], column].sum()) / 33
+    assert got == pytest.approx(want)
+    profile = depth_profile(network.trace, "update_norm")
+    logs = np.log(values[:, column])
+    want = np.exp((logs[:17].sum() + 8 * logs[[24, 32]].sum()) / 33)
+    assert profile.values[0] == pytest.approx(want)
 
 
 def test_distance_travelled_is_unknown_where_it_was_not_recorded() -> None:

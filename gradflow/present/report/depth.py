@@ -14,6 +14,8 @@ from gradflow.analysis.profile import (
     columns,
     geometric_mean,
     layer_table,
+    mean_over_steps,
+    stands_for,
     weight_table,
 )
 from gradflow.analysis.statistics import mean_and_range
@@ -129,7 +131,7 @@ def activations(traces: Traces) -> dict[str, dict[str, Profile]]:
         for name, of_seeds in traces.items():
             if all(measure in trace.values for trace in of_seeds):
                 chosen = [trace.select(measure, ACTIVATION_KINDS) for trace in of_seeds]
-                profile = _over_seeds(chosen, geometric_mean if measure == "output_rms" else _mean)
+                profile = _over_seeds(chosen, _typical if measure == "output_rms" else _mean)
                 if np.isfinite(profile.mean).any():
                     found.setdefault(measure, {})[name] = profile
     if "output_dead_window" in found:
@@ -197,19 +199,19 @@ def _relative_update(network: TrainedNetwork) -> np.ndarray:
     """(layers,): the geometric mean over the recorded steps."""
     sites = [layer.weight for layer in network.layers]
     try:
-        return geometric_mean(columns(network.trace, "relative_update", sites))
+        return _typical(columns(network.trace, "relative_update", sites))
     except KeyError:
         return np.full(len(sites), np.nan)
+
+
+def _typical(values: np.ndarray) -> np.ndarray:
+    return geometric_mean(values, stands_for(values))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    return mean_over_steps(values, stands_for(values))
 
 
 def _over_seeds(of_seeds: Sequence[Table], number: Callable[[np.ndarray], np.ndarray]) -> Profile:
     values = np.array([number(one.values) for one in of_seeds])
     return Profile(of_seeds[0].sites, *mean_and_range(values))
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Over steps; a window of steps has no value until it is full."""
-    known = np.isfinite(values)
-    total = np.where(known, values, 0).sum(axis=0)
-    return np.asarray(np.divide(total, known.sum(axis=0), where=known.any(axis=0),
-                                out=np.full(values.shape[1], np.nan)))  # fmt: skip
