@@ -42,7 +42,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import shorten
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cyclopts
 import numpy as np
@@ -65,6 +65,8 @@ SETTLED = {"first_step": N_FULL_AT_FIRST}  # behind the first steps, in which al
 N_CLASSES = 10
 N_WARM_UP = 3  # steps before the first round
 SLOW = 10  # times the bare step: where one step per round tells enough
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 DEPTHS = (34, 152, 1000)  # layers of the chains
 RECORDED_STEPS = (100, 1_000, 10_000)  # after which resident memory is read
 
@@ -469,31 +471,35 @@ def time_pairs(
     setup: Setup,
     n_rounds: int,
     n_steps: int,
+    clock: Clock = time.perf_counter,
 ) -> Timing:
     """Blocks of bare steps and of the way's, in turn, each with a network of its own."""
     reference = Loop(setup.training().step)
     with attach(setup.training()) as loop:
-        bare_step, step = (time_block(each, N_WARM_UP)[0] for each in (reference, loop))
+        bare_step, step = (time_block(each, N_WARM_UP, clock)[0] for each in (reference, loop))
         if step > SLOW * bare_step:
             n_steps = 1
         seconds = [
-            [time_block(reference, n_steps), time_block(loop, n_steps)] for _ in range(n_rounds)
+            [time_block(each, n_steps, clock) for each in (reference, loop)]
+            for _ in range(n_rounds)
         ]
     counted = np.array(seconds)
     return Timing(n_steps, counted[:, 0], counted[:, 1])
 
 
-def time_block(loop: Loop, n_steps: int) -> tuple[float, float]:
+def time_block(loop: Loop, n_steps: int, clock: Clock = time.perf_counter) -> tuple[float, float]:
     """Seconds of the median step, and per step of all together with what was put off."""
-    clock = [time.perf_counter()]
+    times = [clock()]
     for _ in range(n_steps):
         loop.step()
-        clock.append(time.perf_counter())
+        times.append(clock())
     loop.settle()
-    return float(np.median(np.diff(clock))), (time.perf_counter() - clock[0]) / n_steps
+    return float(np.median(np.diff(times))), (clock() - times[0]) / n_steps
 
 
-def time_way(way: Way, setup: Setup, n_rounds: int, n_steps: int) -> dict[str, Any]:
+def time_way(
+    way: Way, setup: Setup, n_rounds: int, n_steps: int, clock: Clock = time.perf_counter
+) -> dict[str, Any]:
     """A row of the table, as plain JSON types: ratios by round, or why there are none."""
     row: dict[str, Any] = {"label": way.label, "records": way.records, "version": ""}
     try:
@@ -502,7 +508,7 @@ def time_way(way: Way, setup: Setup, n_rounds: int, n_steps: int) -> dict[str, A
         return row | {"error": "not installed"}
     try:
         n_steps_of_way = -(-n_steps // way.period) * way.period
-        timing = time_pairs(way.attach, setup, n_rounds, n_steps_of_way)
+        timing = time_pairs(way.attach, setup, n_rounds, n_steps_of_way, clock)
     except Exception as error:  # a tool may raise what it likes: the table goes on without it
         return row | {"error": describe(error)}
     finally:
@@ -675,8 +681,9 @@ def ways_view(part: Mapping[str, Any]) -> View:
     bare = [s for row in part["rows"].values() for s in row.get("bare_seconds", [])]
     pace = f"; a bare step takes {np.median(bare) * 1e3:.0f} ms" if bare else ""
     settings = part["settings"]
+    kind = "CPU time" if settings.get("clock") == "cpu" else "Time"
     title = (
-        f"Time of a training step, as a ratio to the bare step: {settings['network']}, "
+        f"{kind} of a training step, as a ratio to the bare step: {settings['network']}, "
         f"{settings['image_size']} px, batch {settings['batch_size']}, "
         f"{settings['rounds']} rounds of {settings['steps']} steps{pace} "
         f"({_machine(part)})"
@@ -840,12 +847,14 @@ def processor() -> str:
 
 
 def run_ways(
-    document: Document, names: Sequence[str], setup: Setup, n_rounds: int, n_steps: int
-) -> None:
+    document: Document, names: Sequence[str], setup: Setup, n_rounds: int, n_steps: int,
+    clock: Literal["wall", "cpu"] = "wall",
+) -> None:  # fmt: skip
     """Time the ways `names` of WAYS."""
-    document.begin("ways", setup.to_json() | {"rounds": n_rounds, "steps": n_steps})
+    settings = {"rounds": n_rounds, "steps": n_steps, "clock": clock}
+    document.begin("ways", setup.to_json() | settings)
     for name in names:
-        row = time_way(WAYS[name], setup, n_rounds, n_steps)
+        row = time_way(WAYS[name], setup, n_rounds, n_steps, CLOCKS[clock])
         document.add("ways", {name: row}, order=list(WAYS))
         outcome = row.get("error") or _median(row["all_steps"], "{:.2f}")
         _say(f"{row['label']}: {outcome}")
@@ -876,6 +885,7 @@ def main(
     rounds: int = 7,
     steps: int = 8,
     only: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    clock: Literal["wall", "cpu"] = "wall",
     scaling: Annotated[bool, Parameter(negative=())] = False,
     memory: Annotated[bool, Parameter(negative=())] = False,
     out: Path = RESULTS,
@@ -894,6 +904,8 @@ def main(
         Training steps per timing; one of a way that takes ten times the bare step.
     only
         Names of the ways to time: bare, gradflow, wandb-all, … (a wrong one lists them all).
+    clock
+        Seconds that pass, or those that the process computes: for a machine that others use.
     scaling
         Time chains of 34, 152 and 1,000 layers instead.
     memory
@@ -909,7 +921,7 @@ def main(
     parts: dict[str, Callable[[], None]] = {
         "memory": lambda: run_memory(document, RECORDED_STEPS, setup, rounds),
         "scaling": lambda: run_scaling(document, DEPTHS, rounds, steps),
-        "ways": lambda: run_ways(document, only or tuple(WAYS), setup, rounds, steps),
+        "ways": lambda: run_ways(document, only or tuple(WAYS), setup, rounds, steps, clock),
     }
     asked = [name for name, is_asked in (("memory", memory), ("scaling", scaling)) if is_asked]
     for name in asked or ["ways"]:
