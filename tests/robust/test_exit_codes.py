@@ -15,7 +15,7 @@ NAMES = [command.__name__.replace("_", "-") for command in entry.COMMANDS]
 COMPLETE = {
     "train": [], "data": ["digits"], "saliency": ["--split", "test"], "check": ["--controls"],
     "diagnose": [], "compare": [], "report": [], "study": ["x.yaml"],
-    "wandb-panels": ["--entity", "me"], "bench": [],
+    "wandb-panels": ["--entity", "me"], "bench": [], "watch": [],
 }  # fmt: skip
 
 

@@ -417,7 +417,7 @@ def test_a_study_ends_in_a_table_a_verdict_and_a_report(
     assert "share of the gap" in table
     assert "bias" in table
     assert (out / "figures" / "forest.png").exists()
-    main(["diagnose", str(out), "-o", str(tmp_path / "verdict.png")])
+    main(["diagnose", str(out), "--full", "-o", str(tmp_path / "verdict.png")])
     letter = capsys.readouterr().out
     assert "link 4, it causes the gap" in letter
     assert "left open: 3 seeds cannot decide; 5 are the least" in " ".join(letter.split())
