@@ -21,6 +21,7 @@ autodoc_typehints_format = "short"
 nitpick_ignore_regex = [
     # Types of other projects: to link them, their inventories would have to be downloaded.
     ("py:class", r"(PIL|collections|numpy|os|pandas|pathlib|torch)\..*"),
-    ("py:class", r"Tensor|Progress|nn\.Module|Optimizer"),  # named for the type checker only, so that start-up is fast
+    # Named for the type checker only, so that start-up is fast.
+    ("py:class", r"Tensor|Progress|nn\.Module|Optimizer"),
     ("py:class", r"gradflow\.analysis\.case\.Number"),  # a type variable
 ]
