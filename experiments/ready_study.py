@@ -16,7 +16,6 @@ import json
 import shutil
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 
 from gradflow.present.study_figures import save_study_figures
@@ -41,16 +40,17 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="the trainings, ended ones at once")
     options = parser.parse_args()
     changes = {} if options.data is None else {"data": options.data}
-    content = yaml.safe_load((HERE / "studies" / f"{options.study}.yaml").read_text("utf-8"))
-    content["arms"] = dict(list(content["arms"].items())[: options.arms])
-    study = Study.read(content, name=options.study, changes=changes)
+    study = Study.load(HERE / "studies" / f"{options.study}.yaml", changes)
+    arms = dict(list(study.source["arms"].items())[: options.arms])
+    study = Study.read({**study.source, "arms": arms}, name=options.study, changes={})
     folder = StudyDir(options.out or Path("studies") / options.study)
-    bring_back(RESULTS / options.study / "cells", folder.cells)
+    kept = RESULTS / options.study / "cells"
+    bring_back(kept, folder.cells)
     if options.keep:
-        keep_cells(folder.cells, RESULTS / options.study / "cells")
+        keep_cells(folder.cells, kept)
     found = run_study(study, folder, Engine())
     if options.keep:
-        keep_cells(folder.cells, RESULTS / options.study / "cells")
+        keep_cells(folder.cells, kept)
     Console(width=160).print(results_view(found))
     keep(options.study, "", found.to_json())
     keep(options.study, "-times", folder.times())

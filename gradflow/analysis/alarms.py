@@ -129,25 +129,20 @@ def _dead(trace: Trace) -> Iterator[Alarm]:
 
 
 def _large(trace: Trace) -> Iterator[Alarm]:
-    yield from _ratio(
-        trace, 1, LARGEST_RATIO, "large updates", "Lower the learning rate of that layer."
-    )
+    # The first steps are news too: ten of them replace the weights.
+    table = _latest(trace, "relative_update", PATH_KINDS, first=0)
+    advice = "Lower the learning rate of that layer."
+    yield from _ratio(table, 1, LARGEST_RATIO, "large updates", advice)
 
 
 def _small(trace: Trace) -> Iterator[Alarm]:
-    yield from _ratio(
-        trace,
-        -1,
-        SMALLEST_RATIO,
-        "small updates",
-        "Raise the learning rate, or look why so small a gradient arrives there.",
-    )
+    table = _latest(trace, "relative_update", PATH_KINDS)
+    advice = "Raise the learning rate, or look why so small a gradient arrives there."
+    yield from _ratio(table, -1, SMALLEST_RATIO, "small updates", advice)
 
 
-def _ratio(trace: Trace, sign: int, limit: float, kind: str, advice: str) -> Iterator[Alarm]:
+def _ratio(table: Table | None, sign: int, limit: float, kind: str, advice: str) -> Iterator[Alarm]:
     """‖Δw‖ / ‖w‖ above the limit (`sign` 1) or below it (-1)."""
-    # Of too large steps the first are news too: ten of them replace the weights.
-    table = _latest(trace, "relative_update", PATH_KINDS, first=0 if sign > 0 else FIRST_STEPS)
     if table is None:
         return
     ratio = geometric_mean(table.values)
@@ -201,9 +196,8 @@ def _latest(
 ) -> Table | None:
     """The last `N_STEPS` recorded steps from step `first` on; None with fewer.
 
-    Where a training begins and `first` is 0, its first steps.
-
-    With `every_site` those where nothing was taken too.
+    Where a training begins and `first` is 0, its first steps. With `every_site` the table has the
+    sites where nothing was taken too.
     """
     try:
         table = trace.select(measure, kinds)

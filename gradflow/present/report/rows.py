@@ -52,9 +52,9 @@ def accuracy_rows(report: Report) -> list[dict[str, Any]]:
 
 def seed_rows(report: Report) -> list[dict[str, str]]:
     """One row per network of several seeds: mean and 95 % interval over them, as text."""
-    found = []
+    found, of_all = [], accuracy_rows(report)
     for name in report.names:
-        rows = [row for row in accuracy_rows(report) if row["network"] == name]
+        rows = [row for row in of_all if row["network"] == name]
         if len(rows) < 2:
             continue
         balanced = [row["balanced"] for row in rows if row["balanced"] is not None]
