@@ -103,7 +103,10 @@ def _run(arguments: Sequence[str], errors: Console) -> int:
     except BrokenPipeError:  # who read the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except SystemExit as error:  # from code of the user's that was imported, with a code of its own
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich has met it, and let go of stdout
+            return FAILED
+        # from code of the user's that was imported, with a code of its own
         return _say(errors, f"Expected code that returns, but it exited: {error.code}", FAILED)
     except OSError as error:
         is_ours = isinstance(error, FileNotFoundError) and error.errno is None

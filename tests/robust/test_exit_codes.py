@@ -1,5 +1,6 @@
 """Every command ends with one of the exit codes of the documentation's table."""
 
+import os
 import re
 import subprocess
 import sys
@@ -83,6 +84,18 @@ def test_what_was_found_ends_with_3(command: Any, tmp_path: Path) -> None:
         patch.syspath_prepend(str(tmp_path))
         found = command("check", "deep:make", "--input", "32", "--fail-on", "vanishing")
     assert found.code == 3
+
+
+def test_a_reader_that_has_gone_is_told_nothing() -> None:
+    """As `gradflow train --help | head -1`: rich meets the closed pipe before gradflow does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "import sys; from gradflow.cli import main; sys.exit(main(['train', '--help']))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 STARTING = """
