@@ -10,6 +10,8 @@ from rich.progress import TaskID, TextColumn
 from gradflow.cli.console import Bar, picture, progress
 from gradflow.training.remaining import Countdown, Work, time_text
 
+WRONG = 1.5  # an announcement that is wrong by this factor is made again after the epoch
+
 
 class Told:
     """Is told what a training has done, and tells the person how long the rest will take."""
@@ -31,7 +33,7 @@ class Told:
         self._stop_if_asked = stop_if_asked
         self._of_this = 0.0  # work done for the network in training
         self._of_rivals = 0  # measurements done of its rivals
-        self._is_said = False
+        self._announced: float | None = None  # when all of it ends, on the clock
 
     def begin(self, network: str, n_epochs_done: int) -> None:
         """The training of this network begins, or goes on after so many epochs."""
@@ -50,6 +52,11 @@ class Told:
 
     def epoch(self) -> None:
         self._advance(self._work.validation)
+        left = self._countdown.left
+        if left is not None and self._announced is not None:
+            expected = self._announced - time.monotonic()
+            if not left / WRONG <= expected <= left * WRONG:
+                self._say(left, "the machine has become slower or faster")
 
     def measured(self, n_done: int, n: int) -> None:
         """Of the rivals, which are the last part of a network's work, each alike."""
@@ -85,10 +92,13 @@ class Told:
             total=round(self._countdown.total),
             left=text,
         )
-        if not self._is_said:
-            self._is_said = True
-            rest = "evaluation and rivals included"
-            self._log.print(f"time           {text}, {rest}", highlight=False, soft_wrap=True)
+        if self._announced is None:
+            self._say(left, "evaluation and rivals included")
+
+    def _say(self, left: float, why: str) -> None:
+        self._announced = time.monotonic() + left
+        text = f"time           {self._at_most}{time_text(left)} left, {why}"
+        self._log.print(text, highlight=False, soft_wrap=True)
 
 
 @contextmanager
