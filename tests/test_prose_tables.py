@@ -74,6 +74,19 @@ def test_the_row_of_an_arm(study: str, arm: Any) -> None:
         assert row["one training"] == f"{np.mean([*seconds]):.0f} s"
 
 
+def test_the_shares_of_what_did_not_matter() -> None:
+    found = {}
+    for study in STUDIES:
+        arms = {arm["name"]: arm for arm in stored(f"studies/{study}")["arms"]}
+        found |= {(study, name): arm["shares"].get("train_loss") for name, arm in arms.items()}
+    table = [row for row in rows("docs/negative-results.md") if row[0] in STUDIES]
+    assert len(table) == 6
+    for study, what, share, n_seeds in table:
+        stored_share = found[study, what.partition(":")[0]]
+        assert share == spread(stored_share)
+        assert int(n_seeds) == stored_share["n_seeds"]
+
+
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_gap_and_the_controls(study: str) -> None:
     page = " ".join((ROOT / OVERVIEW).read_text(encoding="utf-8").split())
