@@ -1,5 +1,6 @@
 """A verdict in at most ten lines: the answer, its numbers, where it happens, what to do next."""
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -154,6 +155,14 @@ def _rivals(verdict: "Verdict") -> str:
 
 def _next(verdict: "Verdict") -> str:
     """The first step, without its reason."""
-    if not verdict.next_steps:
-        return ""
-    return verdict.next_steps[0].split(": ")[0].split(". ")[0].rstrip(".")
+    return _without_reason(verdict.next_steps[0]) if verdict.next_steps else ""
+
+
+def _without_reason(step: str) -> str:
+    """Up to the first colon or full stop that is not inside of code.
+
+    >>> _without_reason("Train 5 seeds, `seeds: 5` in the study's file: fewer prove nothing.")
+    "Train 5 seeds, `seeds: 5` in the study's file"
+    """
+    outside = r"(?=(?:[^`]*`[^`]*`)*[^`]*$)"
+    return re.split(rf"[:.] {outside}", step, maxsplit=1)[0].rstrip(".")
