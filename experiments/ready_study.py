@@ -20,7 +20,8 @@ from rich.console import Console
 
 from gradflow.present.study_figures import save_study_figures
 from gradflow.present.study_view import results_view
-from gradflow.record.trace import FOLDER, load_parts
+from gradflow.record.part_files import FOLDER
+from gradflow.record.trace import load_parts
 from gradflow.studies import Engine, Study, StudyDir, run_study
 from gradflow.studies.diagnosis import judge_study
 from gradflow.studies.folder import CellDir

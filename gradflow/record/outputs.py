@@ -2,10 +2,9 @@
 
 import sys
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Collection, MutableMapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,9 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from gradflow.record.backward import BackwardPasses, ForwardPass
+from gradflow.record.hooks import OwnHook, leave_out_of_copies, remove
 from gradflow.record.measures import Measure
+from gradflow.record.memory import as_real
 from gradflow.record.paths import feeds
 from gradflow.record.readable import NotTaken, unreadable
 from gradflow.record.sites import (
@@ -25,7 +26,7 @@ from gradflow.record.sites import (
     unknown_type,
 )
 from gradflow.record.steps import PassSums, Site
-from gradflow.record.sums import OUTPUT_SUMS, as_real, output_sums
+from gradflow.record.sums import OUTPUT_SUMS, output_sums
 
 _NOT_TAKEN = torch.full((len(OUTPUT_SUMS),), torch.nan, dtype=torch.float64)
 
@@ -98,27 +99,27 @@ class OutputHooks:
         sites = {module: name for name, module in find_sites(self._model)}
         for module, (hook, handle) in list(self._hooks.items()):
             if sites.get(module) != hook.name:  # gone, or under another name
-                _remove(handle, module._forward_hooks)
+                remove(handle, module._forward_hooks)
                 del self._hooks[module]
         for module, name in sites.items():
             if module not in self._hooks:
                 hook = _OutputHook(self, name)
                 self._hooks[module] = hook, module.register_forward_hook(hook)
-                _leave_out_of_copies(module._forward_hooks)
+                leave_out_of_copies(module._forward_hooks)
         for name, module in self._model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 why = "scripted modules take no hook; their parameters are recorded"
                 self._not_taken.say(f"outputs inside {name.partition('.')[0]!r}", why)
         if self._model_hook is None and not isinstance(self._model, torch.jit.ScriptModule):
             self._model_hook = self._model.register_forward_pre_hook(_ForwardHook(self))
-            _leave_out_of_copies(self._model._forward_pre_hooks)
+            leave_out_of_copies(self._model._forward_pre_hooks)
 
     def detach(self) -> None:
         """Take every hook off the model."""
         for module, (_, handle) in self._hooks.items():
-            _remove(handle, module._forward_hooks)
+            remove(handle, module._forward_hooks)
         if self._model_hook is not None:
-            _remove(self._model_hook, self._model._forward_pre_hooks)
+            remove(self._model_hook, self._model._forward_pre_hooks)
         self._unhook_leaves(had_backward=False)
         self._hooks, self._model_hook = {}, None
         self.backward.modules = []
@@ -129,6 +130,21 @@ class OutputHooks:
         """The forward passes of the step that has ended."""
         self._unhook_leaves(had_backward=True)
         return self.backward.take()
+
+    def why_none(self) -> str | None:
+        """Why no forward pass belongs to the step; None where that was said before."""
+        if self.has_hooked:
+            return "no backward pass had brought the parameters a gradient that was still there"
+        has_gradients = any(parameter.grad is not None for parameter in self._model.parameters())
+        if self.saw_output or not has_gradients:
+            return None
+        return (
+            "no layer ran through its hooks although the parameters have gradients. These may come "
+            "from elsewhere; or the model was compiled before the Recorder was made, is in eval "
+            "mode, or was called as `model.forward(x)`. Make the Recorder before the first "
+            "compiled call, call `model.train()` and `model(x)`, or leave the outputs out with "
+            "`measures=PARAMETER_MEASURES`"
+        )
 
     def _unhook_leaves(self, *, had_backward: bool) -> None:
         """All leaves, or those whose last forward pass had its backward pass."""
@@ -343,11 +359,7 @@ def _size(tensor: Tensor) -> int:
 # -- hooks -------------------------------------------------------------------------------------
 
 
-class _Hook:
-    """A hook of gradflow's: it stays out of copies and files of its module."""
-
-
-class _OutputHook(_Hook):
+class _OutputHook(OwnHook):
     def __init__(self, hooks: OutputHooks, name: str) -> None:
         self._hooks, self.name = hooks, name
         self.is_before_relu = False  # the output goes straight into a ReLU
@@ -369,7 +381,7 @@ class _OutputHook(_Hook):
             self._hooks.on_output(self, module, args, output)
 
 
-class _ForwardHook(_Hook):
+class _ForwardHook(OwnHook):
     def __init__(self, hooks: OutputHooks) -> None:
         self._hooks = hooks
 
@@ -386,23 +398,3 @@ class _LeafHook:
 
     def __call__(self, grad: Tensor) -> None:
         self._backward.on_gradient(self.of, self._site, grad)
-
-
-def _leave_out_of_copies(hooks: dict[int, Any]) -> None:
-    """Pickle and `copy.deepcopy` ask this dict of hooks itself how it is rebuilt: without ours.
-
-    So a saved model loads as it would without gradflow, and a copy is not watched.
-    """
-    hooks.__reduce_ex__ = partial(_reduce_without_ours, weakref.ref(hooks))  # type: ignore
-
-
-def _reduce_without_ours(hooks: "weakref.ref[dict[int, Any]]", protocol: int) -> tuple[Any, ...]:
-    items = (hooks() or {}).items()
-    others = [(key, hook) for key, hook in items if not isinstance(hook, _Hook)]
-    return OrderedDict, (), None, None, iter(others)
-
-
-def _remove(handle: RemovableHandle, hooks: dict[int, Any]) -> None:
-    handle.remove()
-    if not any(isinstance(hook, _Hook) for hook in hooks.values()):
-        vars(hooks).pop("__reduce_ex__", None)

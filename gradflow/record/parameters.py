@@ -16,14 +16,8 @@ from gradflow.record.micro_batches import MicroBatches
 from gradflow.record.processes import Processes
 from gradflow.record.readable import NotTaken, unreadable
 from gradflow.record.steps import ParameterSums
-from gradflow.record.sums import (
-    Moments,
-    adam_sums,
-    dot,
-    gradient_sums,
-    product_sums,
-    square_sums,
-)
+from gradflow.record.sums import adam_sums, gradient_sums, product_sums, square_sums
+from gradflow.record.torch_sums import Moments, dot
 
 
 class ParameterReads:
@@ -142,7 +136,6 @@ class ParameterReads:
         if step is None:
             return
         loss_scale = grad_scale if loss_scale is None else loss_scale
-        step.is_read = True
         step.grads = self._grads(step.parameters)
         if "start" in self._due:  # with the norm of the weights, so before the step as that is
             self._take_starts(step.parameters)
@@ -324,7 +317,6 @@ class _Step:
         self.marks: dict[str, tuple[weakref.ref[Tensor], int]] = {}
         self.reads: dict[str, Read] = {}
         self.own: dict[tuple[str, str], Tensor] = {}
-        self.is_read = False
 
     def weight(self, name: str) -> Tensor:
         """Before the step."""

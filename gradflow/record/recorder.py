@@ -1,14 +1,11 @@
 """Recorder: takes the measures while a model trains."""
 
-import copy
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from gradflow.record.buffer import Buffer, check_folder_is_free
 from gradflow.record.measures import DEFAULT_MEASURES, Measure, choose
 from gradflow.record.models import unwrapped_model
 from gradflow.record.optimizers import StepHooks, check_optimizers_fit, fused_scale, unwrapped
@@ -27,12 +25,8 @@ from gradflow.record.schedule import DEFAULT_CADENCE, Cadence, MaxOverhead, Sche
 from gradflow.record.schedule import every as every_n
 from gradflow.record.sites import kind_of
 from gradflow.record.steps import DeadChannels, Layout, RecordedStep, compact, to_trace
-from gradflow.record.trace import FOLDER, Trace, load_parts, load_skipped_steps, save_skipped_steps
+from gradflow.record.trace import Trace
 from gradflow.record.watching import Show, Watchers
-
-# Recorded steps that are kept on the device before they are written: few enough to lose little
-# when a process is killed, enough to make files of a useful size.
-BUFFER_STEPS = 64
 
 
 class Recorder:
@@ -98,14 +92,13 @@ class Recorder:
         check_optimizers_fit(self.optimizers, model)
         self.schedule: Schedule = every if callable(every) else every_n(every)
         self.folder = None if folder is None else Path(folder)
-        _check_folder_is_free(self.folder, first_step)
+        check_folder_is_free(self.folder, first_step)
         self.scaler = scaler
         self.step = first_step
         self._loss: Tensor | float | None = None
         self._cadence = Cadence(cadence)
         # How many steps were recorded: what `every` says, or else a checkpoint.
         self._n_recorded = 0 if callable(every) else -(-first_step // every)
-        self.skipped_steps = load_skipped_steps(self.folder) if self.folder is not None else []
         self._processes = processes
         self._not_taken = not_taken = NotTaken()
         self._outputs = OutputHooks(
@@ -114,7 +107,6 @@ class Recorder:
         self._parameters = ParameterReads(
             model, self.optimizers, self.measures, processes, not_taken
         )
-        self._dead = DeadChannels()
         self._grad_scale = torch.ones(())
         self._last_scale: float | None = None
         self._found_inf: Tensor | None = None
@@ -123,10 +115,10 @@ class Recorder:
         self._stepped: set[int] = set()  # optimizers, in the step that is under way
         self._begun: set[int] = set()  # optimizers that were ever seen to step
         self._versions = self._weight_versions()
-        self._pending: list[RecordedStep] = []
-        self._flushed: list[Trace] = []
         self._stopwatch = Stopwatch(self.schedule)
-        self._watchers = Watchers(not_taken)
+        self._buffer = Buffer(
+            self.folder, processes.is_first, self._read, Watchers(not_taken), self._stopwatch
+        )
         self._steps: list[StepHooks] = []
         processes.meet()
         try:
@@ -154,12 +146,7 @@ class Recorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._close(warn=error is None)
 
     @contextmanager
@@ -179,10 +166,12 @@ class Recorder:
     @property
     def trace(self) -> Trace:
         """Everything recorded so far. This waits for the device."""
-        self.flush()
-        if self.folder is not None:
-            return load_parts(self.folder)
-        return Trace.concat(self._flushed).with_skipped(self.skipped_steps)
+        return self._buffer.trace()
+
+    @property
+    def skipped_steps(self) -> list[int]:
+        """The steps whose update came to nothing, as where a GradScaler met an inf."""
+        return self._buffer.skipped_steps
 
     @property
     def loss(self) -> Tensor | float | None:
@@ -195,26 +184,7 @@ class Recorder:
 
     def flush(self) -> Trace | None:
         """Bring the buffered steps to the host, write them, and return them (None if none)."""
-        start = time.perf_counter()
-        self.skipped_steps += [step.step for step in self._pending if step.was_skipped()]
-        if not self._pending:
-            self._write()
-            return None
-        chunk = self._read_pending(self._dead)
-        n_steps = len(self._pending)
-        self._pending = []
-        self._flushed.append(chunk)
-        self._write()
-        self._watchers.tell(lambda: chunk.with_skipped(self.skipped_steps))
-        self._stopwatch.flushed(n_steps, time.perf_counter() - start)
-        return chunk
-
-    def _read_pending(self, dead: DeadChannels) -> Trace:
-        kinds = {name: kind_of(module) for name, module in self.model.named_modules()}
-        depth = self._outputs.depth if self._outputs is not None else {}
-        feeds = self._outputs.feeds if self._outputs is not None else None
-        chunk = to_trace(self._pending, self.measures, depth, kinds, dead)
-        return replace(chunk, feeds=dict(feeds) if feeds else None)
+        return self._buffer.flush()
 
     def tell(self, show: Show) -> None:
         """Have `show` called with the latest records while the model trains.
@@ -223,24 +193,15 @@ class Recorder:
         hundredth of the time, waiting for the device included; and with all of them when they are
         written. Where it raises, that is logged, and training goes on without it.
         """
-        self._watchers.add(show)
+        self._buffer.watchers.add(show)
 
-    def _recent(self) -> Trace | None:
-        """What is not written yet; it stays."""
-        if not self._pending:
-            return None
-        skipped = [step.step for step in self._pending if step.was_skipped()]
-        recent = self._read_pending(copy.deepcopy(self._dead))
-        return recent.with_skipped([*self.skipped_steps, *skipped])
-
-    def _write(self) -> None:
-        """To the files what is not there yet."""
-        if self.folder is None or not self._processes.is_first:
-            return
-        save_skipped_steps(self.folder / FOLDER, self.skipped_steps)
-        while self._flushed:
-            self._flushed[0].save_part(self.folder / FOLDER)
-            del self._flushed[0]
+    def _read(self, steps: Sequence[RecordedStep], dead: DeadChannels) -> Trace:
+        """On the host."""
+        kinds = {name: kind_of(module) for name, module in self.model.named_modules()}
+        depth = self._outputs.depth if self._outputs is not None else {}
+        feeds = self._outputs.feeds if self._outputs is not None else None
+        chunk = to_trace(steps, self.measures, depth, kinds, dead)
+        return replace(chunk, feeds=dict(feeds) if feeds else None)
 
     def close(self) -> None:
         """Take every hook off the model and the optimizer, and flush. More calls do nothing.
@@ -290,14 +251,14 @@ class Recorder:
         self.flush()
         return {
             "parameters": self._parameters.state_dict(),
-            "dead": self._dead.state_dict(),
+            "dead": self._buffer.dead.state_dict(),
             "n_recorded": self._n_recorded,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave; `first_step` is the step at which it was taken."""
         self._parameters.load_state_dict(state["parameters"])
-        self._dead.load_state_dict(state["dead"])
+        self._buffer.dead.load_state_dict(state["dead"])
         self._n_recorded = state.get("n_recorded", self._n_recorded)
         if self._is_scheduled:
             self._attach()
@@ -406,60 +367,28 @@ class Recorder:
         if self._is_scheduled:
             try:
                 self._keep_step()
-                if self._watchers.is_due():
-                    self._watchers.tell(self._recent)
+                self._buffer.show_recent()
             except Exception as error:
                 self._not_taken.failed("a step", error)
         self._stopwatch.step(self._is_scheduled, self._is_full)
         self.step += 1
         self._n_recorded += self._is_scheduled
         self._arm()
-        if len(self._pending) >= BUFFER_STEPS:
-            try:
-                self.flush()
-            except OSError as error:  # a full disk is no reason to stop training
-                self._not_taken.failed("records to the files yet", error)
+        try:
+            self._buffer.flush_if_full()
+        except OSError as error:  # a full disk is no reason to stop training
+            self._not_taken.failed("records to the files yet", error)
 
     def _keep_step(self) -> None:
         passes = self._outputs.take() if self._outputs is not None else []
+        parameters = self._parameters.take()
         step = compact(
-            self.step,
-            passes,
-            self._parameters.take(),
-            self._grad_scale,
-            self._found_inf,
-            self._layouts,
+            self.step, passes, parameters, self._grad_scale, self._found_inf, self._layouts
         )
         if not passes and self._outputs is not None:
-            why = self._why_no_outputs(self._outputs)
+            why = self._outputs.why_none()
             if why is not None:
                 self._not_taken.say("outputs in a step", why)
         step = self._processes.gather(step)
         if self._processes.is_first:
-            self._pending.append(step)
-
-    def _why_no_outputs(self, outputs: OutputHooks) -> str | None:
-        """In a step to which no forward pass belongs; None where that was said before."""
-        if outputs.has_hooked:
-            return "no backward pass had brought the parameters a gradient that was still there"
-        has_gradients = any(parameter.grad is not None for parameter in self.model.parameters())
-        if outputs.saw_output or not has_gradients:
-            return None
-        return (
-            "no layer ran through its hooks although the parameters have gradients. These may come "
-            "from elsewhere; or the model was compiled before the Recorder was made, is in eval "
-            "mode, or was called as `model.forward(x)`. Make the Recorder before the first "
-            "compiled call, call `model.train()` and `model(x)`, or leave the outputs out with "
-            "`measures=PARAMETER_MEASURES`"
-        )
-
-
-def _check_folder_is_free(folder: Path | None, first_step: int) -> None:
-    """Records of two trainings in one folder would read as one."""
-    later = len(load_parts(folder, from_step=first_step)) if folder is not None else 0
-    if later:
-        raise FileExistsError(
-            f"Expected no records from step {first_step} on in {folder}, but it holds {later} "
-            "recorded steps. Give another folder, remove them, or give the `first_step` at which "
-            "training goes on."
-        )
+            self._buffer.pending.append(step)

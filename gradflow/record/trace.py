@@ -1,6 +1,5 @@
 """Trace: what a Recorder recorded, as tables of steps × sites."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,31 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradflow.files import (
-    DamagedFile,
-    drop_unfinished,
-    read_json,
-    refuse_no_file,
-    whole,
-    write_text,
-)
 from gradflow.lazy import lazy
 from gradflow.record.measures import DERIVED, MEASURES
-from gradflow.typed import typed
+from gradflow.record.part_files import (
+    FOLDER,
+    PARTS,
+    first_step,
+    load_skipped_steps,
+    parts_of,
+    read_parts,
+    write_part,
+)
 
 if TYPE_CHECKING:
     import pandas
-
-FOLDER = "records"
-PART = "part-{step:09d}.parquet"
-PARTS = f"part-{'[0-9]' * 9}.parquet"  # as PART, and no other name
-LEAVE_OUT = "Leave this network out, or train it anew."
-SKIPPED = "_skipped-steps.json"  # readers of a folder of Parquet files leave such names out
-FEEDS = "gradflow.feeds"  # beside the columns of a Parquet file
-KEYS = ("step", "site", "kind", "size")  # the columns that are not measures
-_SIZES = ("_norm", "_rms", "_fraction", "_max_abs", "_nonfinite")
-NEVER_NEGATIVE = {"size", *(name for name in MEASURES if name.endswith(_SIZES))}
-
 
 # What shows a trace knows more than what records it, and is looked up when it is asked for.
 _shown = lazy(
@@ -181,25 +169,7 @@ class Trace:
 
         One row per step and site, in depth order; the file is named after its first step.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        columns = self._columns()
-        arrays = {
-            name: pa.array(column).dictionary_encode()
-            if name in ("site", "kind")
-            else pa.array(column, from_pandas=True)
-            for name, column in columns.items()
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / PART.format(step=int(self.steps[0]))
-        # Readers of a folder of Parquet files leave out names that begin with a dot.
-        table = pa.table(arrays)
-        if self.feeds is not None:
-            table = table.replace_schema_metadata({FEEDS: json.dumps(self.feeds)})
-        with whole(path) as unfinished:
-            pq.write_table(table, unfinished, compression="zstd")
-        return path
+        return write_part(folder, self._columns(), self.feeds)
 
     def _columns(self) -> dict[str, Any]:
         """The long form as columns, without the rows where nothing was taken."""
@@ -227,7 +197,7 @@ class Trace:
         networks (it names them).
         """
         folder = Path(run)
-        if _parts(folder):
+        if parts_of(folder):
             return load_parts(folder, measures=measures)
         networks = sorted({path.parent.parent for path in folder.glob(f"*/{FOLDER}/{PARTS}")})
         if len(networks) == 1:
@@ -300,45 +270,18 @@ class Table:
 
 def load_parts(run: Path, *, from_step: int = 0, measures: Sequence[str] | None = None) -> Trace:
     """The record files of a network that begin at `from_step` or later; an empty trace if none."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    parts = [part for part in _parts(run) if _first_step(part) >= from_step]
+    parts = [part for part in parts_of(run) if first_step(part) >= from_step]
     skipped = [step for step in load_skipped_steps(run) if step >= from_step]
     if not parts:
         return Trace.concat([]).with_skipped(skipped)
-    # By name, part after part: the first appearance of a site gives its depth.
-    tables, feeds = [], []
-    last_step = -1
-    for path in parts:
-        refuse_no_file(path, "records of a Recorder", LEAVE_OUT)
-        try:
-            with pq.ParquetFile(path) as part:
-                names = part.schema_arrow.names
-                wanted = names if measures is None else [*KEYS, *measures]
-                table = part.read([name for name in names if name in wanted])
-            last_step = _check_table(table, last_step)
-            feeds.append(_feeds(table.schema.metadata))
-            tables.append(table.replace_schema_metadata())
-        except (pa.ArrowException, LookupError, ValueError, TypeError, OSError) as error:
-            raise DamagedFile(path, "records of a Recorder", error, LEAVE_OUT) from None
-    whole_table = pa.concat_tables(tables, promote_options="default")
-    return replace(_from_table(whole_table), skipped_steps=tuple(skipped), feeds=_merged(feeds))
+    wide, feeds = read_parts(parts, measures)
+    return Trace(*wide, tuple(skipped), _merged(feeds))
 
 
 def load_last(run: Path) -> Trace | None:
     """The last record file of a network alone; None where there is none."""
-    parts = _parts(run)
-    return load_parts(run, from_step=_first_step(parts[-1])) if parts else None
-
-
-def _feeds(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]] | None:
-    """What `save_part` wrote beside the columns; None in the records of older versions."""
-    text = (metadata or {}).get(FEEDS.encode())
-    if text is None:
-        return None
-    found = typed(json.loads(text), dict[str, list[str]], FEEDS)
-    return {site: tuple(behind) for site, behind in found.items()}
+    parts = parts_of(run)
+    return load_parts(run, from_step=first_step(parts[-1])) if parts else None
 
 
 def _merged(
@@ -349,103 +292,6 @@ def _merged(
     if not known or len(known) < len(feeds):
         return None
     return {site: behind for one in known for site, behind in one.items()}
-
-
-def _check_table(table: Any, last_step: int) -> int:
-    """The last step of one record file, if it is one and begins after `last_step`: ValueError."""
-    import pyarrow as pa
-
-    if missing := set(KEYS) - set(table.column_names):
-        raise ValueError(f"it has no column {', '.join(sorted(missing))}")
-    for name in table.column_names:
-        kind = table[name].type
-        is_text = pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)
-        wanted, holds = {
-            "step": ("int64", pa.types.is_int64(kind)),
-            "size": ("int64", pa.types.is_int64(kind)),
-            "site": ("text in a dictionary", is_text),
-            "kind": ("text in a dictionary", is_text),
-        }.get(name, ("floating point", pa.types.is_floating(kind)))
-        if not holds or (name in KEYS and table[name].null_count):
-            raise ValueError(f"column {name} is of {kind} and may be empty, not {wanted}")
-        if name in NEVER_NEGATIVE and np.any(table[name].to_numpy() < 0):
-            raise ValueError(f"column {name} has values below 0")
-    steps = table["step"].to_numpy()
-    if not len(steps) or steps[0] <= last_step or np.any(np.diff(steps) < 0):
-        raise ValueError(f"its steps do not increase from {last_step + 1} on")
-    return int(steps[-1])
-
-
-def load_skipped_steps(run: Path) -> list[int]:
-    """The skipped steps of a network's folder, or of its `records` folder itself."""
-    for path in (run / FOLDER / SKIPPED, run / SKIPPED):
-        if path.exists():
-            found: list[int] = read_json(path, list[int], "a list of skipped steps", LEAVE_OUT)
-            return found
-    return []
-
-
-def save_skipped_steps(folder: Path, steps: Sequence[int]) -> None:
-    """Write the list into `folder` where it changed, all of it or nothing."""
-    path = folder / SKIPPED
-    if not steps and not path.exists():
-        return
-    text = json.dumps(list(steps))
-    if path.exists() and path.read_text(encoding="utf-8") == text:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
-
-
-def _parts(run: Path) -> list[Path]:
-    """The record files in a network's folder, or in its `records` folder itself, oldest first."""
-    return sorted((run / FOLDER).glob(PARTS)) or sorted(run.glob(PARTS))
-
-
-def drop_from(run: Path, step: int) -> None:
-    """Remove the record files that begin at `step` or later, so that training can go on there."""
-    drop_unfinished(run / FOLDER)
-    for part in _parts(run):
-        if _first_step(part) >= step:
-            part.unlink()
-    if skipped := load_skipped_steps(run):
-        save_skipped_steps(run / FOLDER, [one for one in skipped if one < step])
-
-
-def _first_step(part: Path) -> int:
-    return int(part.stem.removeprefix("part-"))
-
-
-def _from_table(table: Any) -> Trace:
-    """The wide form of the long Parquet columns."""
-    row_steps = table["step"].to_numpy()
-    # Rows stand step by step, so that nothing needs sorting.
-    is_new = np.diff(row_steps, prepend=row_steps[0] - 1) != 0
-    steps, step_index = row_steps[is_new], np.cumsum(is_new) - 1
-    encoded = table["site"].unify_dictionaries().combine_chunks()
-    codes = encoded.indices.to_numpy()
-    names = encoded.dictionary.to_pylist()
-    first = np.full(len(names), len(codes))
-    first[codes[::-1]] = np.arange(len(codes))[::-1]  # the last to be written is the first row
-    order = np.argsort(first)[: np.count_nonzero(first < len(codes))]  # by depth; no unused name
-    first = first[order]
-    column = np.zeros(len(names), dtype=np.int64)
-    column[order] = np.arange(len(order))
-    cell = step_index * len(order) + column[codes]
-    values = {}
-    for name in table.column_names:
-        if name in KEYS:
-            continue
-        wide = np.full(len(steps) * len(order), np.nan)
-        wide[cell] = table[name].to_numpy()
-        values[name] = wide.reshape(len(steps), len(order))
-    return Trace(
-        steps.astype(np.int64),
-        tuple(names[code] for code in order),
-        tuple(table["kind"].take(first).to_pylist()),
-        table["size"].to_numpy()[first],
-        values,
-    )
 
 
 def _measure_order(name: str) -> tuple[int, str]:

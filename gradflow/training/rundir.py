@@ -29,8 +29,9 @@ from gradflow.files import (
     write_json,
     write_text,
 )
-from gradflow.record.trace import FOLDER as RECORDS
-from gradflow.record.trace import PARTS, Trace, drop_from, load_parts
+from gradflow.record.part_files import FOLDER as RECORDS
+from gradflow.record.part_files import PARTS, drop_from
+from gradflow.record.trace import Trace, load_parts
 from gradflow.training import origin
 from gradflow.training.config import TrainConfig
 from gradflow.training.contents import (

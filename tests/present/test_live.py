@@ -74,7 +74,7 @@ def test_showing_changes_no_weight_and_no_record() -> None:
         with Recorder(model, torch.optim.SGD(model.parameters(), 0.1)) as recorder:
             if is_shown:
                 recorder.tell(lambda trace: None)
-                monkey = recorder._watchers
+                monkey = recorder._buffer.watchers
                 monkey.is_due = lambda: True  # type: ignore[method-assign]
             trained(40, model, recorder)
         results.append((model.state_dict(), recorder.trace))
@@ -106,7 +106,7 @@ def test_what_takes_long_is_shown_less_often() -> None:
     with Recorder(model, torch.optim.SGD(model.parameters(), 0.1)) as recorder:
         recorder.tell(lambda trace: time.sleep(0.01))
         trained(1, model, recorder)
-        left = recorder._watchers._next - time.perf_counter()
+        left = recorder._buffer.watchers._next - time.perf_counter()
     assert left > 0.9 * max(EVERY_SECONDS, 0.01 / MAX_SHARE)
 
 

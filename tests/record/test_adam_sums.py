@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gradflow.record import Recorder, kernel
-from gradflow.record.sums import PIECE, Moments, adam_sums
+from gradflow.record.sums import adam_sums
+from gradflow.record.torch_sums import PIECE, Moments
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MEASURES = ["adam_attenuation", "adam_update_rms"]

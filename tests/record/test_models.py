@@ -610,9 +610,10 @@ def test_no_output_and_no_gradient_is_kept_alive() -> None:
                 assert not [one for one in alive if one() is not None]
                 optimizer.step()
                 optimizer.zero_grad()
-            assert len(recorder._pending) == 3
-            numbers = [v for v in vars(recorder._pending[0]).values() if isinstance(v, Tensor)]
+            pending = recorder._buffer.pending
+            assert len(pending) == 3
+            numbers = [v for v in vars(pending[0]).values() if isinstance(v, Tensor)]
             assert len(numbers) <= 5, "few tensors, however many layers"
-            assert len({id(step.layout) for step in recorder._pending}) == 1
+            assert len({id(step.layout) for step in pending}) == 1
     finally:
         gc.enable()

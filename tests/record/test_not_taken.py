@@ -470,7 +470,7 @@ def test_a_full_disk_does_not_stop_the_training(
 ) -> None:
     model = mlp()
     optimizer = sgd(model)
-    monkeypatch.setattr("gradflow.record.recorder.BUFFER_STEPS", 2)
+    monkeypatch.setattr("gradflow.record.buffer.BUFFER_STEPS", 2)
     recorder = Recorder(model, optimizer, folder=tmp_path)
     real = Trace.save_part
 

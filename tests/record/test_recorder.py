@@ -596,7 +596,7 @@ def test_memory_does_not_grow_with_the_activations() -> None:
     with Recorder(model, optimizer) as recorder:
         for seed in range(5):
             train_step(model, optimizer, seed)
-        kept = [value for step in recorder._pending for value in vars(step).values()]
+        kept = [value for step in recorder._buffer.pending for value in vars(step).values()]
     numbers = [tensor.numel() for tensor in kept if isinstance(tensor, Tensor)]
     n_layers, n_parameters, n_channels = 4, 6, 4 + 4 + 4 + 3
     assert max(numbers) <= max(8 * n_layers, 7 * n_parameters)

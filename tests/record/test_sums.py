@@ -14,11 +14,11 @@ from gradflow.record import kernel
 from gradflow.record.sums import (
     OUTPUT_SUMS,
     difference_sums,
-    dot,
     gradient_sums,
     output_sums,
     product_sums,
 )
+from gradflow.record.torch_sums import dot
 
 LIBRARY = kernel.library  # tests with the other engine put something else in its place
 NO_KERNEL = "no C++ compiler on this machine, or GRADFLOW_KERNEL=0"

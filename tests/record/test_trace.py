@@ -8,12 +8,8 @@ import pytest
 import torch
 
 from gradflow import Recorder, Trace
-from gradflow.record.trace import (
-    drop_from,
-    load_parts,
-    load_skipped_steps,
-    save_skipped_steps,
-)
+from gradflow.record.part_files import drop_from, load_skipped_steps, save_skipped_steps
+from gradflow.record.trace import load_parts
 from tests.analysis.traces import make_trace
 
 

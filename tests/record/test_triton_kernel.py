@@ -30,7 +30,7 @@ from test_sums import (
 )
 from torch import Tensor
 
-from gradflow.record import kernel, sums
+from gradflow.record import kernel, memory, sums
 from gradflow.record.sums import difference_sums, gradient_sums, output_sums, product_sums
 
 needs_triton = pytest.mark.skipif(
@@ -164,8 +164,8 @@ def interpret(names: list[str]) -> dict[str, str]:
 
     warnings.simplefilter("ignore")  # NumPy's, where float32 overflows
     sums._triton_for = lambda xs: triton_kernel if xs and not triton_kernel._State.is_off else None
-    as_real = sums.as_real
-    sums.as_real = lambda x: x if x.dtype == torch.float16 else as_real(x)  # as on a CUDA device
+    as_real = memory.as_real  # on a CUDA device it leaves float16 as it is
+    memory.as_real = sums.as_real = lambda x: x if x.dtype == torch.float16 else as_real(x)
     last = {"shared": lambda: check_shared(triton_kernel),
             "fails": lambda: check_failure(triton_kernel)}  # fmt: skip
     return {name: failure(case) for name, case in (CASES | last).items() if name in names}
@@ -189,8 +189,8 @@ def check_shared(triton_kernel: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_kernel, "PROGRAMS", 2)
         patch.setattr(triton_kernel, "PROGRAMS_PER_PAIR", 2)
-        patch.setattr(triton_kernel, "SEARCHED", tl.constexpr(16))
-        patch.setattr(triton_kernel, "ADDED", tl.constexpr(2))
+        patch.setattr(triton_kernel.device, "SEARCHED", tl.constexpr(16))
+        patch.setattr(triton_kernel.device, "ADDED", tl.constexpr(2))
         for layout in ("contiguous", "channels_last"):
             check((3, 20, 25, 9), torch.float32, layout, "normal")
         check((1, 2, 70, 50), torch.float32, "contiguous", "nan")
@@ -208,7 +208,7 @@ def check_failure(triton_kernel: Any) -> None:
     logging.getLogger("gradflow").addHandler(handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_kernel._State, "is_off", False)
-        patch.setattr(triton_kernel, "_products", None)
+        patch.setattr(triton_kernel.device, "products", None)
         patch.setattr(kernel, "library", lambda: None)
         for dtype in (torch.float32, torch.complex64):
             x = torch.tensor([3.0, 4.0], dtype=dtype)
@@ -227,7 +227,8 @@ def compile_for_cuda(_: list[str]) -> dict[str, str]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from gradflow.record import triton_kernel as own
+    from gradflow.record import triton_device as own
+    from gradflow.record.triton_kernel import OPTIONS
 
     pair = {"DTYPE": tl.bfloat16, "BITS": tl.int16, "ALIGNED": True, "ROWS": 2, "COLUMNS": 1024}
     tile = {"RELU": True, "BY_COLUMN": False, "ROWS": 4, "COLUMNS": 1024}
@@ -235,16 +236,16 @@ def compile_for_cuda(_: list[str]) -> dict[str, str]:
     types = {"x": "*fp32", "partials": "*fp64", "sums": "*fp64", "active": "*u8", "table": "*i64"}
     result = {}
     for function, constants in (
-        (own._output, tile), (own._output, tile | {"BY_COLUMN": True}),
-        (own._gradient, {"SIZE": 4096}), (own._products, pair), (own._differences, pair),
-        (own._combine, total), (own._combine, {"SUMS": 5, "WIDTH": 8, "OF_OUTPUT": False}),
+        (own.output, tile), (own.output, tile | {"BY_COLUMN": True}),
+        (own.gradient, {"SIZE": 4096}), (own.products, pair), (own.differences, pair),
+        (own.combine, total), (own.combine, {"SUMS": 5, "WIDTH": 8, "OF_OUTPUT": False}),
     ):  # fmt: skip
         signature = {
             name: "constexpr" if name in constants else types.get(name, "i32")
             for name in function.arg_names
         }
         source = ASTSource(function, signature, constants)
-        compiled = triton.compile(source, GPUTarget("cuda", 80, 32), own.OPTIONS)
+        compiled = triton.compile(source, GPUTarget("cuda", 80, 32), OPTIONS)
         assert compiled.asm["cubin"]
         result[f"{function.__name__} {len(result)}"] = compiled.asm["ptx"]
     return result
