@@ -1,6 +1,7 @@
-"""What JSON or YAML gives, as the type that a place wants; an error says what was expected."""
+"""What JSON or YAML gives, as the type that a place wants; and the way back to JSON."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -122,3 +123,23 @@ def _number(value: Any) -> Any:
 def _is(value: Any, kind: type) -> bool:
     """Whether it is of this type; true and false are no numbers."""
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def to_json(value: Any) -> Any:
+    """`value` as plain JSON types: a dataclass by its fields, an array as lists, and None for a
+    number that is not finite, which JSON does not know.
+
+    >>> to_json({"a": (1.0, float("nan"))})
+    {'a': [1.0, None]}
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: to_json(one) for name, one in value.items()}
+    if hasattr(value, "tolist"):  # of NumPy, which this module does without
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [to_json(one) for one in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -9,8 +9,8 @@ from PIL import Image
 
 from gradflow.cli import main
 from gradflow.training.config import TrainConfig
+from gradflow.training.images import load_data
 from gradflow.training.rundir import RunDir, build_network, save_tensors
-from gradflow.training.train import load_data
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import numpy as np
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork, early, equal_loss_steps, mean_log_ratio
-from gradflow.analysis.numerals import for_json
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.statistics import Interval, holm, p_beyond, t_interval
+from gradflow.typed import to_json
 
 At = Literal["start", "equal step", "equal loss"]
 MEANINGS: dict[At, str] = {
@@ -62,8 +62,8 @@ class Comparison:
             "layers": [
                 {
                     "layer": layer.layer,
-                    "log10_ratio": for_json(layer.ratio.mean),
-                    "interval": for_json([layer.ratio.low, layer.ratio.high]),
+                    "log10_ratio": to_json(layer.ratio.mean),
+                    "interval": to_json([layer.ratio.low, layer.ratio.high]),
                     "p_value": layer.p_value,
                     "differs": layer.differs,
                 }

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gradflow.analysis import thresholds as at
-from gradflow.analysis.numerals import for_json, plain
+from gradflow.analysis.numerals import plain
 from gradflow.analysis.statistics import Interval, holm, p_beyond, seeds_needed, t_interval
 from gradflow.analysis.thresholds import ALPHA, CONFIDENCE, Threshold
+from gradflow.typed import to_json
 
 Side = Literal["below", "above"]
 Status = Literal["yes", "no", "undetermined", "not measured"]
@@ -82,9 +83,9 @@ class Evidence:
             "name": self.name,
             "sentence": self.sentence,
             "unit": self.unit,
-            "values": for_json(self.values),
-            "mean": for_json(found.mean),
-            "interval": for_json([found.low, found.high]),
+            "values": to_json(self.values),
+            "mean": to_json(found.mean),
+            "interval": to_json([found.low, found.high]),
             "confidence": CONFIDENCE.value,
             "n_seeds": found.n,
             "threshold": {

@@ -1,8 +1,6 @@
 """Numbers as people read them: without needless powers of ten, never on the wrong side."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 SMALLEST_P = 1e-4  # below it a p value says nothing more, and 0 would be untrue
 
@@ -16,21 +14,6 @@ def plain(value: float, n_digits: int = 3) -> str:
     text = f"{value:.{n_digits}g}"
     is_long = "e" in text and 1 <= abs(value) < 1e6
     return f"{float(text):.0f}" if is_long else text
-
-
-def for_json(value: Any) -> Any:
-    """`value` with None for numbers that are not finite, which JSON does not know.
-
-    >>> for_json({"a": [1.0, float("nan")]})
-    {'a': [1.0, None]}
-    """
-    if isinstance(value, Mapping):
-        return {name: for_json(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [for_json(one) for one in value]
-    if isinstance(value, float):  # also NumPy's float64
-        return float(value) if math.isfinite(value) else None
-    return value
 
 
 def part(share: float) -> str:

@@ -7,10 +7,10 @@ import numpy as np
 
 from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork, early
-from gradflow.analysis.numerals import for_json
 from gradflow.analysis.profile import GRADIENT_SIZES, geometric_mean, layer_table
 from gradflow.analysis.rates import trace_rate
 from gradflow.analysis.statistics import Interval, mean_and_range, t_interval
+from gradflow.typed import to_json
 
 WINDOWS = ("start", "early", "whole")
 
@@ -37,7 +37,7 @@ class RateOfGroup:
             "window": self.window,
             "decades_per_layer": _interval_json(self.decades_per_layer),
             "decades": _interval_json(self.decades),
-            "growth": for_json(self.growth),
+            "growth": to_json(self.growth),
         }
 
 
@@ -61,9 +61,9 @@ class Band:
             "size": self.size,
             "unit": f"log10 of {GRADIENT_SIZES[self.size].unit}",
             "layers": list(self.layers),
-            "mean": for_json(self.mean.tolist()),
-            "low": for_json(self.low.tolist()),
-            "high": for_json(self.high.tolist()),
+            "mean": to_json(self.mean.tolist()),
+            "low": to_json(self.low.tolist()),
+            "high": to_json(self.high.tolist()),
         }
 
 
@@ -120,4 +120,4 @@ def bands(case: Case, window: str = "early") -> list[Band]:
 
 
 def _interval_json(found: Interval) -> Any:
-    return for_json({"mean": found.mean, "low": found.low, "high": found.high, "n": found.n})
+    return to_json({"mean": found.mean, "low": found.low, "high": found.high, "n": found.n})

@@ -120,8 +120,8 @@ def _measure_rivals(runs: Sequence[Path]) -> None:
     """Examine the kept weights of every finished network of which something was not measured."""
     from gradflow.training.diagnosis import network_dirs
     from gradflow.training.examination import examine_network
+    from gradflow.training.images import check_same_data, load_data
     from gradflow.training.rundir import RunDir
-    from gradflow.training.train import check_same_data, load_data
 
     for path in runs:
         networks = network_dirs(path.resolve())

@@ -128,7 +128,7 @@ def _is_ours(error: Exception) -> bool:
 
 def _exit_code(error: Exception) -> int:
     """A wrong argument is a matter of usage; what goes wrong later is a failed run."""
-    from gradflow.training.train import BadFiles
+    from gradflow.training.images import BadFiles
 
     is_usage = isinstance(error, ValueError) and not isinstance(error, BadFiles)
     return USAGE if is_usage else FAILED

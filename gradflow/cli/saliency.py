@@ -187,7 +187,7 @@ def _saliency_of_test_set(
     from gradflow.data import normalise
     from gradflow.present.saliency import views
     from gradflow.present.saliency.asked import first_of_each_class, galleries, save_galleries
-    from gradflow.training.train import check_same_data, load_data
+    from gradflow.training.images import check_same_data, load_data
 
     log = stderr()
     with progress(log, "images") as (bar, task):

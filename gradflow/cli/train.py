@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from gradflow.present.live import Shown
     from gradflow.present.tracking.budget import Budget
+    from gradflow.training.images import Data
     from gradflow.training.rundir import NetworkDir, RunDir
-    from gradflow.training.train import Data
 
 
 def train(
@@ -88,13 +88,10 @@ def _open_run(
     config: TrainConfig, resume: Path | None, accelerator: "Accelerator", log: Console
 ) -> tuple["RunDir", TrainConfig, "Data"]:
     """Load the data and make the run's folder, or check that they still fit each other."""
-    from accelerate.utils import broadcast_object_list
-
     from gradflow.present import terminal
-    from gradflow.training.intervening import check_interventions
+    from gradflow.training.images import check_same_data, load_data
     from gradflow.training.rundir import RunDir
-    from gradflow.training.summary import environment
-    from gradflow.training.train import check_same_data, load_data
+    from gradflow.training.train import begin_run
 
     with progress(log, "images") as (bar, task):
         config, data = load_data(
@@ -106,15 +103,7 @@ def _open_run(
         run = RunDir.open(resume)
         check_same_data(run, facts)
         return run, config, data
-    check_interventions(config, len(data.class_names))
-    paths = [""]
-    if accelerator.is_main_process:
-        run = RunDir.create(config)
-        run.save_config(config)
-        run.save_data(facts)
-        run.save_environment(environment(accelerator), config.data)
-        paths = [str(run.path)]
-    run = RunDir(Path(broadcast_object_list(paths)[0]))
+    run = begin_run(config, data, accelerator)
     own = recipe_text(dataclasses.asdict(config))
     if own:
         log.print(f"recipe         {own}", highlight=False, soft_wrap=True)
@@ -129,7 +118,8 @@ def _train_all(
     from gradflow.present.live import Shown
     from gradflow.present.terminal_plot import can_show_braille
     from gradflow.present.tracking.budget import Budget
-    from gradflow.training.train import finish_network, work_of_one
+    from gradflow.training.remaining import work_of_one
+    from gradflow.training.train import finish_network
 
     budget = Budget()
     networks = [run.network(arch, seed) for seed in config.seed_list for arch in config.networks]
@@ -191,14 +181,17 @@ def _train_one(
     )
     is_main = accelerator.is_main_process
     with network_log(run, network, config, budget, is_main=is_main) as trackers:
-        for epoch, chunk in epochs:
+        for epoch in epochs:
             log.print(
                 terminal.epoch_line(network.name, epoch, config.epochs),
                 highlight=False,
                 soft_wrap=True,
             )
             shown.epoch(network.name, epoch.train_loss)
-            trackers.log_epoch(epoch, chunk)
+            first_step = epoch.step - len(epoch.step_losses)
+            trackers.log_epoch(
+                epoch, network.trace_from(first_step) if trackers.has_sinks else None
+            )
             told.epoch()
         if is_main:
             trackers.close(_accuracies(network))

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -19,6 +19,7 @@ from gradflow.analysis.rates import Label
 from gradflow.analysis.thresholds import CONFIDENCE, FALSE_ALARM_RATE, HIT_RATE
 from gradflow.analysis.vanishing import Direction
 from gradflow.analysis.verdict import judge_case
+from gradflow.typed import to_json
 from gradflow.version import VERSION
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Gate:
     def to_json(self) -> dict[str, Any]:
         """Plain types: the counts, and what follows from them."""
         return {
-            "cases": [asdict(case) for case in self.cases],
+            "cases": to_json(self.cases),
             "seconds": self.seconds,
             "hit_rate": self.hit_rate,
             "hit_rate_interval": list(self.hit_rate_interval),

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite, nan, sqrt
+from math import nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from gradflow.architectures import Init
 from gradflow.controls import closed_forms, networks, plain_34
 from gradflow.controls.cases import Case, record
 from gradflow.controls.networks import PRECISE
+from gradflow.typed import to_json
 
 Progress = Callable[[int, int], None]  # how many networks are done, of how many
 
@@ -86,15 +87,15 @@ class ControlResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain types; None stands for the standard error of a single seed."""
-        control, has_error = self.control, isfinite(self.standard_error)
-        return {
+        control = self.control
+        content = {
             "name": control.name,
             "truth": control.truth,
             "source": control.source,
             "expected": control.expected,
-            "mean": self.mean if isfinite(self.mean) else None,
-            "standard_error": self.standard_error if has_error else None,
-            "allowed": self.allowed if isfinite(self.allowed) else None,
+            "mean": self.mean,
+            "standard_error": self.standard_error,
+            "allowed": self.allowed,
             "why": control.why,
             "label": control.label,
             "n_labels_right": self.n_labels_right,
@@ -102,6 +103,7 @@ class ControlResult:
             "passed": self.passed,
             "seconds": self.seconds,
         }
+        return dict(to_json(content))
 
 
 def measure(control: Control, seed: int) -> Measured:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from gradflow.analysis.layers import Layer, body, depth_note, main_path, paths
-from gradflow.analysis.numerals import for_json
 from gradflow.analysis.profile import GRADIENT_SIZES, columns, layer_table
 from gradflow.analysis.rates import Rate
 from gradflow.analysis.statistics import Interval, t_interval
@@ -35,6 +34,7 @@ from gradflow.examine.trainability import (
     typical,
 )
 from gradflow.record import NonFinite, Trace
+from gradflow.typed import to_json
 
 TRANSPORT = "output_gradient"  # the size that the label is about
 
@@ -69,12 +69,12 @@ class Profile:
         return {
             "symbol": self.symbol,
             "unit": self.unit,
-            "median": for_json(self.median.tolist()),
-            "per_draw": for_json(self.per_draw.tolist()),
-            "first_over_last_decades": for_json(total),
-            "span_decades": for_json(rate.span),
-            "slope_decades_per_layer": for_json(rate.decades_per_layer),
-            "residual_decades": for_json(rate.residual),
+            "median": to_json(self.median),
+            "per_draw": to_json(self.per_draw),
+            "first_over_last_decades": to_json(total),
+            "span_decades": to_json(rate.span),
+            "slope_decades_per_layer": to_json(rate.decades_per_layer),
+            "residual_decades": to_json(rate.residual),
         }
 
 
@@ -180,9 +180,9 @@ class InitialCheck:
             "input_shape": list(self.input_shape),
             "loss": self.loss,
             "has_zero_head": self.has_zero_head,
-            "first_over_last_decades": for_json(typical.delta.decades),
-            "differing_share": for_json(typical.differing),
-            "output_rms": for_json(typical.output_rms),
+            "first_over_last_decades": to_json(typical.delta.decades),
+            "differing_share": to_json(typical.differing),
+            "output_rms": to_json(typical.output_rms),
             "paths": [
                 {
                     "layers": list(path.layers),

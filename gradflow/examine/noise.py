@@ -6,7 +6,7 @@ network that is left as it was.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import inf, sqrt
 from typing import Any
 
@@ -16,8 +16,8 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gradflow.analysis.numerals import for_json
 from gradflow.analysis.thresholds import CONFIDENCE
+from gradflow.typed import to_json
 
 Batch = tuple[Tensor, Tensor]  # images (B, …) and labels (B,), on the device of the model
 Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and labels: the mean over the batch
@@ -44,7 +44,7 @@ class NoiseScale:
 
     def to_json(self) -> dict[str, Any]:
         """Plain types; None stands for inf and NaN."""
-        return dict(for_json(asdict(self)))
+        return dict(to_json(self))
 
 
 def gradient_noise(model: nn.Module, batches: Sequence[Batch], loss: Loss) -> dict[str, NoiseScale]:

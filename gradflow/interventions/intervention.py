@@ -1,7 +1,6 @@
 """Intervention: one thing that is changed on purpose, and the proof that it changed."""
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
@@ -10,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from gradflow.analysis.outcome import Changes
+from gradflow.typed import to_json
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,9 @@ class Check:
 
     def to_json(self) -> dict[str, Any]:
         """Plain types; None stands for what is not finite."""
-        return {
-            "what": self.what,
-            "measured": _finite(self.measured),
-            "expected": self.expected,
-            "tolerance": self.tolerance,
-            "passed": self.passed,
-            "by_layer": {layer: _finite(value) for layer, value in self.by_layer.items()},
-        }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+        fields: dict[str, Any] = to_json(self)
+        by_layer = fields.pop("by_layer")
+        return fields | {"passed": self.passed, "by_layer": by_layer}
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,19 +16,12 @@ from gradflow.files import held
 from gradflow.studies.folder import ENDED, CellDir
 from gradflow.studies.study import Cell
 from gradflow.training.config import TrainConfig
-from gradflow.training.examination import examine_network
+from gradflow.training.examination import examine_network, lacks_rivals
 from gradflow.training.fit import NonFiniteLoss, make_accelerator
-from gradflow.training.intervening import check_interventions
+from gradflow.training.images import Data, check_same_data, load_data
 from gradflow.training.rundir import NetworkDir, RunDir
-from gradflow.training.summary import environment, summarise
-from gradflow.training.train import (
-    Data,
-    check_same_data,
-    finish_network,
-    lacks_rivals,
-    load_data,
-    train_network,
-)
+from gradflow.training.summary import summarise
+from gradflow.training.train import begin_run, finish_network, train_network
 
 # What decides the images of a cell, their split and their true labels.
 DATA_FIELDS = (
@@ -93,23 +86,18 @@ def _train(cell: Cell, folder: CellDir, started: dict[str, Any]) -> float:
     _choose_gpu(cell.config)
     accelerator = make_accelerator(cell.config)
     config, data = load_once(cell.config)
-    facts = data.to_json()
     run = folder.run()
     if run is None:
-        check_interventions(config, len(data.class_names))
-        run = RunDir(folder.path)
-        run.save_data(facts)
-        run.save_environment(environment(accelerator), config.data)
-        run.save_config(config)  # last: with it, it is a run
+        run = begin_run(config, data, accelerator, folder.path)
     else:
         _check_same_config(run.config(), config, cell)
-        check_same_data(run, facts)
+        check_same_data(run, data.to_json())
     begin = time.perf_counter()
     network = run.network(config.arch, cell.seed)
     if network.is_finished:
         finish_network(network, config, data, accelerator)  # killed before it came to it
     else:
-        for epoch, _ in train_network(network, config, data, accelerator):
+        for epoch in train_network(network, config, data, accelerator):
             folder.save_state(
                 started | {"epoch": epoch.index + 1, "n_epochs": config.epochs,
                            "train_loss": epoch.train_loss, "seconds": epoch.seconds}

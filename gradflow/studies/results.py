@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from gradflow.analysis import thresholds as at
-from gradflow.analysis.numerals import for_json
 from gradflow.analysis.shares import (
     ALPHA,
     Interaction,
@@ -32,6 +31,7 @@ from gradflow.studies.comparable import (
 from gradflow.studies.folder import StudyDir
 from gradflow.studies.outcomes import MEASURES, Measure, Outcome, Outcomes, failures, read_outcomes
 from gradflow.studies.study import BASELINE, PLACES, Arm, Place, Study
+from gradflow.typed import to_json
 
 SCHEMA_VERSION = 1
 PRIMARY = MEASURES[0]  # an explanation of bad training is judged by the training
@@ -198,11 +198,11 @@ class Results:
                     "change": _interval(one.change),
                     "reacts": one.reacts,
                     "diverged": list(one.diverged),
-                    "checks": for_json(one.checks),
+                    "checks": to_json(one.checks),
                 }
                 for one in self.controls
             ],
-            "tuned": [asdict(one) for one in self.study.tuned],
+            "tuned": to_json(self.study.tuned),
             "interaction": _interaction_json(self.interaction),
             "notes": list(self.notes),
         }
@@ -497,7 +497,7 @@ def _arm_json(one: ArmResult) -> dict[str, Any]:
         "shares": {
             name: _interval(share.interval)
             | {
-                "per_seed": for_json(share.per_seed),
+                "per_seed": to_json(share.per_seed),
                 "status": one.judged[name].status,
                 "why": one.judged[name].why,
                 "p_main": one.judged[name].p_main,
@@ -515,9 +515,9 @@ def _arm_json(one: ArmResult) -> dict[str, Any]:
             for place, levels in one.levels.items()
         },
         "moved": one.moved,
-        "checks": for_json(one.checks),
+        "checks": to_json(one.checks),
         "equivalent": _equivalence_json(one.equivalence),
-        "decades": {place: for_json(sizes) for place, sizes in one.decades.items()},
+        "decades": {place: to_json(sizes) for place, sizes in one.decades.items()},
     }
 
 
@@ -546,4 +546,4 @@ def _interaction_json(found: Interaction | None) -> dict[str, Any] | None:
 def _interval(found: Interval) -> dict[str, Any]:
     ends = [found.low, found.high]
     written = {"mean": found.mean, "interval": ends, "sd": found.sd, "n_seeds": found.n}
-    return dict(for_json(written))
+    return dict(to_json(written))

@@ -1,18 +1,19 @@
 """What the kept weights of one network say of the rival explanations."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gradflow.analysis.numerals import for_json
 from gradflow.data import Batch, Batches
 from gradflow.examine.batchnorm import bn_mode, divergence, recalibrated
 from gradflow.examine.dead import by_stage, dead_channels
@@ -22,14 +23,18 @@ from gradflow.examine.rank import effective_rank, features, probe_accuracy, stab
 from gradflow.examine.reset import reset_layers
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import Predictions, evaluate
+from gradflow.training.images import Data
 from gradflow.training.rundir import NetworkDir, load_tensors
-
-if TYPE_CHECKING:
-    from gradflow.training.train import Data
+from gradflow.typed import to_json
 
 MAX_IMAGES = 1000  # of each part, so that a large data set takes no longer
 MAX_NOISE_BATCHES = 8  # each costs two gradients; the jackknife's interval says what they are worth
 SUBSET_SEED = 0  # the same images for every network, so that networks can be compared
+
+# After which optimizer steps weights are kept for the measurements of the rival explanations, in
+# the order of their worth: the start, the early steps, the end of the original's first stage of the
+# learning rate.
+WEIGHT_STEPS = (0, 10, 90)
 
 Which = int | Literal["last"]
 Step = dict[str, Any]
@@ -48,7 +53,7 @@ QUALITY = ("loss", "cross_entropy", "accuracy", "balanced_accuracy")
 def examine_network(
     network: NetworkDir,
     config: TrainConfig,
-    data: "Data",
+    data: Data,
     *,
     device: torch.device | str = "cpu",
     max_steps: float = math.inf,
@@ -80,11 +85,56 @@ def examine_network(
             for name in (name for name, step in chosen if step == which):
                 found = MEASUREMENTS[name](examined)
                 if found is not None:
-                    result[name][_key(which)] = for_json(found)
+                    result[name][_key(which)] = to_json(found)
                 n_done += 1
                 if progress is not None:
                     progress(n_done, len(chosen))
     return result
+
+
+def lacks_rivals(network: NetworkDir, config: TrainConfig) -> bool:
+    """Whether the rival explanations of a finished network are wanted and were not measured."""
+    return config.log_grads and config.rivals and network.examination() is None
+
+
+def measure_rivals(
+    network: NetworkDir,
+    config: TrainConfig,
+    data: Data,
+    accelerator: Accelerator,
+    on_measured: Callable[[int, int], None] = lambda n_done, n: None,
+) -> None:
+    """Examine the kept weights of a finished network, if that is wanted and was not done.
+
+    As far as `rivals_budget` goes, of the steps that were taken. Then only those weights stay that
+    fit into their part of the other budget. What goes wrong is a warning: the training is complete,
+    and other networks wait.
+    """
+    if not lacks_rivals(network, config):
+        return
+    try:
+        found = examine_network(
+            network,
+            config,
+            data,
+            device=accelerator.device,
+            max_steps=config.rivals_budget * network.history()[-1]["step"],
+            progress=on_measured,
+        )
+    except (RuntimeError, ValueError, ArithmeticError, FileNotFoundError) as error:
+        warnings.warn(
+            f"The rival explanations of {network.name} could not be measured ({error!r}). Its "
+            "training is complete; `gradflow diagnose RUN --measure` tries again, with the folder "
+            "of the run or of its study.",
+            stacklevel=2,
+        )
+        return
+    network.save_examination(found)
+    n_bytes = network.weights("last").stat().st_size
+    budget = config.checkpoint_budget * 2**30 / len(config.networks) / len(config.seed_list)
+    stay = WEIGHT_STEPS[: int(budget // n_bytes)]
+    for step in set(network.weight_steps()) - set(stay):
+        network.weights(step).unlink()
 
 
 def _found_before(material: "_Material") -> dict[str, Any]:
@@ -168,7 +218,7 @@ class _Material:
 
     network: NetworkDir
     config: TrainConfig
-    data: "Data"
+    data: Data
     device: torch.device
 
     @property

@@ -8,6 +8,11 @@ from mark to mark, what it really cost is in the pace as soon as it was seen.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradflow.training.config import TrainConfig
+    from gradflow.training.images import Data
 
 WARM_UP = 4  # of the first steps: memory is taken and kernels are chosen, at many times the price
 ENOUGH = 4  # steps after that, before anything is announced
@@ -38,6 +43,24 @@ class Work:
         320.0
         """
         return self.n_epochs * self.epoch + self.ending
+
+
+def work_of_one(config: "TrainConfig", data: "Data", n_processes: int) -> Work:
+    """What training one network takes, as far as that is known before."""
+    training = data.training(config, 0)
+    n_batches = training.n_batches(n_processes)
+    n_steps = -(-n_batches // (config.batches_per_step or n_batches))
+    n_images = {part: len(getattr(data.split, part)) for part in ("train", "validation", "test")}
+    # Twice each part, and the training images twice more for the recalibrated loss.
+    n_evaluated = 2 * sum(n_images.values()) + 2 * n_images["train"]
+    rivals = config.rivals_budget if config.log_grads and config.rivals else 0.0
+    return Work(
+        n_steps,
+        config.epochs,
+        validation=FORWARD * n_images["validation"] / config.batch_size,
+        ending=FORWARD * n_evaluated / config.batch_size
+        + min(rivals, 1.0) * n_steps * config.epochs,
+    )
 
 
 def seconds_left(marks: Sequence[tuple[float, float]], total: float) -> float | None:

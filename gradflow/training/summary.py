@@ -18,6 +18,7 @@ from gradflow.analysis import first_to_last, geometric_mean
 from gradflow.record import Trace
 from gradflow.training.evaluate import mcnemar
 from gradflow.training.rundir import NetworkDir, RunDir
+from gradflow.typed import to_json
 from gradflow.version import VERSION
 
 
@@ -73,17 +74,13 @@ def _gradient_ratio(trace: Trace) -> dict[str, float | None]:
     """First over last convolution: at the first recorded step, and as a mean over all of them."""
     ratio = first_to_last(trace)
     usable = ratio[np.isfinite(ratio)]
-    over_training = float(geometric_mean(ratio[:, np.newaxis])[0])
-    return {
-        "first_recorded_step": _finite(float(ratio[0])),
-        "over_training": _finite(over_training),
-        "smallest": float(usable.min()) if len(usable) else None,
-        "largest": float(usable.max()) if len(usable) else None,
+    found = {
+        "first_recorded_step": ratio[0],
+        "over_training": geometric_mean(ratio[:, np.newaxis])[0],
+        "smallest": usable.min(initial=np.inf),
+        "largest": usable.max(initial=-np.inf),
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+    return dict(to_json(found))
 
 
 def _comparisons(run: RunDir, archs: Sequence[str], seed: int) -> list[dict[str, Any]]:

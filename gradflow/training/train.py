@@ -1,164 +1,75 @@
 """One `gradflow train`: from a config to a run on disk, network by network."""
 
 import dataclasses
-import hashlib
-import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from pathlib import Path
+from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
-from gradflow.data import (
-    NEAR_TWIN_BITS,
-    Audit,
-    Augmentation,
-    Batches,
-    ImageStore,
-    Split,
-    keys_sha256,
-    load_images,
-    open_source,
-)
-from gradflow.data import split as split_images
-from gradflow.examine.batchnorm import recalibrated
-from gradflow.files import DamagedFile, drop_unfinished, write_text
-from gradflow.interventions import Intervention, changed_labels
-from gradflow.record import DEFAULT_MEASURES, MaxOverhead, Recorder, Trace
+from gradflow.files import DamagedFile, drop_unfinished
+from gradflow.record import DEFAULT_MEASURES, Recorder
 from gradflow.training.config import TrainConfig
-from gradflow.training.evaluate import evaluate, predict, report_text
-from gradflow.training.examination import examine_network
-from gradflow.training.fit import Epoch, NonFiniteLoss, TrainingState, fit, start_training
-from gradflow.training.intervening import Intervening
-from gradflow.training.original import published, published_text
-from gradflow.training.remaining import FORWARD, Work
-from gradflow.training.rundir import (
-    NetworkDir,
-    RunDir,
-    Weights,
-    build_network,
-    load_tensors,
-    load_weights,
-    save_tensors,
+from gradflow.training.ending import evaluate_network, weights_by_name
+from gradflow.training.examination import WEIGHT_STEPS, measure_rivals
+from gradflow.training.fit import (
+    Epoch,
+    NonFiniteLoss,
+    TrainingState,
+    fit,
+    make_accelerator,
+    start_training,
 )
+from gradflow.training.images import Data, load_data
+from gradflow.training.intervening import Intervening, check_interventions
+from gradflow.training.rundir import NetworkDir, RunDir, build_network, load_tensors, save_tensors
+from gradflow.training.summary import environment, summarise
 
-EVALUATION_BATCH = 200  # images; without gradients this fits where a training batch does
 CHECKPOINT_SHARE = 0.03  # of the time may go into checkpoints (250 MB each for a ResNet-34)
 
 # What a verdict needs beside the default measures: whether Adam divides the size away.
 RECORDED = {"adamw": (*DEFAULT_MEASURES, "adam_attenuation"), "sgd": DEFAULT_MEASURES}
 
-# After which optimizer steps weights are kept for the measurements of the rival explanations, in
-# the order of their worth: the start, the early steps, the end of the original's first stage of the
-# learning rate.
-WEIGHT_STEPS = (0, 10, 90)
-
 
 @dataclass(frozen=True)
-class Data:
-    """The images of a run, and what each is for."""
+def train(config: TrainConfig) -> RunDir:
+    """Train every network of every seed, as `gradflow train` does, and return the finished run.
 
-    audit: Audit
-    store: ImageStore
-    split: Split
-    true_labels: Tensor  # those of the source; the store has what an intervention made of them
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.store.class_names
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "classes": list(self.class_names),
-            "pixels_sha256": hashlib.sha256(self.store.pixels.numpy().data).hexdigest(),
-            "keys_sha256": keys_sha256(self.audit.keys),
-            "audit": self.audit.to_json(),
-            "split": self.split.to_json(),
-        }
-
-    def changed_by(self, interventions: Sequence[Intervention]) -> Self:
-        """The same images with the labels that these interventions make of the true ones."""
-        labels = changed_labels(interventions, self.true_labels, self.split.train)
-        return dataclasses.replace(self, store=dataclasses.replace(self.store, labels=labels))
-
-    def training(self, config: TrainConfig, seed: int) -> Batches:
-        """Shuffled and augmented; a function of the seed alone, so both networks share it."""
-        augmentation = Augmentation(flip=config.flip or 0.0, degrees=config.rotation)
-        return Batches(
-            self.store,
-            self.split.train,
-            config.batch_size,
-            seed=seed,
-            shuffle=True,
-            augmentation=augmentation,
-        )
-
-    def plain(self, part: str) -> Batches:
-        """The images of "train", "validation" or "test" in order, without augmentation."""
-        return Batches(self.store, getattr(self.split, part), EVALUATION_BATCH)
-
-
-class BadFiles(ValueError):
-    """Some images cannot be read, and the config does not say to skip them."""
-
-
-def load_data(
-    config: TrainConfig, progress: Callable[[int, int], None] | None = None
-) -> tuple[TrainConfig, Data]:
-    """Decode, audit and split; also returns the config with what the data decide filled in.
-
-    Raises BadFiles, before anything is split, unless the config says to skip them.
+    Without trackers, and nothing is printed. Raises ValueError and NonFiniteLoss.
     """
-    source = open_source(config.data, download=config.download, allow_outside=config.allow_outside)
-    config = config.resolved(image_size=source.image_size, mirror=source.mirror)
-    assert config.image_size is not None
-    audit, store = load_images(
-        source,
-        config.image_size,
-        memory_budget=int(config.memory_budget * 2**30),
-        progress=progress,
-        near_bits=NEAR_TWIN_BITS if config.twins == "near" else None,
-    )
-    if audit.bad and config.on_bad == "fail":
-        raise BadFiles(_bad_files_text(audit, config.data))
-    split = split_images(
-        audit,
-        source.labels,
-        kind=config.split,
-        seed=config.split_seed,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-    )
-    data = Data(audit, store, split, true_labels=store.labels)
-    return config, data.changed_by(config.interventions)
+    accelerator = make_accelerator(config)
+    config, data = load_data(config)
+    run = begin_run(config, data, accelerator)
+    for seed in config.seed_list:
+        for arch in config.networks:
+            for _ in train_network(run.network(arch, seed), config, data, accelerator):
+                pass
+            accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        summarise(run)
+    return run
 
 
-def _bad_files_text(audit: Audit, data: str, n_shown: int = 10) -> str:
-    lines = [f"  {bad.key}: {bad.reason}" for bad in audit.bad[:n_shown]]
-    if len(audit.bad) > n_shown:
-        lines.append(f"  … and {len(audit.bad) - n_shown} more")
-    return "\n".join(
-        [
-            f"Expected every image to be there and readable, but {len(audit.bad)} are not:",
-            *lines,
-            "Mend or remove them, or leave them out with `--on-bad skip`. "
-            f"`gradflow data {data} --all` lists them all.",
-        ]
-    )
+def begin_run(
+    config: TrainConfig, data: Data, accelerator: Accelerator, path: Path | None = None
+) -> RunDir:
+    """Make the folder of a run (or use `path`), and write what it begins with.
 
-
-def check_same_data(run: RunDir, now: Mapping[str, Any]) -> None:
-    """Refuse to continue a run whose images or split, `now` as Data.to_json, are not the same."""
-    before = run.data()
-    if any(before[key] != now[key] for key in ("classes", "pixels_sha256", "split")):
-        raise ValueError(
-            f"Expected the data of {run.path} as they were when it started, but the images or "
-            "their split have changed. Start a new run."
-        )
+    `config` is resolved. Raises, before there is a folder, where an intervention does not fit.
+    """
+    check_interventions(config, len(data.class_names))
+    paths = [""]
+    if accelerator.is_main_process:
+        run = RunDir.create(config) if path is None else RunDir(path)
+        run.save_data(data.to_json())
+        run.save_environment(environment(accelerator), config.data)
+        run.save_config(config)  # last: with it, it is a run
+        paths = [str(run.path)]
+    return RunDir(Path(broadcast_object_list(paths)[0]))
 
 
 def train_network(
@@ -170,8 +81,8 @@ def train_network(
     on_step: Callable[[], None] = lambda: None,
     on_measured: Callable[[int, int], None] = lambda n_done, n: None,
     on_recorder: Callable[[Recorder], None] = lambda recorder: None,
-) -> Iterator[tuple[Epoch, Trace | None]]:
-    """Train one network, resuming it where it stands; yield each epoch and what it recorded.
+) -> Iterator[Epoch]:
+    """Train one network, resuming it where it stands; yield each epoch, whose records are on disk.
 
     A killed process loses what came after the last checkpoint, and comes to the same end when it
     is resumed. Ends with the evaluation of the last and the best epoch and, of a recorded network,
@@ -181,11 +92,12 @@ def train_network(
     model = build_network(network.arch, len(data.class_names), config, seed=network.seed)
     intervening = Intervening(network, config, data)
     intervening.start(model)
-    first = {name: weight.cpu().clone() for name, weight in _weights(model).items()}
+    first = {name: weight.cpu().clone() for name, weight in weights_by_name(model).items()}
     state = start_training(model, config, accelerator)
     history, saved = _go_back_to_checkpoint(network, state)
     # Before the Recorder, which then sees gradients as the optimizer receives them.
-    intervening.attach(state, saved.get("interventions"))
+    intervening.attach(state.model, state.optimizer, lambda: state.step)
+    intervening.load_state_dict(saved.get("interventions", intervening.state_dict()))
     recorder = _recorder(network, state, saved.get("recorder"))
     if recorder is not None:
         on_recorder(recorder)
@@ -203,12 +115,10 @@ def train_network(
         _keep_weights(network, state, keep)
         for epoch in fit(state, training, validation, on_step=after_step):
             history.append(dataclasses.asdict(epoch))
-            chunk = None
             if recorder is not None:
                 recorder.flush()
-                chunk = _recorded_since(network, history)
             saver.after_epoch(state, epoch, history)
-            yield epoch, chunk
+            yield epoch
     except NonFiniteLoss as error:
         if recorder is None or not accelerator.is_main_process:
             raise
@@ -221,26 +131,8 @@ def train_network(
     if accelerator.is_main_process:
         saver.finish(state, history)
         intervening.save_checks(state)
-        _evaluate_network(network, state, data, recorder, intervening, first)
+        evaluate_network(network, state, data, recorder, intervening, first)
         finish_network(network, config, data, accelerator, on_measured)
-
-
-def work_of_one(config: TrainConfig, data: Data, n_processes: int) -> Work:
-    """What training one network takes, as far as that is known before."""
-    training = data.training(config, 0)
-    n_batches = training.n_batches(n_processes)
-    n_steps = -(-n_batches // (config.batches_per_step or n_batches))
-    n_images = {part: len(getattr(data.split, part)) for part in ("train", "validation", "test")}
-    # Twice each part, and the training images twice more for the recalibrated loss.
-    n_evaluated = 2 * sum(n_images.values()) + 2 * n_images["train"]
-    rivals = config.rivals_budget if config.log_grads and config.rivals else 0.0
-    return Work(
-        n_steps,
-        config.epochs,
-        validation=FORWARD * n_images["validation"] / config.batch_size,
-        ending=FORWARD * n_evaluated / config.batch_size
-        + min(rivals, 1.0) * n_steps * config.epochs,
-    )
 
 
 def finish_network(
@@ -255,51 +147,6 @@ def finish_network(
     drop_unfinished(network.path)
     # Last, when all else is on disk: a defect here must not cost the training.
     measure_rivals(network, config, data, accelerator, on_measured)
-
-
-def lacks_rivals(network: NetworkDir, config: TrainConfig) -> bool:
-    """Whether the rival explanations of a finished network are wanted and were not measured."""
-    return config.log_grads and config.rivals and network.examination() is None
-
-
-def measure_rivals(
-    network: NetworkDir,
-    config: TrainConfig,
-    data: Data,
-    accelerator: Accelerator,
-    on_measured: Callable[[int, int], None] = lambda n_done, n: None,
-) -> None:
-    """Examine the kept weights of a finished network, if that is wanted and was not done.
-
-    As far as `rivals_budget` goes, of the steps that were taken. Then only those weights stay that
-    fit into their part of the other budget. What goes wrong is a warning: the training is complete,
-    and other networks wait.
-    """
-    if not lacks_rivals(network, config):
-        return
-    try:
-        found = examine_network(
-            network,
-            config,
-            data,
-            device=accelerator.device,
-            max_steps=config.rivals_budget * network.history()[-1]["step"],
-            progress=on_measured,
-        )
-    except (RuntimeError, ValueError, ArithmeticError, FileNotFoundError) as error:
-        warnings.warn(
-            f"The rival explanations of {network.name} could not be measured ({error!r}). Its "
-            "training is complete; `gradflow diagnose RUN --measure` tries again, with the folder "
-            "of the run or of its study.",
-            stacklevel=2,
-        )
-        return
-    network.save_examination(found)
-    n_bytes = network.weights("last").stat().st_size
-    budget = config.checkpoint_budget * 2**30 / len(config.networks) / len(config.seed_list)
-    stay = WEIGHT_STEPS[: int(budget // n_bytes)]
-    for step in set(network.weight_steps()) - set(stay):
-        network.weights(step).unlink()
 
 
 def _go_back_to_checkpoint(
@@ -362,12 +209,6 @@ def _keep_weights(network: NetworkDir, state: TrainingState, steps: frozenset[in
         save_tensors(state.model.state_dict(), network.weights(state.step))
 
 
-def _recorded_since(network: NetworkDir, history: Sequence[dict[str, Any]]) -> Trace | None:
-    """What the last epoch of `history` recorded, or None with a long interval."""
-    first_step = history[-2]["step"] if len(history) > 1 else 0
-    return network.trace_from(first_step)
-
-
 @dataclass
 class _Saver:
     """Saves checkpoints, seldom enough that they take little of the training time."""
@@ -408,94 +249,3 @@ class _Saver:
         """Save where training ended, and the weights of the last epoch."""
         self._save(state, history)
         save_tensors(state.model.state_dict(), self.network.weights("last"))
-
-
-def _evaluate_network(
-    network: NetworkDir,
-    state: TrainingState,
-    data: Data,
-    recorder: Recorder | None,
-    intervening: Intervening,
-    first: Mapping[str, Tensor],
-) -> None:
-    """Look at the test set, once: with the weights of the last and of the best epoch.
-
-    `first` are the weights before training, to tell how far they have turned.
-    """
-    evaluation: dict[str, Any] = {}
-    text = []
-    epochs: dict[Weights, int] = {"last": state.epoch - 1, "best": state.best_epoch}
-    for which, epoch in epochs.items():
-        load_weights(state.model, network.weights(which))
-        evaluation[which] = {"epoch": epoch, "angle_from_start": _angles(first, state.model)}
-        model = intervening.evaluated(state)
-        for part in ("train", "validation", "test"):
-            predictions = predict(model, data.plain(part), state.accelerator)
-            evaluation[which][part] = evaluate(
-                predictions,
-                data.class_names,
-                state.config.label_smoothing,
-                keep_probabilities=part != "train",
-            )
-            if (which, part) == ("last", "train"):
-                evaluation[which][part]["recalibrated"] = _recalibrated(model, data, state, network)
-            text.append(
-                f"{network.name}, {which} epoch ({epoch + 1}), {part} set\n"
-                + report_text(predictions, data.class_names)
-            )
-    evaluation["optimizer"] = state.optimizer_facts
-    evaluation["recording"] = _recording(recorder)
-    evaluation["published"] = published(network.arch, data.class_names)
-    original = published_text(network.arch, data.class_names)
-    if original is not None:
-        text.append(original)
-    write_text(network.report, "\n".join(text))
-    network.save_evaluation(evaluation)
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Of convolutions and linear layers, by name: what has a direction."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.ndim > 1}
-
-
-def _angles(first: Mapping[str, Tensor], model: nn.Module) -> dict[str, float]:
-    """Between each weight and what it was first, in rad, as the measure `angle_from_start`."""
-    angles = {}
-    for name, weight in _weights(model).items():
-        now, before = (one.cpu().double().flatten() for one in (weight, first[name]))
-        chord = torch.linalg.vector_norm(now / now.norm() - before / before.norm())
-        angles[name] = float(2 * torch.asin((chord / 2).clamp(max=1)))
-    return angles
-
-
-def _recalibrated(
-    model: nn.Module, data: Data, state: TrainingState, network: NetworkDir
-) -> dict[str, float]:
-    """The training loss with the statistics of all training images in every BatchNorm.
-
-    Running statistics lag behind the weights, and a loss that measures how well a network fits
-    must not measure how far they lag.
-    """
-    batches = data.training(state.config, network.seed).epoch(
-        0, device=state.accelerator.device, channels_last=state.config.channels_last
-    )
-    steady = recalibrated(model, (batch.images for batch in batches))
-    predictions = predict(steady, data.plain("train"), state.accelerator)
-    return {
-        "loss": predictions.loss(state.config.label_smoothing),
-        "cross_entropy": predictions.loss(0.0),
-        "accuracy": predictions.accuracy,
-    }
-
-
-def _recording(recorder: Recorder | None) -> dict[str, Any] | None:
-    """What recording cost, where `max_overhead` had it measured; since the last resume."""
-    schedule = recorder.schedule if recorder is not None else None
-    if not isinstance(schedule, MaxOverhead) or math.isnan(schedule.overhead):
-        return None
-    return {
-        "share_allowed": schedule.share,
-        "share_of_time": schedule.overhead,
-        "price_of_a_recorded_step": schedule.price,
-        "interval": schedule.interval,
-    }

@@ -20,7 +20,7 @@ from gradflow.studies.folder import CellDir
 from gradflow.studies.plan import plan_study
 from gradflow.studies.results import Results
 from gradflow.studies.run import run_study
-from gradflow.training.train import load_data
+from gradflow.training.images import load_data
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -246,7 +246,7 @@ def test_a_training_that_ends_while_its_rivals_are_measured_goes_on_there(
 ) -> None:
     cell = read(pictures, base=EXAMINED).cells(tmp_path)[0]
     with monkeypatch.context() as patch:
-        patch.setattr("gradflow.training.train.examine_network", raising(error))
+        patch.setattr("gradflow.training.examination.examine_network", raising(error))
         with suppress(Killed):
             assert run_cell(cell).state == "failed"
     network = CellDir(cell.folder).network()
@@ -265,7 +265,9 @@ def test_rivals_that_could_not_be_measured_are_measured_by_diagnose(
     file = write(tmp_path / "tiny.yaml", tiny(pictures, base=EXAMINED))
     cells = Study.load(file).cells(tmp_path / "study" / "cells")
     with monkeypatch.context() as patch:
-        patch.setattr("gradflow.training.train.examine_network", raising(RuntimeError("defect")))
+        patch.setattr(
+            "gradflow.training.examination.examine_network", raising(RuntimeError("defect"))
+        )
         with pytest.warns(UserWarning, match="defect.*diagnose RUN --measure.*of its study"):
             assert main(["study", str(file), "--out", str(tmp_path / "study")]) == 0
     assert {cell.arm for cell in cells if weights_in(cell)} == {"baseline"}

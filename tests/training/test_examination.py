@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-import gradflow.training.train
+import gradflow.training.examination
 from gradflow.examine.path import path_layers
 from gradflow.training.config import TrainConfig
 from gradflow.training.examination import (
@@ -23,10 +23,12 @@ from gradflow.training.examination import (
     Which,
     _affordable,
     examine_network,
+    measure_rivals,
 )
 from gradflow.training.fit import make_accelerator
+from gradflow.training.images import Data, load_data
 from gradflow.training.rundir import NetworkDir, RunDir, build_network, load_tensors
-from gradflow.training.train import Data, load_data, measure_rivals, train_network
+from gradflow.training.train import train_network
 
 Run = tuple[NetworkDir, TrainConfig, Data]
 MODES = {"running", "recalibrated", "batch"}
@@ -239,7 +241,7 @@ def test_a_defect_does_not_cost_the_training(
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(gradflow.training.train, "examine_network", fail)
+    monkeypatch.setattr(gradflow.training.examination, "examine_network", fail)
     network, config, data = prepare(tmp_path, epochs=1)
     with pytest.warns(UserWarning, match=r"could not be measured \(ZeroDivisionError"):
         train(network, config, data)
@@ -252,7 +254,7 @@ def test_once_measured_the_weights_make_room_for_those_of_other_networks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One network in training may fill the budget; of two, each keeps a half in the end."""
-    monkeypatch.setattr(gradflow.training.train, "examine_network", lambda *_, **__: {})
+    monkeypatch.setattr(gradflow.training.examination, "examine_network", lambda *_, **__: {})
     network, config, data = prepare(tmp_path, epochs=1)
     weights = build_network(network.arch, 3, config, seed=0).state_dict().values()
     budget = 3.5 * sum(tensor.nbytes for tensor in weights) / 2**30  # three, or one for each

@@ -16,9 +16,10 @@ from gradflow import Trace
 from gradflow.cli import main
 from gradflow.training.config import TrainConfig
 from gradflow.training.fit import NonFiniteLoss, make_accelerator
+from gradflow.training.images import BadFiles, check_same_data, load_data
 from gradflow.training.rundir import NetworkDir, RunDir, load_tensors
 from gradflow.training.summary import summarise
-from gradflow.training.train import BadFiles, check_same_data, load_data, train_network
+from gradflow.training.train import train_network
 
 TINY: dict[str, Any] = {
     "image_size": 8,
@@ -72,16 +73,16 @@ def test_a_run_learns_and_leaves_everything_on_disk(pictures: Path, tmp_path: Pa
     config = TrainConfig(data=str(pictures), out=tmp_path / "runs", **TINY | {"epochs": 4})
     run, config, data = start(config)
     epochs = train_all(run, config, data)
-    assert [epoch.index for epoch, _ in epochs] == [0, 1, 2, 3]
-    assert [epoch.lr for epoch, _ in epochs] == pytest.approx([6e-4, 6e-5, 6e-6, 6e-7])
-    assert epochs[-1][0].train_loss < epochs[0][0].train_loss
+    assert [epoch.index for epoch in epochs] == [0, 1, 2, 3]
+    assert [epoch.lr for epoch in epochs] == pytest.approx([6e-4, 6e-5, 6e-6, 6e-7])
+    assert epochs[-1].train_loss < epochs[0].train_loss
     network = run.networks()[0]
     assert network.is_finished
     assert not network.checkpoint.exists()
     trace = network.trace()
-    assert trace.steps.tolist() == list(range(epochs[-1][0].step))
-    chunks = [chunk for _, chunk in epochs]
-    np.testing.assert_array_equal(np.concatenate([c.steps for c in chunks]), trace.steps)
+    assert trace.steps.tolist() == list(range(epochs[-1].step))
+    last = network.trace_from(epochs[-2].step)
+    assert last.steps.tolist() == list(range(epochs[-2].step, epochs[-1].step))
     losses = [loss for epoch in network.history() for loss in epoch["step_losses"]]
     assert len(losses) == len(trace)
     evaluation = network.evaluation()
@@ -140,7 +141,7 @@ def test_early_stopping_waits_for_a_lower_validation_loss(
     told = iter(val_losses)
     monkeypatch.setattr("gradflow.training.fit._validate", lambda *_: (next(told), 0.5))
     run, config, data = start(config)
-    epochs = [epoch for epoch, _ in train_all(run, config, data)]
+    epochs = train_all(run, config, data)
     assert len(epochs) == n_epochs
     assert max(epoch.index for epoch in epochs if epoch.is_best) == best
     assert run.networks()[0].evaluation()["best"]["epoch"] == best

@@ -19,6 +19,7 @@ from gradflow import nets
 from gradflow.analysis.thresholds import Threshold
 from gradflow.present.saliency.attribution import inspecting, predict_all
 from gradflow.present.saliency.methods import METHODS, Method, in_batches, per_batch, seeded
+from gradflow.typed import to_json
 
 N_IMAGES = 4  # on which a method is checked where there are more: some 60 passes for each
 SEEDS = (1001, 1002, 1003)  # of the networks that know nothing; no training seed is as large
@@ -127,8 +128,8 @@ class Trust:
             "n_images": self.n_images,
             "checks": {
                 check.name: {
-                    "value": _number(check.value),
-                    "values": [_number(value) for value in check.values],
+                    "value": to_json(check.value),
+                    "values": to_json(check.values),
                     "threshold": float(check.threshold),
                     "unit": check.threshold.unit,
                     "passed": check.passed,
@@ -136,9 +137,9 @@ class Trust:
                 for check in self.checks
             },
             "curves": {
-                "fraction": self.fractions.tolist(),
-                "deletion": self.deletion.tolist(),
-                "insertion": self.insertion.tolist(),
+                "fraction": to_json(self.fractions),
+                "deletion": to_json(self.deletion),
+                "insertion": to_json(self.insertion),
             },
             "deletion_area": area(self.deletion),
             "insertion_area": area(self.insertion),
@@ -336,7 +337,3 @@ def _shown_by(how: Method, model: nn.Module, images: Tensor, targets: Tensor) ->
 def _median(values: Sequence[float]) -> float:
     usable = [value for value in values if np.isfinite(value)]
     return float(np.median(usable)) if usable else float("nan")
-
-
-def _number(value: float) -> float | None:
-    return value if np.isfinite(value) else None

@@ -67,6 +67,10 @@ class NetworkLog:
     ) -> None:
         self._finish({}, failed=kind is not None)
 
+    @property
+    def has_sinks(self) -> bool:
+        return bool(self._sinks)
+
     def log_epoch(self, epoch: Epoch, chunk: Trace | None) -> None:
         """`chunk` is what was recorded in the epoch."""
         if not self._sinks:

@@ -1,0 +1,109 @@
+"""What is measured of a network when its training has ended: the evaluation, with the test set."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradflow.examine.batchnorm import recalibrated
+from gradflow.files import write_text
+from gradflow.record import MaxOverhead, Recorder
+from gradflow.training.evaluate import evaluate, predict, report_text
+from gradflow.training.fit import TrainingState
+from gradflow.training.images import Data
+from gradflow.training.intervening import Intervening
+from gradflow.training.original import published, published_text
+from gradflow.training.rundir import NetworkDir, Weights, load_weights
+
+
+def evaluate_network(
+    network: NetworkDir,
+    state: TrainingState,
+    data: Data,
+    recorder: Recorder | None,
+    intervening: Intervening,
+    first: Mapping[str, Tensor],
+) -> None:
+    """Look at the test set, once: with the weights of the last and of the best epoch.
+
+    `first` are the weights before training, to tell how far they have turned.
+    """
+    evaluation: dict[str, Any] = {}
+    text = []
+    epochs: dict[Weights, int] = {"last": state.epoch - 1, "best": state.best_epoch}
+    for which, epoch in epochs.items():
+        load_weights(state.model, network.weights(which))
+        evaluation[which] = {"epoch": epoch, "angle_from_start": _angles(first, state.model)}
+        model = intervening.evaluated_in(state)
+        for part in ("train", "validation", "test"):
+            predictions = predict(model, data.plain(part), state.accelerator)
+            evaluation[which][part] = evaluate(
+                predictions,
+                data.class_names,
+                state.config.label_smoothing,
+                keep_probabilities=part != "train",
+            )
+            if (which, part) == ("last", "train"):
+                evaluation[which][part]["recalibrated"] = _recalibrated(model, data, state, network)
+            text.append(
+                f"{network.name}, {which} epoch ({epoch + 1}), {part} set\n"
+                + report_text(predictions, data.class_names)
+            )
+    evaluation["optimizer"] = state.optimizer_facts
+    evaluation["recording"] = _recording(recorder)
+    evaluation["published"] = published(network.arch, data.class_names)
+    original = published_text(network.arch, data.class_names)
+    if original is not None:
+        text.append(original)
+    write_text(network.report, "\n".join(text))
+    network.save_evaluation(evaluation)
+
+
+def weights_by_name(model: nn.Module) -> dict[str, Tensor]:
+    """Of convolutions and linear layers, by name: what has a direction."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.ndim > 1}
+
+
+def _angles(first: Mapping[str, Tensor], model: nn.Module) -> dict[str, float]:
+    """Between each weight and what it was first, in rad, as the measure `angle_from_start`."""
+    angles = {}
+    for name, weight in weights_by_name(model).items():
+        now, before = (one.cpu().double().flatten() for one in (weight, first[name]))
+        chord = torch.linalg.vector_norm(now / now.norm() - before / before.norm())
+        angles[name] = float(2 * torch.asin((chord / 2).clamp(max=1)))
+    return angles
+
+
+def _recalibrated(
+    model: nn.Module, data: Data, state: TrainingState, network: NetworkDir
+) -> dict[str, float]:
+    """The training loss with the statistics of all training images in every BatchNorm.
+
+    Running statistics lag behind the weights, and a loss that measures how well a network fits
+    must not measure how far they lag.
+    """
+    batches = data.training(state.config, network.seed).epoch(
+        0, device=state.accelerator.device, channels_last=state.config.channels_last
+    )
+    steady = recalibrated(model, (batch.images for batch in batches))
+    predictions = predict(steady, data.plain("train"), state.accelerator)
+    return {
+        "loss": predictions.loss(state.config.label_smoothing),
+        "cross_entropy": predictions.loss(0.0),
+        "accuracy": predictions.accuracy,
+    }
+
+
+def _recording(recorder: Recorder | None) -> dict[str, Any] | None:
+    """What recording cost, where `max_overhead` had it measured; since the last resume."""
+    schedule = recorder.schedule if recorder is not None else None
+    if not isinstance(schedule, MaxOverhead) or math.isnan(schedule.overhead):
+        return None
+    return {
+        "share_allowed": schedule.share,
+        "share_of_time": schedule.overhead,
+        "price_of_a_recorded_step": schedule.price,
+        "interval": schedule.interval,
+    }
