@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradflow.architectures import CHANNELS_PER_STAGE, Init, Shortcut, Stem
+from gradflow.lazy import renamed_arguments
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -69,7 +70,7 @@ def _shortcut(n_in: int, n_out: int, stride: int, shortcut: Shortcut) -> nn.Modu
 
 
 class ResNet(nn.Module):
-    """A network of `depth` weight layers for images of shape (B, 3, S, S); returns (B, n_classes).
+    """A network of `depth` weight layers for images of shape (B, 3, S, S); returns (B, num_classes).
 
     With `skip` 1 and projections (shortcut B), its parameters have the names and shapes of those of
     `torchvision.models.resnet18/34`; without, the projections are missing.
@@ -78,7 +79,7 @@ class ResNet(nn.Module):
     def __init__(
         self,
         depth: int,
-        n_classes: int,
+        num_classes: int,
         *,
         skip: float = 1.0,
         shortcut: Shortcut = "B",
@@ -90,8 +91,8 @@ class ResNet(nn.Module):
             raise ValueError(f"Expected `depth` in {sorted(BLOCKS_PER_STAGE)}, but got {depth}.")
         _check_choice("shortcut", shortcut, Shortcut)
         _check_choice("stem", stem, Stem)
-        if n_classes < 2:
-            raise ValueError(f"Expected `n_classes` to be at least 2, but got {n_classes}.")
+        if num_classes < 2:
+            raise ValueError(f"Expected `num_classes` to be at least 2, but got {num_classes}.")
         photo = stem == "photo"
         channels = _channels(width)
         n_first = channels[0]
@@ -117,7 +118,7 @@ class ResNet(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(n_in, n_classes)
+        self.fc = nn.Linear(n_in, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
@@ -169,7 +170,7 @@ def _stream(seed: int, name: str) -> torch.Generator:
 
 def _build(depth: int, skip: float) -> Callable[..., ResNet]:
     def build(
-        n_classes: int,
+        num_classes: int,
         *,
         shortcut: Shortcut = "B",
         stem: Stem = "photo",
@@ -177,14 +178,14 @@ def _build(depth: int, skip: float) -> Callable[..., ResNet]:
         init: Init = "kaiming",
         seed: int | None = None,
     ) -> ResNet:
-        model = ResNet(depth, n_classes, skip=skip, shortcut=shortcut, stem=stem, width=width)
+        model = ResNet(depth, num_classes, skip=skip, shortcut=shortcut, stem=stem, width=width)
         initialise(model, init, seed)
         return model
 
     kind = "residual" if skip else "plain"
     build.__name__ = build.__qualname__ = f"{'resnet' if skip else 'plain'}_{depth}"
     build.__doc__ = f"The {kind} network of {depth} weight layers; see `ResNet` and `initialise`."
-    return build
+    return renamed_arguments(n_classes="num_classes")(build)
 
 
 plain_18, resnet_18 = _build(18, skip=0.0), _build(18, skip=1.0)

@@ -61,7 +61,7 @@ def test_table_of_measures_equals_the_code() -> None:
 def test_columns_of_the_records_equal_the_code(trace_of_tiny_convolutions: Trace) -> None:
     (table,) = re.findall(r"\| Column \|.*?\n\n", page("run-files"), re.DOTALL)
     documented = [name for name, *_ in rows(table)]
-    assert documented == list(trace_of_tiny_convolutions.frame().columns[: len(documented)])
+    assert documented == list(trace_of_tiny_convolutions.to_pandas().columns[: len(documented)])
     assert len(documented) == 4, "beside the measures"
 
 
@@ -263,7 +263,7 @@ def test_run_files_runs(run_blocks: Callable[..., dict[str, Any]]) -> None:
     torch.save(gradflow.plain_18(10, stem="small").state_dict(), network / "best.pt")
     last = run_blocks("run-files")
     assert last["trace"].sites == written.sites
-    assert len(last["frame"]) == len(last["columns"]) == len(written.frame())
+    assert len(last["frame"]) == len(last["columns"]) == len(written.to_pandas())
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in DOCS.glob("*.md")))

@@ -122,10 +122,10 @@ def test_initialisation_without_a_seed_is_torchvisions() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"depth": 50, "n_classes": 5}, "`depth` in \\[18, 34\\], but got 50"),
-        ({"depth": 34, "n_classes": 1}, "at least 2, but got 1"),
-        ({"depth": 34, "n_classes": 5, "shortcut": "C"}, "`shortcut`.*but got 'C'"),
-        ({"depth": 34, "n_classes": 5, "stem": "big"}, "`stem`.*but got 'big'"),
+        ({"depth": 50, "num_classes": 5}, "`depth` in \\[18, 34\\], but got 50"),
+        ({"depth": 34, "num_classes": 1}, "at least 2, but got 1"),
+        ({"depth": 34, "num_classes": 5, "shortcut": "C"}, "`shortcut`.*but got 'C'"),
+        ({"depth": 34, "num_classes": 5, "stem": "big"}, "`stem`.*but got 'big'"),
     ],
 )
 def test_wrong_arguments_say_what_was_expected(arguments: dict, message: str) -> None:

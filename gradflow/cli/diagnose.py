@@ -139,8 +139,8 @@ def _measure_rivals(runs: Sequence[Path]) -> None:
 
 def _measure_study(study: "StudyDir") -> None:
     """The same for the networks that a study trained without any arm: the verdict is about them."""
+    from gradflow.studies.arms import BASELINE
     from gradflow.studies.cell import measure_cell
-    from gradflow.studies.study import BASELINE
 
     cells = [cell for cell in study.study().cells(study.cells) if cell.arm == BASELINE]
     with progress(stderr(), "networks", total=len(cells)) as (bar, task):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gradflow.lazy import lazy
 
 if TYPE_CHECKING:
-    from gradflow.controls.cases import Case
+    from gradflow.controls.cases import KnownNetwork
     from gradflow.controls.closed_forms import (
         expected_growth_bn_bias,
         expected_growth_bn_leaky,
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTROLS",
-    "Case",
     "CaseResult",
     "Control",
     "ControlResult",
     "Gate",
+    "KnownNetwork",
     "Measured",
     "expected_growth_bn_bias",
     "expected_growth_bn_leaky",
@@ -48,7 +48,7 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        "cases": ("Case",),
+        "cases": ("KnownNetwork",),
         "closed_forms": (
             "expected_growth_bn_bias",
             "expected_growth_bn_leaky",
@@ -77,6 +77,7 @@ __getattr__ = lazy(
             "run",
         ),
     },
+    renamed={"Case": "KnownNetwork"},
 )
 
 

@@ -19,7 +19,7 @@ INPUT_STREAM = 1_000_000
 
 
 @dataclass(frozen=True)
-class Case:
+class KnownNetwork:
     """A network, what goes in, and the label that the gradient of its outputs must get."""
 
     name: str
@@ -33,25 +33,25 @@ class Case:
 # Small where the truth is exact; elsewhere wide enough that no seed comes near the threshold: the
 # total of 20 Gaussian layers of 64 units has a standard deviation of √(2·20/64) / ln 100 = 0.17
 # decades.
-CASES: tuple[Case, ...] = (
-    Case("C1 linear, orthogonal, gain 0.5",
+CASES: tuple[KnownNetwork, ...] = (
+    KnownNetwork("C1 linear, orthogonal, gain 0.5",
          partial(networks.orthogonal_linear, 20, 16, 0.5), (4, 16), "vanishing"),
-    Case("C4 sigmoid, Xavier",
+    KnownNetwork("C4 sigmoid, Xavier",
          partial(networks.sigmoid_mlp, 12, 64, "xavier"), (4, 64), "vanishing"),
-    Case("C1 linear, orthogonal, gain 1",
+    KnownNetwork("C1 linear, orthogonal, gain 1",
          partial(networks.orthogonal_linear, 20, 16, 1.0), (4, 16), "healthy"),
-    Case("C2 linear, Gaussian",
+    KnownNetwork("C2 linear, Gaussian",
          partial(networks.gaussian_linear, 20, 64), (4, 64), "healthy"),
-    Case("C7 residual, last γ = 0",
+    KnownNetwork("C7 residual, last γ = 0",
          partial(networks.identity_residual, 6, 16), (16, 16), "healthy"),
-    Case("C1 linear, orthogonal, gain 1.5",
+    KnownNetwork("C1 linear, orthogonal, gain 1.5",
          partial(networks.orthogonal_linear, 20, 16, 1.5), (4, 16), "exploding"),
-    Case("C5 BatchNorm and ReLU, batch 16",
+    KnownNetwork("C5 BatchNorm and ReLU, batch 16",
          partial(networks.batchnorm_mlp, 20, 64), (16, 64), "exploding"),
 )  # fmt: skip
 
 
-def record(case: Case, seed: int) -> Trace:
+def record(case: KnownNetwork, seed: int) -> Trace:
     """One forward and backward pass of the network of `seed` under a Recorder.
 
     The loss is L = ⟨r, f(x)⟩ with r ~ N(0, 1): every output receives a gradient of one size and of

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from gradflow.analysis.case import Case as Judged
+from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.rates import Label
 from gradflow.analysis.thresholds import CONFIDENCE, FALSE_ALARM_RATE, HIT_RATE
@@ -23,7 +23,7 @@ from gradflow.typed import to_json
 from gradflow.version import VERSION
 
 if TYPE_CHECKING:
-    from gradflow.controls.cases import Case
+    from gradflow.controls.cases import KnownNetwork
     from gradflow.controls.truths import ControlResult, Progress
     from gradflow.record import Trace
 
@@ -146,18 +146,18 @@ def gate(n_seeds: int = N_SEEDS) -> Gate:
     return Gate(cases, time.perf_counter() - start)
 
 
-def _result(case: "Case", traces: "Sequence[Trace]") -> CaseResult:
+def _result(case: "KnownNetwork", traces: "Sequence[Trace]") -> CaseResult:
     from gradflow.controls.cases import label_of
 
     n_right = sum(label_of(trace) == case.label for trace in traces)
     return CaseResult(case.name, case.label, n_right, len(traces), _is_judged_right(case, traces))
 
 
-def _is_judged_right(case: "Case", traces: "Sequence[Trace]") -> bool:
+def _is_judged_right(case: "KnownNetwork", traces: "Sequence[Trace]") -> bool:
     """Whether the verdict, end to end, says of these networks what they are."""
     seeds = [TrainedNetwork(case.name, seed, trace) for seed, trace in enumerate(traces)]
     try:
-        verdict = judge_case(Judged.of(seeds))
+        verdict = judge_case(Case.of(seeds))
     except ValueError:  # it sees no gradient
         return False
     outcome = "present, cause not tested" if case.label == "vanishing" else "refuted"

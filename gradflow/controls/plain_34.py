@@ -109,7 +109,7 @@ class Kernels:
 
 
 @dataclass(frozen=True)
-class Layer:
+class NormedConv:
     """What the way back needs of a convolution, its BatchNorm and the ReLU before it."""
 
     conv: Conv
@@ -147,7 +147,7 @@ def growth_with_norm(image_size: int, batch_size: int) -> float:
     return _growth(squares)
 
 
-def _forward(side: int, batch_size: int) -> tuple[list[Layer], Kernels, Kernels]:
+def _forward(side: int, batch_size: int) -> tuple[list[NormedConv], Kernels, Kernels]:
     """The layers, input first, and the masks and outputs of the last ReLU."""
     z = Kernels(np.eye(side**2).reshape((side,) * 4), np.zeros((side,) * 4))
     layers = []
@@ -159,7 +159,7 @@ def _forward(side: int, batch_size: int) -> tuple[list[Layer], Kernels, Kernels]
         variance = float(z.diagonal().mean())
         z = z.scaled(1 / variance)
         spread = z.times(z).total(batch_size) / (batch_size * len(z.same) ** 4)
-        layers.append(Layer(conv, outputs, masks, (1 + 2 * spread) / variance))
+        layers.append(NormedConv(conv, outputs, masks, (1 + 2 * spread) / variance))
     outputs, masks = _relu(z)
     return layers, masks, outputs
 

@@ -18,7 +18,7 @@ from gradflow.analysis.rates import Label, trace_rate
 from gradflow.analysis.thresholds import HIT_RATE
 from gradflow.architectures import Init
 from gradflow.controls import closed_forms, networks, plain_34
-from gradflow.controls.cases import Case, record
+from gradflow.controls.cases import KnownNetwork, record
 from gradflow.controls.networks import PRECISE
 from gradflow.typed import to_json
 
@@ -28,7 +28,7 @@ ENDS = 3  # layers that a BatchNorm or sigmoid network needs to reach its fixed 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Control(Case):
+class Control(KnownNetwork):
     """A case whose growth λ is known: the factor of the squared gradient norm per layer.
 
     The mean over seeds must lie within `rtol` of it, relative, plus `n_errors` standard errors.

@@ -33,6 +33,7 @@ from gradflow.examine.trainability import (
     norm_of,
     typical,
 )
+from gradflow.lazy import renamed_arguments
 from gradflow.record import NonFinite, Trace
 from gradflow.typed import to_json
 
@@ -40,7 +41,7 @@ TRANSPORT = "output_gradient"  # the size that the label is about
 
 
 @dataclass(frozen=True)
-class Profile:
+class InitialProfile:
     """One size of the signal or of its gradient by depth, over the draws."""
 
     symbol: str
@@ -88,7 +89,7 @@ class PathCheck:
     """
 
     layers: tuple[str, ...]
-    profiles: dict[str, Profile]
+    profiles: dict[str, InitialProfile]
     prospects: tuple[Prospect, ...]  # one per draw
 
     @property
@@ -122,7 +123,7 @@ class InitialCheck:
         return self.path.layers
 
     @property
-    def profiles(self) -> dict[str, Profile]:
+    def profiles(self) -> dict[str, InitialProfile]:
         return self.path.profiles
 
     @property
@@ -203,9 +204,10 @@ class InitialCheck:
         }
 
 
+@renamed_arguments(input="input_size")
 def check(
     model: Model,
-    input: Input = None,
+    input_size: Input = None,
     *,
     draws: int = 5,
     batch_size: int = 8,
@@ -220,10 +222,10 @@ def check(
     there already is one draw of the weights, and only input and labels are drawn anew; it is
     measured in copies, so that neither it nor the random numbers of torch change by a bit.
 
-    `input` is the shape of one input, `(3, 224, 224)`, of which batches of standard normal numbers
+    `input_size` is the shape of one input, `(3, 224, 224)`, of which batches of standard normal numbers
     are drawn, or a batch of your own (of token ids, say); for a network of several inputs a list of
     them. A function may return the network and its inputs, `return net, (images, ages)`; then give
-    no `input`. Each draw is one forward and one backward pass in train mode, all parameters being
+    no `input_size`. Each draw is one forward and one backward pass in train mode, all parameters being
     trainable. The loss is the cross-entropy where the output has shape (B, K), against `labels` of
     shape (B,) if given, else random ones; otherwise ⟨v, z⟩ / B of the output z, with v standard
     normal. The losses of several outputs are added.
@@ -236,7 +238,7 @@ def check(
     >>> check(nn.Sequential(*blocks), (64,)).outlook
     'unlikely to train'
     """
-    check_arguments(model, input, {"draws": draws, "batch_size": batch_size, "seed": seed})
+    check_arguments(model, input_size, {"draws": draws, "batch_size": batch_size, "seed": seed})
     make = (lambda: copied(model)) if isinstance(model, nn.Module) else model
     passes: list[Pass] = []
     redrawn, example = False, None
@@ -244,7 +246,7 @@ def check(
     with torch.random.fork_rng(cuda):
         for draw, one_seed in enumerate(seeds(seed, draws)):
             torch.manual_seed(one_seed)
-            example, batch = made(make, input, batch_size)
+            example, batch = made(make, input_size, batch_size)
             redrawn |= draw_head_if_zero(example)
             passes.append(pass_through(example, batch, labels, draw))
             if progress is not None:
@@ -254,7 +256,7 @@ def check(
     main_path(trace)  # says so where there is no depth
     return InitialCheck(
         n_draws=draws,
-        drawn=drawn(model, input, labels),
+        drawn=drawn(model, input_size, labels),
         input_shape=passes[0].input_shape,
         loss=" and ".join(sorted({one.loss for one in passes})),
         has_zero_head=redrawn,
@@ -269,10 +271,12 @@ def check(
 def _along(path: Sequence[Layer], trace: Trace) -> PathCheck:
     layers = body(path)
     outputs = [layer.output for layer in layers]
-    profiles = {"forward": Profile("rms(z)", "activation", columns(trace, "output_rms", outputs))}
+    profiles = {
+        "forward": InitialProfile("rms(z)", "activation", columns(trace, "output_rms", outputs))
+    }
     for name, size in GRADIENT_SIZES.items():
         values = layer_table(trace, name, layers).values
-        profiles[name] = Profile(size.symbol, size.unit, values)
+        profiles[name] = InitialProfile(size.symbol, size.unit, values)
     deltas = _with_unseen(profiles[TRANSPORT].per_draw, profiles["scale_invariant"].per_draw)
     bad = {one.first_step for one in trace.nonfinite()}
     last = [path[-1].output]

@@ -7,18 +7,19 @@ one changes, why, and how the change is checked.
 from gradflow.interventions.applied import Applied, batches_per_step, changed_labels
 from gradflow.interventions.gradients import Freeze, GradientScale, Transplant
 from gradflow.interventions.initial import DeltaOrthogonal, LayerVariance
-from gradflow.interventions.intervention import Check, Evidence, GradientChange, Intervention
+from gradflow.interventions.intervention import Check, CheckInputs, GradientChange, Intervention
 from gradflow.interventions.network import LeakySlope, NormBias, NormFree, SkipStrength
 from gradflow.interventions.text import INTERVENTIONS, parse
 from gradflow.interventions.training import Accumulate, RandomLabels, Recalibrate, Reset
+from gradflow.lazy import lazy
 
 __all__ = [
     "INTERVENTIONS",
     "Accumulate",
     "Applied",
     "Check",
+    "CheckInputs",
     "DeltaOrthogonal",
-    "Evidence",
     "Freeze",
     "GradientChange",
     "GradientScale",
@@ -36,3 +37,5 @@ __all__ = [
     "changed_labels",
     "parse",
 ]
+
+__getattr__ = lazy(__name__, {}, renamed={"Evidence": "CheckInputs"})

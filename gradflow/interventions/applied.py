@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from gradflow.interventions.intervention import Evidence, GradientChange, Intervention
+from gradflow.interventions.intervention import CheckInputs, GradientChange, Intervention
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Applied:
             model = intervention.change_evaluated(model, initial, images())
         return model
 
-    def report(self, evidence: Evidence) -> list[dict[str, Any]]:
+    def report(self, evidence: CheckInputs) -> list[dict[str, Any]]:
         """Each intervention with its manipulation checks, as plain JSON types."""
         report = []
         for intervention in self.interventions:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gradflow.analysis.outcome import Changes
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.examine.path import belonging
-from gradflow.interventions.intervention import Check, Evidence, GradientChange, Intervention
+from gradflow.interventions.intervention import Check, CheckInputs, GradientChange, Intervention
 from gradflow.interventions.layers import ALL, NONE, check_layers, chosen_layers
 from gradflow.record.trace import Trace
 
@@ -144,7 +144,7 @@ class Freeze(Intervention):
         frozen = set(belonging(model, layers))
         return _Freezing([p for name, p in model.named_parameters() if name in frozen])
 
-    def checks(self, evidence: Evidence) -> list[Check]:
+    def checks(self, evidence: CheckInputs) -> list[Check]:
         names = belonging(evidence.trained, chosen_layers(evidence.trained, self.layers))
         share = changed_fraction(evidence.initial, evidence.trained, names)
         return [Check("share of the frozen weights whose bits changed", share, expected=0.0)]

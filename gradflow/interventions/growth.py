@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from gradflow.interventions.intervention import Check, Evidence
+from gradflow.interventions.intervention import Check, CheckInputs
 
 # λ of a convolutional network lies below the closed form of wide layers without space: zero padding
 # and neighbouring pixels correlate what the theory takes as independent. Plain-34 at 64 px has 1.39
@@ -10,7 +10,7 @@ from gradflow.interventions.intervention import Check, Evidence
 GROWTH_TOLERANCE = 0.15
 
 
-def growth_checks(evidence: Evidence, *, beta: float = 0.0, slope: float = 0.0) -> list[Check]:
+def growth_checks(evidence: CheckInputs, *, beta: float = 0.0, slope: float = 0.0) -> list[Check]:
     """λ of the first training batch, before training, against what theory says of this dose.
 
     It is predicted for plain networks with BatchNorm alone, and for one dose: where the network has
@@ -34,7 +34,7 @@ def growth_checks(evidence: Evidence, *, beta: float = 0.0, slope: float = 0.0) 
     ]
 
 
-def growth_at_start(evidence: Evidence) -> float:
+def growth_at_start(evidence: CheckInputs) -> float:
     """λ of ‖∂L/∂z‖² per layer towards the input, in train mode; NaN without one."""
     from gradflow.examine.initial import TRANSPORT, check  # loads scipy
 

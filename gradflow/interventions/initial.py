@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradflow.interventions.growth import growth_checks
-from gradflow.interventions.intervention import Check, Evidence, Intervention
+from gradflow.interventions.intervention import Check, CheckInputs, Intervention
 from gradflow.interventions.layers import ALL, NONE, check_layers
 from gradflow.interventions.network import convolutions
 
@@ -55,7 +55,7 @@ class DeltaOrthogonal(Intervention):
             conv.weight.zero_()
             tap.copy_(self.gain * (u @ vh))
 
-    def checks(self, evidence: Evidence) -> list[Check]:
+    def checks(self, evidence: CheckInputs) -> list[Check]:
         """Orthogonal up to a factor, since lsuv may come after it; the gain stands beside it."""
         convs = convolutions(evidence.initial, self.layers)
         found = {name: _departure(conv) for name, conv in convs}
@@ -118,7 +118,7 @@ class LayerVariance(Intervention):
         convs = convolutions(model, self.layers)
         _forward(model, images, [(conv, _scale_output) for _, conv in convs])
 
-    def checks(self, evidence: Evidence) -> list[Check]:
+    def checks(self, evidence: CheckInputs) -> list[Check]:
         variances: dict[str, float] = {}
 
         def keep(name: str, module: nn.Module, args: Any, output: Tensor) -> None:

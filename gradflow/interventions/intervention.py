@@ -37,7 +37,7 @@ class Check:
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class CheckInputs:
     """What the checks of one trained network look at."""
 
     initial: nn.Module  # as training began, on the CPU
@@ -87,7 +87,7 @@ class Intervention:
         """The twin that goes through the same motions and changes nothing."""
         raise NotImplementedError
 
-    def checks(self, evidence: Evidence) -> list[Check]:
+    def checks(self, evidence: CheckInputs) -> list[Check]:
         """Whether it changed what it says; a GradientChange has checks of its own."""
         return []
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gradflow.examine.path import belonging, path_layers
 from gradflow.interventions.growth import growth_checks
-from gradflow.interventions.intervention import Check, Evidence, Intervention
+from gradflow.interventions.intervention import Check, CheckInputs, Intervention
 from gradflow.interventions.layers import ALL, NONE, check_layers, chosen_layers
 from gradflow.nets import BasicBlock, PadShortcut
 
@@ -55,7 +55,7 @@ class SkipStrength(Intervention):
             if self.alpha == 0:
                 block.downsample = None
 
-    def checks(self, evidence: Evidence) -> list[Check]:
+    def checks(self, evidence: CheckInputs) -> list[Check]:
         strengths = {block.skip for block in _blocks(evidence.trained)}
         furthest = max(strengths, key=lambda strength: abs(strength - self.alpha))
         strength = Check("strength of the skip connections", furthest, expected=self.alpha)
@@ -97,7 +97,7 @@ class NormBias(Intervention):
         for norm in _norms(model, self.layers):
             nn.init.constant_(norm.bias, self.beta)
 
-    def checks(self, evidence: Evidence) -> list[Check]:
+    def checks(self, evidence: CheckInputs) -> list[Check]:
         biases = [norm.bias.detach() for norm in _norms(evidence.initial, self.layers)]
         first = [float(bias.flatten()[(bias - self.beta).abs().argmax()]) for bias in biases]
         furthest = max(first, key=lambda bias: abs(bias - self.beta), default=self.beta)
@@ -156,7 +156,7 @@ class LeakySlope(Intervention):
                 if isinstance(child, nn.ReLU):
                     setattr(parent, name, nn.LeakyReLU(self.slope))
 
-    def checks(self, evidence: Evidence) -> list[Check]:
+    def checks(self, evidence: CheckInputs) -> list[Check]:
         slopes = [
             module.negative_slope if isinstance(module, nn.LeakyReLU) else 0.0
             for module in evidence.trained.modules()
@@ -211,7 +211,7 @@ class NormFree(Intervention):
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, nn.Identity())
 
-    def checks(self, evidence: Evidence) -> list[Check]:
+    def checks(self, evidence: CheckInputs) -> list[Check]:
         chosen = chosen_layers(evidence.trained, self.layers)
         owners = {name.rpartition(".")[0] for name in belonging(evidence.trained, chosen)}
         n_norms = sum(

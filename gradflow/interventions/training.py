@@ -12,7 +12,7 @@ from gradflow.examine.batchnorm import divergence, recalibrated
 from gradflow.examine.path import belonging
 from gradflow.examine.reset import reset_layers
 from gradflow.interventions.gradients import changed_fraction
-from gradflow.interventions.intervention import Check, Evidence, Intervention
+from gradflow.interventions.intervention import Check, CheckInputs, Intervention
 from gradflow.interventions.layers import ALL, NONE, check_layers, chosen_layers
 
 # A channel that is the same for every image, such as a dead one, has the same statistics both ways.
@@ -51,7 +51,7 @@ class RandomLabels(Intervention):
         changed[torch.from_numpy(chosen)] = labels[torch.from_numpy(random.permutation(chosen))]
         return changed
 
-    def checks(self, evidence: Evidence) -> list[Check]:
+    def checks(self, evidence: CheckInputs) -> list[Check]:
         """Of shuffled labels, Σ p² are by chance what they were, p being the class shares."""
         n = len(evidence.true_labels)
         shares = torch.bincount(evidence.true_labels).double() / n
@@ -88,7 +88,7 @@ class Accumulate(Intervention):
     def batches_per_step(self) -> int:
         return self.batches
 
-    def checks(self, evidence: Evidence) -> list[Check]:
+    def checks(self, evidence: CheckInputs) -> list[Check]:
         per_step = self.batches or evidence.batches_per_epoch
         expected = -(-evidence.batches_per_epoch // per_step)
         return [Check("optimizer steps per epoch", evidence.steps_per_epoch, float(expected))]
@@ -123,7 +123,7 @@ class Reset(Intervention):
             return model
         return recalibrated(reset_layers(model, initial, layers), images)
 
-    def checks(self, evidence: Evidence) -> list[Check]:
+    def checks(self, evidence: CheckInputs) -> list[Check]:
         names = belonging(evidence.trained, chosen_layers(evidence.trained, self.layers))
         learned = changed_fraction(evidence.initial, evidence.trained, names)
         left = changed_fraction(evidence.initial, evidence.evaluated, names)
@@ -162,7 +162,7 @@ class Recalibrate(Intervention):
             return model
         return _between(model, recalibrated(model, images), self.share)
 
-    def checks(self, evidence: Evidence) -> list[Check]:
+    def checks(self, evidence: CheckInputs) -> list[Check]:
         moved = divergence(evidence.trained, evidence.evaluated)
         mean = sum(moved.values()) / len(moved) if moved else 0.0
         what = "divergence of the running statistics from those evaluated with, mean over norms"

@@ -13,9 +13,9 @@ from gradflow.analysis import thresholds as at
 from gradflow.analysis.numerals import part
 from gradflow.analysis.statistics import Interval
 from gradflow.present import plots
+from gradflow.studies.arms import PLACES, Place
 from gradflow.studies.outcomes import MEASURES
 from gradflow.studies.results import ArmResult, Results
-from gradflow.studies.study import PLACES, Place
 
 ZONES = {
     "contributor": at.SHARE_CONTRIBUTOR.value,

@@ -12,11 +12,11 @@ from gradflow.analysis import thresholds as at
 from gradflow.analysis.numerals import p_text
 from gradflow.analysis.statistics import Interval
 from gradflow.studies import Cell, Results
+from gradflow.studies.arms import Place
 from gradflow.studies.folder import ENDED, CellDir
-from gradflow.studies.outcomes import MEASURES, Measure
+from gradflow.studies.outcomes import MEASURES, OutcomeMeasure
 from gradflow.studies.plan import Plan, PlannedCell
-from gradflow.studies.results import ArmResult, Control
-from gradflow.studies.study import Place
+from gradflow.studies.results import ArmResult, PositiveControl
 
 STATUS_STYLES = {
     "main cause": "bold green",
@@ -176,7 +176,7 @@ def gap_lines(found: Results) -> list[str]:
     return lines
 
 
-def _why_unsure(gap: Interval, measure: Measure) -> str:
+def _why_unsure(gap: Interval, measure: OutcomeMeasure) -> str:
     if gap.n < at.MIN_SEEDS.value:
         return f"a gap is claimed from {at.MIN_SEEDS.value} seeds"
     return "not surely above zero" if gap.high > measure.small else "too small to matter"
@@ -187,7 +187,7 @@ def control_lines(found: Results) -> list[str]:
     return [f"positive control {one.arm.name}: {_reaction(one)}" for one in found.controls]
 
 
-def _reaction(one: Control) -> str:
+def _reaction(one: PositiveControl) -> str:
     if not one.seeds:
         said = "no seed is complete"
     else:

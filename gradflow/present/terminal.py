@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gradflow.analysis import DepthProfile
     from gradflow.controls.gate import Gate
     from gradflow.controls.truths import Control, ControlResult
-    from gradflow.examine.initial import InitialCheck, Profile
+    from gradflow.examine.initial import InitialCheck, InitialProfile
     from gradflow.examine.trainability import Cause
     from gradflow.training.bench import Floor, Timing
     from gradflow.training.fit import Epoch
@@ -209,7 +209,7 @@ _NEXT: dict["Cause", str] = {
 }
 
 
-def _check_lines(key: str, profile: "Profile") -> list[str]:
+def _check_lines(key: str, profile: "InitialProfile") -> list[str]:
     """The picture of a size, and its numbers below: they fit 80 columns."""
     from gradflow.examine.words import times
 

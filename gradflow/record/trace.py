@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradflow.lazy import lazy
+from gradflow.lazy import lazy, warn_renamed
 from gradflow.record.measures import DERIVED, MEASURES
 from gradflow.record.part_files import (
     FOLDER,
@@ -156,13 +156,18 @@ class Trace:
                 found.append(((first, phase, where), entry))
         return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
 
-    def frame(self) -> "pandas.DataFrame":
+    def to_pandas(self) -> "pandas.DataFrame":
         """One row per step and site, one column per measure. Needs pandas."""
         try:
             import pandas
         except ImportError as error:
-            raise ImportError("Trace.frame needs pandas. Run `pip install pandas`.") from error
+            raise ImportError("Trace.to_pandas needs pandas. Run `pip install pandas`.") from error
         return pandas.DataFrame(self._columns())
+
+    def frame(self) -> "pandas.DataFrame":
+        """The old name of `to_pandas`."""
+        warn_renamed("`Trace.frame`", "`to_pandas`")
+        return self.to_pandas()
 
     def save_part(self, folder: Path) -> Path:
         """Write the trace as one Parquet file into `folder`, all of it or nothing.

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from gradflow.lazy import lazy
 
 if TYPE_CHECKING:
+    from gradflow.studies.arms import Arm, Cell, Network
     from gradflow.studies.diagnosis import diagnose_study
     from gradflow.studies.engine import Engine
     from gradflow.studies.folder import StudyDir
-    from gradflow.studies.results import Results, analyse
+    from gradflow.studies.judging import analyse
+    from gradflow.studies.results import Results
     from gradflow.studies.run import run_study
-    from gradflow.studies.study import Arm, Cell, Network, Study
+    from gradflow.studies.study import Study
 
 __all__ = [
     "Arm",
@@ -30,20 +32,14 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
+        "arms": ("Arm", "Cell", "Network"),
         "diagnosis": ("diagnose_study",),
         "engine": ("Engine",),
         "folder": ("StudyDir",),
-        "results": (
-            "Results",
-            "analyse",
-        ),
+        "judging": ("analyse",),
+        "results": ("Results",),
         "run": ("run_study",),
-        "study": (
-            "Arm",
-            "Cell",
-            "Network",
-            "Study",
-        ),
+        "study": ("Study",),
     },
 )
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 
 from gradflow.files import held
+from gradflow.studies.arms import Cell
 from gradflow.studies.folder import ENDED, CellDir
-from gradflow.studies.study import Cell
 from gradflow.training.config import TrainConfig
 from gradflow.training.examination import examine_network, lacks_rivals
 from gradflow.training.fit import NonFiniteLoss, make_accelerator

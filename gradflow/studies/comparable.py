@@ -12,7 +12,8 @@ from gradflow.interventions import (
     Transplant,
     parse,
 )
-from gradflow.studies.study import PLACES, Arm, Place, Study
+from gradflow.studies.arms import PLACES, Arm, Place
+from gradflow.studies.study import Study
 
 
 def why_blind(study: Study, arm: Arm) -> str:

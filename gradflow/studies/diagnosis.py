@@ -9,9 +9,11 @@ from gradflow.analysis.findings import Finding
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.verdict import Verdict, judge_case
 from gradflow.controls.gate import load_gate
+from gradflow.studies.arms import PLACES, Place
 from gradflow.studies.folder import StudyDir
-from gradflow.studies.results import Results, analyse
-from gradflow.studies.study import PLACES, Place, Study
+from gradflow.studies.judging import analyse
+from gradflow.studies.results import Results
+from gradflow.studies.study import Study
 from gradflow.training.diagnosis import from_training, recalibrated_loss
 
 

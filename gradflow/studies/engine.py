@@ -20,9 +20,9 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
+from gradflow.studies.arms import Cell
 from gradflow.studies.cell import MAX_STARTS, CellEnd, run_cell
 from gradflow.studies.folder import CellDir
-from gradflow.studies.study import Cell
 
 EngineName = Literal["local", "dask", "ray", "slurm"]
 

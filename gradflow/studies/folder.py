@@ -19,7 +19,8 @@ from typing import Any, Self, TypedDict
 import yaml
 
 from gradflow.files import DamagedFile, held, read_json, refuse_links, write_json, write_text
-from gradflow.studies.study import BASELINE, Place, Study, Tuned
+from gradflow.studies.arms import BASELINE, Place, Tuned
+from gradflow.studies.study import Study
 from gradflow.training.rundir import NetworkDir, RunDir
 
 CELLS = "cells"

@@ -8,8 +8,9 @@ from typing import Any
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.network import early, mean_of_layers, third
 from gradflow.analysis.vanishing import JUDGED_SIZES, decades
+from gradflow.studies.arms import Arm, Place
 from gradflow.studies.folder import CellDir, StudyDir
-from gradflow.studies.study import Arm, Place, Study
+from gradflow.studies.study import Study
 from gradflow.training.config import TrainConfig
 from gradflow.training.diagnosis import from_training
 from gradflow.training.rundir import NetworkDir
@@ -21,7 +22,7 @@ LR_TOLERANCE = 1e-6  # relative; the same formula, rounded in other places
 
 
 @dataclass(frozen=True)
-class Measure:
+class OutcomeMeasure:
     """One of the two outcomes that a study judges by."""
 
     name: str
@@ -42,9 +43,9 @@ class Measure:
 
 
 MEASURES = (
-    Measure("train_loss", "training loss, recalibrated BatchNorm", "nats", 1.0, math.inf,
+    OutcomeMeasure("train_loss", "training loss, recalibrated BatchNorm", "nats", 1.0, math.inf,
             small=at.LOSS_MARGIN.value),
-    Measure("test_accuracy", "balanced test accuracy", "", -1.0, 1.0,
+    OutcomeMeasure("test_accuracy", "balanced test accuracy", "", -1.0, 1.0,
             margin=at.ACCURACY_MARGIN.value),
 )  # fmt: skip
 
@@ -60,7 +61,7 @@ class Outcome:
     seconds: float = math.nan
     attenuation: float = math.nan  # Adam's, in the first third of the layers, early in training
 
-    def badness(self, measure: Measure) -> float:
+    def badness(self, measure: OutcomeMeasure) -> float:
         """Larger is worse."""
         return measure.sign * float(getattr(self, measure.name))
 

@@ -12,11 +12,12 @@ from gradflow.analysis.shares import seeds_for_width
 from gradflow.analysis.thresholds import LOSS_MARGIN
 from gradflow.record import Recorder
 from gradflow.record.schedule import N_FULL_AT_FIRST
+from gradflow.studies.arms import Cell
 from gradflow.studies.cell import load_once
 from gradflow.studies.folder import CellDir, StudyDir
+from gradflow.studies.judging import analyse
 from gradflow.studies.outcomes import MEASURES
-from gradflow.studies.results import analyse
-from gradflow.studies.study import Cell, Study
+from gradflow.studies.study import Study
 from gradflow.studies.tuning import open_trials
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import predict
@@ -159,7 +160,7 @@ def _measure(cell: Cell) -> tuple[float, float, int, dict[str, int]]:
             recorder.close()
     step = (times[-1] - times[0]) / (len(times) - 1)
     start = time.perf_counter()
-    predict(state.model, data.plain("validation"), accelerator)
+    predict(state.model, data.in_order("validation"), accelerator)
     look = (time.perf_counter() - start) / len(data.split.validation)
     accelerator.free_memory()
     return step, look, math.ceil(n_batches / per_step), _counts(data)

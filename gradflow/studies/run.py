@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from gradflow.studies.arms import Cell
 from gradflow.studies.cell import CellEnd
 from gradflow.studies.engine import Engine
 from gradflow.studies.folder import CellDir, StudyDir
-from gradflow.studies.results import Results, analyse
-from gradflow.studies.study import Cell, Study
+from gradflow.studies.judging import analyse
+from gradflow.studies.results import Results
+from gradflow.studies.study import Study
 from gradflow.studies.times import training_times
 from gradflow.studies.tuning import choose, open_trials
 

@@ -6,183 +6,36 @@ An *arm* is a recipe with one thing changed on purpose. Every arm is compared wi
 
 import dataclasses
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_type_hints
+from typing import Any, Literal, Self, get_args
 
 from gradflow.analysis.thresholds import MIN_SEEDS
 from gradflow.files import read_yaml
+from gradflow.studies.arms import (
+    BASELINE,
+    CELLS,
+    PLACES,
+    Arm,
+    Cell,
+    Network,
+    Place,
+    Tuned,
+    expected_one_of,
+)
 from gradflow.training.config import MAX_SEEDS, TrainConfig
-from gradflow.typed import shown, typed, typed_fields
+from gradflow.typed import shown, typed_fields
 
-Place = Literal["accused", "reference"]
-PLACES: tuple[Place, ...] = get_args(Place)
-Role = Literal["cause", "positive control", "baseline"]
 Combine = Literal["none", "strongest"]
 
 # Of a study's trainings. Their weights go when they are measured, so nothing can wait.
 RECIPE = TrainConfig(rivals_budget=math.inf)
 
-BASELINE = "baseline"
-CELLS = "{cells}"  # in an intervention: the folder of the study's cells, as in a transplant
-# What belongs to the study as a whole, or is decided cell by cell.
-NOT_IN_ARMS = ("arch", "seeds", "out", "device", "precision", "wandb", "project")
-# What the outcomes are measured with: another loss, or other images, and no gap can be compared.
-# `image_size` is not among them: the images stay the same, seen coarser or finer.
-OUTCOME_FIELDS = (
-    "label_smoothing", "data", "download", "split", "twins", "split_seed", "val_fraction",
-    "test_fraction", "on_bad",
-)  # fmt: skip
 TRIAL_SEED = 999  # of the trials of `tune`; no training of a study has it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """One of the two networks of a study, with what sets it apart from the recipe."""
-
-    arch: str
-    set: Mapping[str, Any] = field(default_factory=dict)
-    intervene: str = ""
-
-    def __post_init__(self) -> None:
-        _check_may_differ(f"`set` of {self.arch}", self.set)
-
-    @classmethod
-    def read(cls, given: Any, where: str) -> Self:
-        return cls(arch=given) if isinstance(given, str) else _read(cls, given, where)
-
-    def label(self) -> str:
-        """The network's name, and what sets it apart."""
-        changes = [f"{key} {value}" for key, value in self.set.items()]
-        changes += [self.intervene] if self.intervene else []
-        return f"{self.arch} ({'; '.join(changes)})" if changes else self.arch
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """A recipe with one thing changed: for `networks`, on top of the recipe of `against`.
-
-    `set` replaces fields of the training's configuration; `intervene` is added to the
-    interventions that are there already. A network that an arm leaves alone is that of `against`.
-    `tune` names a field and the values to try: each network gets the one that suits it best.
-    """
-
-    name: str
-    says: str = ""
-    tests: str = ""  # the explanation that it tests
-    role: Role = "cause"
-    against: str = BASELINE
-    networks: tuple[Place, ...] = PLACES
-    set: Mapping[str, Any] = field(default_factory=dict)
-    intervene: str = ""
-    tune: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    series: str = ""  # arms of one series are doses of one thing
-    dose: float | None = None
-    dose_without: float | None = None  # the dose that `against` has
-
-    def __post_init__(self) -> None:
-        where = f"arm {self.name!r}"
-        if not re.fullmatch(r"\w[\w .,+=()-]*", self.name):
-            raise ValueError(
-                f"Expected the name of {where} to suit a folder: letters, digits and . , + = ( ) -."
-            )
-        _check_choice(where, "role", self.role, get_args(Role))
-        for place in self.networks:
-            _check_choice(where, "networks", place, PLACES)
-        if not self.networks:
-            raise ValueError(f"Expected {where} to have `networks` of {PLACES}, but got none.")
-        if not (self.set or self.intervene or self.tune) and self.name != BASELINE:
-            raise ValueError(
-                f"Expected {where} to change something with `set`, `intervene` or `tune`."
-            )
-        if (self.series == "") != (self.dose is None) or (
-            self.dose_without is not None and self.dose is None
-        ):
-            raise ValueError(
-                f"Expected `series` and `dose` of {where} together, or neither, and "
-                "`dose_without` only beside them."
-            )
-        _check_may_differ(f"`set` and `tune` of {where}", (*self.set, *self.tune))
-        self._check_tune(where)
-
-    def _check_tune(self, where: str) -> None:
-        if not self.tune:
-            return
-        name, values = next(iter(self.tune.items()))
-        if len(self.tune) > 1 or not isinstance(values, list | tuple) or len(values) < 2:
-            raise ValueError(
-                f"Expected `tune` of {where} to name one field with a list of two or more values, "
-                f"but got {dict(self.tune)}."
-            )
-        if len(set(map(str, values))) < len(values) or name in self.set:
-            raise ValueError(
-                f"Expected `tune` of {where} to have different values, and {name} not in `set`."
-            )
-        if CELLS in self.intervene:
-            raise ValueError(
-                f"Expected {where} without `tune`: its intervention reads what other trainings of "
-                "the same seed recorded, and the trials have a seed of their own."
-            )
-
-    @classmethod
-    def read(cls, name: str, given: Any) -> Self:
-        fields = dict(given) if isinstance(given, Mapping) else given
-        if isinstance(fields, dict) and "networks" in fields:
-            places = fields["networks"]
-            fields["networks"] = tuple(places) if isinstance(places, list) else (places,)
-        if isinstance(fields, dict) and isinstance(fields.get("tune"), Mapping):
-            fields["tune"] = {key: _tried(key, tried) for key, tried in fields["tune"].items()}
-        arm: Self = _read(cls, fields, f"arm {name!r}", name=name)
-        return arm
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What was tried for one network of an arm, and the value that did best."""
-
-    arm: str
-    place: Place
-    name: str  # of the field
-    value: Any
-    tried: tuple[tuple[Any, float | None], ...]  # value, validation loss; None where it diverged
-
-    @property
-    def is_at_an_end(self) -> bool:
-        """Whether a better value may lie beyond those that were tried."""
-        values = [value for value, _ in self.tried]
-        return all(isinstance(one, int | float) for one in values) and self.value in (
-            min(values),
-            max(values),
-        )
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training of a study: this arm, this network, this seed, this configuration."""
-
-    arm: str
-    place: Place
-    seed: int
-    config: TrainConfig
-    folder: Path
-    threads: int
-    keep_weights: bool
-    needs_others: bool = False  # reads what the cells without it recorded
-    trial: str = ""  # of which value of `tune`, as "lr 0.1"; "" in a training that counts
-
-    @property
-    def name(self) -> str:
-        return f"{self.label}/{self.place}-s{self.seed}"
-
-    @property
-    def label(self) -> str:
-        """The arm, and in a trial the value that is tried."""
-        return f"{self.arm}, {self.trial}" if self.trial else self.arm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +63,7 @@ class Study:
         names = list(self._arms)
         for arm in self.arms[1:]:
             if arm.against not in self._arms or arm.against == arm.name:
-                raise ValueError(_expected("`against` of arm " + repr(arm.name), names,
+                raise ValueError(expected_one_of("`against` of arm " + repr(arm.name), names,
                                            arm.against))  # fmt: skip
             self._check_no_circle(arm)
             self._check_one_tuned_field(arm)
@@ -228,13 +81,13 @@ class Study:
 
     def _check_names(self, names: Sequence[str]) -> None:
         if self.restores and self.restores not in names:
-            raise ValueError(_expected("`restores`", names, self.restores))
+            raise ValueError(expected_one_of("`restores`", names, self.restores))
         if self.restores and self.arm(self.restores).role != "cause":
             raise ValueError("Expected `restores` to name an arm with the role cause.")
         if isinstance(self.combine, tuple):
             for name in self.combine:
                 if name not in names:
-                    raise ValueError(_expected("`combine`", names, name))
+                    raise ValueError(expected_one_of("`combine`", names, name))
             self.combined(*self.combine)
 
     def _check_seeds(self) -> None:
@@ -315,7 +168,7 @@ class Study:
             if len(given["combine"]) != 2:
                 raise ValueError(f"Expected `combine` to name two arms, got {given['combine']}.")
         elif given.get("combine", "none") not in get_args(Combine):
-            raise ValueError(_expected("`combine`", get_args(Combine), given["combine"]))
+            raise ValueError(expected_one_of("`combine`", get_args(Combine), given["combine"]))
         given.setdefault("name", name)
         given.setdefault("question", "Why does the accused network do worse?")
         return cls(**given)
@@ -490,14 +343,6 @@ class Study:
         )
 
 
-def _tried(name: Any, values: Any) -> Any:
-    """The values of `tune` as the field has them; no list, or no field, is refused later."""
-    hint = get_type_hints(TrainConfig).get(str(name))
-    if hint is None or name in NOT_IN_ARMS or not isinstance(values, list):
-        return values
-    return [typed(value, hint, f"a value of `tune` for {name}") for value in values]
-
-
 def _with_absolute_data(base: Mapping[str, Any]) -> dict[str, Any]:
     """A worker may stand in another folder."""
     data = base.get("data")
@@ -530,13 +375,6 @@ def _config(base: TrainConfig, changes: Any, where: str) -> TrainConfig:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _read(kind: Any, given: Any, where: str, **more: Any) -> Any:
-    try:
-        return kind(**more, **typed_fields(kind, given, where))
-    except TypeError as error:  # a field without a default is missing
-        raise ValueError(f"{where}: {error}") from None
-
-
 def _seeds(given: Any) -> tuple[int, ...]:
     """A count, or the seeds themselves."""
     if type(given) is int and 1 <= given <= MAX_SEEDS:
@@ -549,30 +387,6 @@ def _seeds(given: Any) -> tuple[int, ...]:
     )
 
 
-def _check_may_differ(what: str, names: Iterable[str]) -> None:
-    """Raises ValueError where a cell would differ in what all cells must share."""
-    given = list(names)
-    if fixed := [name for name in given if name in NOT_IN_ARMS]:
-        raise ValueError(
-            f"Expected {what} without {', '.join(fixed)}: it holds for the whole study. Put it "
-            "into `base`."
-        )
-    if fixed := [name for name in given if name in OUTCOME_FIELDS]:
-        raise ValueError(
-            f"Expected {what} without {', '.join(fixed)}: losses and accuracies would be measured "
-            "in two ways, and no gap could be compared. Put it into `base`, or make two studies."
-        )
-
-
-def _check_choice(where: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(_expected(f"`{name}` of {where}", choices, value))
-
-
 def _check_least(name: str, value: int, least: int) -> None:
     if not isinstance(value, int) or value < least:
         raise ValueError(f"Expected `{name}` to be a whole number from {least}, got {value!r}.")
-
-
-def _expected(what: str, choices: Any, got: Any) -> str:
-    return f"Expected {what} to be one of {', '.join(map(str, choices))}, but got {got!r}."

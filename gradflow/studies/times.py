@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from statistics import fmean
 
+from gradflow.studies.arms import Place
 from gradflow.studies.folder import CellDir, StudyDir
-from gradflow.studies.study import Place, Study
+from gradflow.studies.study import Study
 
 
 def training_times(folder: StudyDir, study: Study) -> Mapping[str, Mapping[Place, float]]:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from gradflow.studies.arms import Cell, Tuned
 from gradflow.studies.folder import CellDir, StudyDir
-from gradflow.studies.study import Cell, Study, Tuned
+from gradflow.studies.study import Study
 
 
 def open_trials(study: Study, folder: StudyDir) -> list[Cell]:

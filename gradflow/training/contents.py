@@ -85,12 +85,12 @@ class InterventionEntry(TypedDict):
     checks: list[CheckEntry]
 
 
-class Rank(TypedDict):
+class RankEntry(TypedDict):
     effective_rank: list[float | None]
     probe_accuracy: list[float | None]
 
 
-class Reset(TypedDict):
+class ResetEntry(TypedDict):
     loss: float | None
     loss_reset: float | None
 
@@ -104,8 +104,8 @@ class Examination(TypedDict, total=False):
 
     dead: dict[str, dict[str, list[int]]]
     batchnorm: dict[str, dict[str, Any]]
-    rank: dict[str, Rank]
-    reset: dict[str, Reset]
+    rank: dict[str, RankEntry]
+    reset: dict[str, ResetEntry]
     noise: dict[str, dict[str, NoiseOf]]
 
 

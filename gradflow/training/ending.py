@@ -38,7 +38,7 @@ def evaluate_network(
         evaluation[which] = {"epoch": epoch, "angle_from_start": _angles(first, state.model)}
         model = intervening.evaluated_in(state)
         for part in ("train", "validation", "test"):
-            predictions = predict(model, data.plain(part), state.accelerator)
+            predictions = predict(model, data.in_order(part), state.accelerator)
             evaluation[which][part] = evaluate(
                 predictions,
                 data.class_names,
@@ -88,7 +88,7 @@ def _recalibrated(
         0, device=state.accelerator.device, channels_last=state.config.channels_last
     )
     steady = recalibrated(model, (batch.images for batch in batches))
-    predictions = predict(steady, data.plain("train"), state.accelerator)
+    predictions = predict(steady, data.in_order("train"), state.accelerator)
     return {
         "loss": predictions.loss(state.config.label_smoothing),
         "cross_entropy": predictions.loss(0.0),

@@ -64,7 +64,7 @@ class Data:
             augmentation=augmentation,
         )
 
-    def plain(self, part: str) -> Batches:
+    def in_order(self, part: str) -> Batches:
         """The images of "train", "validation" or "test" in order, without augmentation."""
         return Batches(self.store, getattr(self.split, part), EVALUATION_BATCH)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gradflow.data import Batch
-from gradflow.interventions import Applied, Evidence
+from gradflow.interventions import Applied, CheckInputs
 from gradflow.training.config import TrainConfig
 from gradflow.training.fit import TrainingState
 from gradflow.training.images import Data
@@ -66,7 +66,7 @@ class Intervening(Applied):
             return
         first, train = self._first_batch(), torch.from_numpy(self._data.split.train)
         batches = self._data.training(self._config, self._network.seed)
-        evidence = Evidence(
+        evidence = CheckInputs(
             initial=self._initial,
             trained=copy.deepcopy(state.model).cpu(),
             evaluated=copy.deepcopy(self.evaluated_in(state)).cpu(),

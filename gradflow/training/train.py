@@ -103,7 +103,7 @@ def train_network(
         on_recorder(recorder)
     saver = _Saver(network, recorder, intervening)
     try:
-        training, validation = data.training(config, network.seed), data.plain("validation")
+        training, validation = data.training(config, network.seed), data.in_order("validation")
         keep = _steps_to_keep(state)
 
         def after_step() -> None:

@@ -19,7 +19,7 @@ from gradflow.controls import (
     networks,
     sigmoid_rate,
 )
-from gradflow.controls.cases import Case, record
+from gradflow.controls.cases import KnownNetwork, record
 
 YANG = {4: 3.084, 8: 1.788, 16: 1.590, 32: 1.522, 50: 1.501, 64: 1.493, 128: 1.480, 512: 1.470}
 
@@ -89,7 +89,7 @@ def test_the_total_scatters_as_hanin_and_nica_say(
     n, n_steps, n_seeds = 128, 31, 20
     totals = []
     for seed in range(n_seeds):
-        trace = record(Case("", build, (1, n), "healthy", networks.PRECISE), seed)
+        trace = record(KnownNetwork("", build, (1, n), "healthy", networks.PRECISE), seed)
         norms = trace.select("output_grad_norm", ["linear"]).values[0]
         totals.append(2 * np.log(norms[0] / norms[n_steps]))
     error = (2 / (n_seeds - 1)) ** 0.5  # of a variance, relative

@@ -18,7 +18,7 @@ from gradflow.controls import (
 )
 from gradflow.controls.networks import batchnorm_mlp, plain_34_without_norm
 from gradflow.examine.initial import check
-from gradflow.interventions import Evidence, Intervention, parse
+from gradflow.interventions import CheckInputs, Intervention, parse
 from gradflow.nets import NETWORKS, ResNet
 
 IMAGES = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -173,9 +173,9 @@ def test_norm_free_that_keeps_the_weights_is_the_control_that_vanishes() -> None
     assert check(model, (3, 64, 64), draws=1, batch_size=2).cause == "vanishing"
 
 
-def evidence(model: nn.Module) -> Evidence:
+def evidence(model: nn.Module) -> CheckInputs:
     nothing = torch.zeros(1, dtype=torch.int64)
-    return Evidence(model, model, model, IMAGES, LABELS, nothing, nothing, 1, 1.0)
+    return CheckInputs(model, model, model, IMAGES, LABELS, nothing, nothing, 1, 1.0)
 
 
 @pytest.mark.parametrize("gain", [1.0, 2.0**0.5])

@@ -18,8 +18,8 @@ from gradflow.present.saliency import attribute, pictures, views
 from gradflow.present.saliency.asked import first_of_each_class
 from gradflow.present.saliency.attribution import Attribution
 from gradflow.present.saliency.gallery import N_RIGHT, N_WRONG, Gallery, make_gallery, mean_map
-from gradflow.present.saliency.methods import METHODS, Maps
-from gradflow.present.saliency.trust import TRUST_THRESHOLDS, Check, Trust
+from gradflow.present.saliency.methods import METHODS, ClassMaps
+from gradflow.present.saliency.trust import TRUST_THRESHOLDS, Trust, TrustCheck
 from tests.present.goldens import check_golden
 
 CLASSES = ("blue", "green", "red")
@@ -240,7 +240,7 @@ def plant_deltas(monkeypatch, by_class: list[float]) -> None:
     def compute(model, images, classes):
         changes = torch.full(classes.shape, 2.0)
         values = torch.ones(*classes.shape, *images.shape[1:])
-        return Maps(values, deltas=torch.tensor(by_class)[classes], changes=changes)
+        return ClassMaps(values, deltas=torch.tensor(by_class)[classes], changes=changes)
 
     planted = dataclasses.replace(METHODS["integrated-gradients"], compute=compute)
     monkeypatch.setitem(METHODS, "integrated-gradients", planted)
@@ -429,7 +429,7 @@ def test_shrinking_keeps_the_mean():
 
 
 def trust_of(**values: float) -> Trust:
-    checks = tuple(Check(name, (values.get(name, float("nan")),)) for name in TRUST_THRESHOLDS)
+    checks = tuple(TrustCheck(name, (values.get(name, float("nan")),)) for name in TRUST_THRESHOLDS)
     curve = np.array([0.9, 0.1])
     return Trust("gradcam", checks, np.array([0.0, 1.0]), curve, curve[::-1])
 

@@ -7,8 +7,8 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from gradflow.present.saliency import METHODS, check_method, trust
-from gradflow.present.saliency.methods import Maps, Method
-from gradflow.present.saliency.trust import Check, Trust
+from gradflow.present.saliency.methods import ClassMaps, Method
+from gradflow.present.saliency.trust import Trust, TrustCheck
 
 SIDE = 10
 
@@ -53,11 +53,11 @@ def edges(model, images, classes):
     """The picture's own edges: a map that looks good and knows nothing of the network."""
     found = (images[..., 1:, :] - images[..., :-1, :]).abs().sum(dim=1, keepdim=True)
     found = nn.functional.pad(found, (0, 0, 0, 1))
-    return Maps(found.unsqueeze(1).expand(-1, classes.shape[1], -1, -1, -1))
+    return ClassMaps(found.unsqueeze(1).expand(-1, classes.shape[1], -1, -1, -1))
 
 
 @pytest.mark.parametrize(
-    "values", [edges, lambda m, x, c: Maps(torch.ones(*c.shape, 1, SIDE, SIDE))]
+    "values", [edges, lambda m, x, c: ClassMaps(torch.ones(*c.shape, 1, SIDE, SIDE))]
 )
 def test_a_map_that_ignores_the_weights_fails(values, linear, images, monkeypatch):
     method = Method("deaf", values, lambda v: v[..., 0, :, :], "none", False)
@@ -173,7 +173,7 @@ def test_a_map_that_points_away_from_the_pixel_fails():
     deletion, insertion = trust.curves(OnePixel(), image, shown, torch.tensor([0]))
     difference = trust.area(insertion[0]) - trust.area(deletion[0])
     assert difference < -0.3
-    assert Check("insertion_minus_deletion", (difference,)).passed is False
+    assert TrustCheck("insertion_minus_deletion", (difference,)).passed is False
 
 
 def test_a_reversed_order_changes_the_sign_of_the_difference(linear, images):
@@ -199,15 +199,15 @@ def test_a_reversed_order_changes_the_sign_of_the_difference(linear, images):
     ],
 )
 def test_a_value_on_either_side_of_each_threshold(name, good, bad):
-    assert Check(name, (good,)).passed is True
-    assert Check(name, (bad,)).passed is False
-    assert Check(name, (float("nan"),)).passed is None
-    assert Check(name, (good, float("nan"), good)).value == good
+    assert TrustCheck(name, (good,)).passed is True
+    assert TrustCheck(name, (bad,)).passed is False
+    assert TrustCheck(name, (float("nan"),)).passed is None
+    assert TrustCheck(name, (good, float("nan"), good)).value == good
 
 
 def test_unknown_is_null_in_the_json():
     curve = np.array([1.0, 0.0])
-    nothing = Trust("m", (Check("infidelity", (float("nan"),)),), curve, curve, curve)
+    nothing = Trust("m", (TrustCheck("infidelity", (float("nan"),)),), curve, curve, curve)
     (check,) = nothing.to_json()["checks"].values()
     assert check["value"] is None
     assert check["passed"] is None

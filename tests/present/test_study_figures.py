@@ -12,8 +12,8 @@ from gradflow.present.report.charts_of_study import study_charts
 from gradflow.present.report.content import Report
 from gradflow.present.study_figures import finding, save_study_figures, study_figures
 from gradflow.studies import Results, Study
+from gradflow.studies.judging import results
 from gradflow.studies.outcomes import Outcome
-from gradflow.studies.results import results
 
 SKIP = "strength of the skip connections"
 WOBBLE = (0.01, -0.006, -0.004)  # of the losses over seeds: together 0

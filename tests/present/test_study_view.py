@@ -20,9 +20,9 @@ from gradflow.present.study_view import (
 )
 from gradflow.studies import Results, Study
 from gradflow.studies.folder import CellDir
+from gradflow.studies.judging import results
 from gradflow.studies.outcomes import Outcome
 from gradflow.studies.plan import Plan
-from gradflow.studies.results import results
 
 LAMBDA = {"of": "norm_bias", "what": "λ", "measured": 0.85, "expected": 1.12, "passed": False}
 BIAS = {"of": "norm_bias", "what": "first bias", "measured": 1.0, "expected": 1.0, "passed": True}

@@ -72,7 +72,7 @@ def test_a_site_that_was_always_nan_is_not_taken_for_unmeasured() -> None:
 
 def test_frame_has_a_row_per_step_and_site() -> None:
     pytest.importorskip("pandas")
-    frame = trace().frame()
+    frame = trace().to_pandas()
     assert list(frame.columns[:4]) == ["step", "site", "kind", "size"]
     assert len(frame) == 9
     row = frame[(frame.step == 1) & (frame.site == "a.weight")].iloc[0]

@@ -30,7 +30,7 @@ def test_the_outcomes_are_those_of_the_last_weights(pictures: Path, tmp_path: Pa
     network = CellDir(cell.folder).network()
     assert network is not None
     model = network.load_model(config, len(data.class_names), "last")
-    train, test = (next(iter(data.plain(part).epoch(0))) for part in ("train", "test"))
+    train, test = (next(iter(data.in_order(part).epoch(0))) for part in ("train", "test"))
     assert len(train.labels) == len(data.split.train)
     steady = recalibrated(model, (one.images for one in data.training(config, 0).epoch(0)))
     with torch.no_grad():

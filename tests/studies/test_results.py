@@ -10,8 +10,8 @@ import pytest
 from gradflow.analysis.findings import Finding, Status
 from gradflow.studies import Study
 from gradflow.studies.diagnosis import contradictions
+from gradflow.studies.judging import results
 from gradflow.studies.outcomes import Outcome
-from gradflow.studies.results import results
 
 SEEDS = 5
 WOBBLE = (0.010, -0.006, 0.004, -0.012, 0.004)  # of the losses of one arm over seeds

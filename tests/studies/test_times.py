@@ -7,7 +7,7 @@ import pytest
 from tiny import tiny
 
 from gradflow.studies import Engine, Study, StudyDir, run_study
-from gradflow.studies.study import PLACES, Place
+from gradflow.studies.arms import PLACES, Place
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 

@@ -11,11 +11,11 @@ from tiny import run_here, tiny, write
 
 from gradflow.cli import main
 from gradflow.studies import Study, StudyDir
+from gradflow.studies.arms import Tuned
 from gradflow.studies.engine import Engine
 from gradflow.studies.folder import CellDir
 from gradflow.studies.results import Results
 from gradflow.studies.run import run_study
-from gradflow.studies.study import Tuned
 
 RATES = [0.001, 0.05, 1e30]  # hardly learns, learns, diverges
 ARMS: dict[str, Any] = {

@@ -25,8 +25,8 @@ from gradflow.present.report.depth import (
 from gradflow.present.report.saliency import SaliencyPicture, saliency_pictures
 from gradflow.record.trace import Table
 from gradflow.studies import Results, StudyDir, analyse
+from gradflow.studies.arms import PLACES
 from gradflow.studies.diagnosis import judge_study
-from gradflow.studies.study import PLACES
 from gradflow.training.diagnosis import (
     changed_on_purpose,
     check_alike,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gradflow.present.saliency.methods import (
     LARGEST_DELTA,
     METHODS,
-    Maps,
+    ClassMaps,
     Method,
     in_batches,
     per_batch,
@@ -151,7 +151,11 @@ def _shown(probabilities: np.ndarray, n_classes: int | None) -> tuple[int, ...]:
 
 
 def _attributions(
-    method: Method, maps: Maps, classes: Tensor, probabilities: np.ndarray, names: tuple[str, ...]
+    method: Method,
+    maps: ClassMaps,
+    classes: Tensor,
+    probabilities: np.ndarray,
+    names: tuple[str, ...],
 ) -> list[Attribution]:
     shown = method.shown(maps.values).detach().cpu().numpy()
     deltas, changes = (

@@ -41,7 +41,7 @@ N_WINDOWS = 130  # of an image of 224 px
 
 
 @dataclass(frozen=True, eq=False)
-class Maps:
+class ClassMaps:
     """What a method found: `values` (images, classes, C, S, S), C being 3 colours or 1 for all.
 
     `layer` is where it was found, None at the input. `deltas` and `changes`, (images, classes), are
@@ -65,7 +65,7 @@ class Method:
     """
 
     name: str
-    compute: Callable[[nn.Module, Tensor, Tensor], Maps]
+    compute: Callable[[nn.Module, Tensor, Tensor], ClassMaps]
     shown: Callable[[Tensor], Tensor]  # (..., C, S, S) -> (..., S, S)
     unit: str  # of a shown map
     is_local: bool
@@ -73,7 +73,7 @@ class Method:
     warning: str | None = None
 
 
-def gradcam(model: nn.Module, images: Tensor, classes: Tensor) -> Maps:
+def gradcam(model: nn.Module, images: Tensor, classes: Tensor) -> ClassMaps:
     """ReLU(Σ_k α_k A_k), A being the maps of `gradcam_layer` and α_k the spatial mean of ∂y/∂A_k.
 
     y is the logit of the class. The ReLU comes before the bilinear enlargement to the size of the
@@ -88,7 +88,7 @@ def gradcam(model: nn.Module, images: Tensor, classes: Tensor) -> Maps:
     small = torch.cat([_gradcam(model, layer, some, of) for some, of in parts])
     size = tuple(images.shape[2:])
     large = LayerAttribution.interpolate(small, size, interpolate_mode="bilinear")
-    return Maps(large.unsqueeze(2), layer=name)
+    return ClassMaps(large.unsqueeze(2), layer=name)
 
 
 def _gradcam(model: nn.Module, layer: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def _pass_from(model: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tens
         hook.remove()
 
 
-def gradient(model: nn.Module, images: Tensor, classes: Tensor) -> Maps:
+def gradient(model: nn.Module, images: Tensor, classes: Tensor) -> ClassMaps:
     """∂y/∂x, y being the logit of the class; shown is the largest |∂y/∂x| of the colours.
 
     Simonyan et al. 2014, "Deep Inside Convolutional Networks", https://arxiv.org/abs/1312.6034
@@ -131,7 +131,7 @@ def gradient(model: nn.Module, images: Tensor, classes: Tensor) -> Maps:
     )
 
 
-def smoothgrad(model: nn.Module, images: Tensor, classes: Tensor) -> Maps:
+def smoothgrad(model: nn.Module, images: Tensor, classes: Tensor) -> ClassMaps:
     """The mean of ∂y/∂x over 25 noisy copies of the image, with the same noise for each image.
 
     The noise is drawn from a seed of its own: a map does not depend on what else is in the batch,
@@ -155,10 +155,10 @@ def smoothgrad(model: nn.Module, images: Tensor, classes: Tensor) -> Maps:
                     abs=False,
                 ).detach()
             )
-    return Maps(torch.stack(found))
+    return ClassMaps(torch.stack(found))
 
 
-def integrated_gradients(model: nn.Module, images: Tensor, classes: Tensor) -> Maps:
+def integrated_gradients(model: nn.Module, images: Tensor, classes: Tensor) -> ClassMaps:
     """x · ∫₀¹ ∂y/∂x(αx) dα: what each value adds to the logit, from the mean image (0) to x.
 
     The baseline is zero after normalisation: the mean colour of ImageNet everywhere. By theory the
@@ -184,14 +184,14 @@ def integrated_gradients(model: nn.Module, images: Tensor, classes: Tensor) -> M
             change = model(x) - model(torch.zeros_like(x[:1]))
             changes.append(change.gather(1, targets.unsqueeze(1))[:, 0])
     shape = (*classes.shape, *images.shape[1:])
-    return Maps(
+    return ClassMaps(
         torch.cat(values).reshape(shape),
         deltas=torch.cat(deltas).reshape(classes.shape),
         changes=torch.cat(changes).reshape(classes.shape),
     )
 
 
-def occlusion(model: nn.Module, images: Tensor, classes: Tensor) -> Maps:
+def occlusion(model: nn.Module, images: Tensor, classes: Tensor) -> ClassMaps:
     """By how much the logit falls when a grey window covers the pixel, the mean over windows.
 
     The window has a sixth of the image's side and moves by half of its own; grey is the mean
@@ -215,7 +215,7 @@ def occlusion(model: nn.Module, images: Tensor, classes: Tensor) -> Maps:
     return _pair_by_pair(cover, images, classes)
 
 
-def guided_backprop(model: nn.Module, images: Tensor, classes: Tensor) -> Maps:
+def guided_backprop(model: nn.Module, images: Tensor, classes: Tensor) -> ClassMaps:
     """∂y/∂x with every negative gradient set to zero on its way back through a ReLU.
 
     Springenberg et al. 2015, "Striving for Simplicity", https://arxiv.org/abs/1412.6806. Raises
@@ -258,10 +258,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def _pair_by_pair(
     attribute: Callable[[Tensor, Tensor], Tensor], images: Tensor, classes: Tensor
-) -> Maps:
+) -> ClassMaps:
     found = [attribute(x, of).detach() for x, of in _pairs(images, classes, per_batch(images))]
     flat = torch.cat(found)
-    return Maps(flat.reshape(*classes.shape, *flat.shape[1:]))
+    return ClassMaps(flat.reshape(*classes.shape, *flat.shape[1:]))
 
 
 def _pairs(images: Tensor, classes: Tensor, n_at_once: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -68,7 +68,7 @@ TRUST_THRESHOLDS = {
 
 
 @dataclass(frozen=True)
-class Check:
+class TrustCheck:
     """One check of a method on one network: the value of each image, their median, the answer."""
 
     name: str
@@ -102,7 +102,7 @@ class Trust:
     """
 
     method: str
-    checks: tuple[Check, ...]
+    checks: tuple[TrustCheck, ...]
     fractions: np.ndarray
     deletion: np.ndarray
     insertion: np.ndarray
@@ -181,10 +181,10 @@ def check_method(
         deletion, insertion = curves(model, images, shown, targets)
         difference = [area(i) - area(d) for i, d in zip(insertion, deletion, strict=True)]
         checks = (
-            Check("randomisation", tuple(map(_median, zip(*correlations, strict=True)))),
-            Check("infidelity", tuple(unexplained(model, images, raw, targets, how.is_local))),
-            Check("sensitivity", tuple(sensitivity(how, model, images, targets))),
-            Check("insertion_minus_deletion", tuple(difference)),
+            TrustCheck("randomisation", tuple(map(_median, zip(*correlations, strict=True)))),
+            TrustCheck("infidelity", tuple(unexplained(model, images, raw, targets, how.is_local))),
+            TrustCheck("sensitivity", tuple(sensitivity(how, model, images, targets))),
+            TrustCheck("insertion_minus_deletion", tuple(difference)),
         )
     fractions = np.linspace(0, 1, N_STEPS + 1)
     return Trust(method, checks, fractions, deletion.mean(axis=0), insertion.mean(axis=0))

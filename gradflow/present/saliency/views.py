@@ -12,7 +12,7 @@ from gradflow.analysis.numerals import beside
 from gradflow.present.blocks import BlockPicture
 from gradflow.present.saliency.attribution import Attribution, misses
 from gradflow.present.saliency.gallery import Gallery
-from gradflow.present.saliency.trust import SHORT, TRUST_THRESHOLDS, Check, Trust, area
+from gradflow.present.saliency.trust import SHORT, TRUST_THRESHOLDS, Trust, TrustCheck, area
 
 MOST_MEANS = 5  # mean maps beside each other
 MEAN_SIDE = 14  # pixels a side: five such pictures stand in 80 columns
@@ -112,7 +112,7 @@ def _condition(name: str) -> str:
     return f"{sign} {float(TRUST_THRESHOLDS[name]):g}"
 
 
-def _value(check: Check) -> str:
+def _value(check: TrustCheck) -> str:
     if check.passed is None:
         return "unknown"
     return beside(check.value, float(check.threshold)) + ("" if check.passed else " ✗")
