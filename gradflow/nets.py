@@ -70,7 +70,7 @@ def _shortcut(n_in: int, n_out: int, stride: int, shortcut: Shortcut) -> nn.Modu
 
 
 class ResNet(nn.Module):
-    """A network of `depth` weight layers for images of shape (B, 3, S, S); returns (B, num_classes).
+    """A network of `depth` weight layers: (B, 3, S, S) images to (B, num_classes) logits.
 
     With `skip` 1 and projections (shortcut B), its parameters have the names and shapes of those of
     `torchvision.models.resnet18/34`; without, the projections are missing.

@@ -222,11 +222,11 @@ def check(
     there already is one draw of the weights, and only input and labels are drawn anew; it is
     measured in copies, so that neither it nor the random numbers of torch change by a bit.
 
-    `input_size` is the shape of one input, `(3, 224, 224)`, of which batches of standard normal numbers
-    are drawn, or a batch of your own (of token ids, say); for a network of several inputs a list of
-    them. A function may return the network and its inputs, `return net, (images, ages)`; then give
-    no `input_size`. Each draw is one forward and one backward pass in train mode, all parameters being
-    trainable. The loss is the cross-entropy where the output has shape (B, K), against `labels` of
+    `input_size` is the shape of one input, `(3, 224, 224)`, of which batches of standard normal
+    numbers are drawn, or a batch of your own (of token ids, say); for a network of several inputs a
+    list of them. A function may return the network and its inputs, `return net, (images, ages)`;
+    then give no `input_size`. Each draw is one forward and one backward pass in train mode, all
+    parameters being trainable. The loss is the cross-entropy where the output has shape (B, K), against `labels` of
     shape (B,) if given, else random ones; otherwise ⟨v, z⟩ / B of the output z, with v standard
     normal. The losses of several outputs are added.
 
