@@ -8,9 +8,12 @@ from gradflow.version import VERSION
 if TYPE_CHECKING:
     from gradflow.examine.initial import check
     from gradflow.nets import plain_18, plain_34, resnet_18, resnet_34
+    from gradflow.present.front import report, saliency
     from gradflow.present.live import watch
     from gradflow.record import MaxOverhead, Recorder, Trace, every
+    from gradflow.training.config import TrainConfig
     from gradflow.training.diagnosis import judge
+    from gradflow.training.train import train
 
 __version__ = VERSION
 
@@ -18,13 +21,17 @@ __all__ = [
     "MaxOverhead",
     "Recorder",
     "Trace",
+    "TrainConfig",
     "check",
     "every",
     "judge",
     "plain_18",
     "plain_34",
+    "report",
     "resnet_18",
     "resnet_34",
+    "saliency",
+    "train",
     "watch",
 ]
 
@@ -35,7 +42,10 @@ __getattr__ = lazy(
         "nets": ("plain_18", "plain_34", "resnet_18", "resnet_34"),
         "record": ("MaxOverhead", "Recorder", "Trace", "every"),
         "examine.initial": ("check",),
+        "training.config": ("TrainConfig",),
         "training.diagnosis": ("judge",),
+        "training.train": ("train",),
+        "present.front": ("report", "saliency"),
         "present.live": ("watch",),
     },
 )

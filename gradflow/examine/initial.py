@@ -226,9 +226,9 @@ def check(
     numbers are drawn, or a batch of your own (of token ids, say); for a network of several inputs a
     list of them. A function may return the network and its inputs, `return net, (images, ages)`;
     then give no `input_size`. Each draw is one forward and one backward pass in train mode, all
-    parameters being trainable. The loss is the cross-entropy where the output has shape (B, K), against `labels` of
-    shape (B,) if given, else random ones; otherwise ⟨v, z⟩ / B of the output z, with v standard
-    normal. The losses of several outputs are added.
+    parameters being trainable. The loss is the cross-entropy where the output has shape (B, K),
+    against `labels` of shape (B,) if given, else random ones; otherwise ⟨v, z⟩ / B of the output z,
+    with v standard normal. The losses of several outputs are added.
 
     The label says whether such networks train: see `examine.trainability`. `progress` is told the
     number of finished draws. Raises ValueError for an input that the model does not accept, and for

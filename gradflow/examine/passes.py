@@ -207,8 +207,8 @@ def check_arguments(model: Model, input: Input, numbers: Mapping[str, int]) -> N
         is_shape = isinstance(one, tuple) and all(isinstance(n, int) and n > 0 for n in one)
         if not (isinstance(one, Tensor) or (is_shape and one)):
             raise ValueError(
-                "Expected `input_size` to be the shape of one input, such as (3, 224, 224), a batch "
-                f"as a tensor, or a list of them, but got {input!r}."
+                "Expected `input_size` to be the shape of one input, such as (3, 224, 224), a "
+                f"batch as a tensor, or a list of them, but got {input!r}."
             )
         if isinstance(one, tuple) and math.prod(one) * numbers["batch_size"] > MAX_ELEMENTS:
             raise ValueError(

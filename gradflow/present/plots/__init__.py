@@ -8,7 +8,7 @@ from gradflow.present.plots.classes import (
     reliability_plot,
 )
 from gradflow.present.plots.curves import curves_plot, rate_ticks
-from gradflow.present.plots.gallery import ByClass, gallery_grid, mean_maps_grid
+from gradflow.present.plots.gallery import gallery_grid, mean_maps_grid
 from gradflow.present.plots.profiles import (
     COLORMAP,
     MAX_COLUMNS,
@@ -18,7 +18,7 @@ from gradflow.present.plots.profiles import (
     layer_step_heatmap,
     profile_bands_plot,
 )
-from gradflow.present.plots.saliency import MAP_COLORS, MAP_PERCENTILE, ClassMaps, saliency_grid
+from gradflow.present.plots.saliency import MAP_COLORS, MAP_PERCENTILE, saliency_grid
 from gradflow.present.plots.study import dose_response_plot, forest_plot
 from gradflow.present.plots.style import (
     DPI,
@@ -55,8 +55,6 @@ __all__ = [
     "NO_VALUE",
     "STYLES",
     "Axes",
-    "ByClass",
-    "ClassMaps",
     "Figure",
     "Theme",
     "add_title",

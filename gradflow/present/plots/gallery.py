@@ -1,7 +1,7 @@
 """The test set class by class: pictures with the map of what was predicted, and mean maps."""
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,49 +20,14 @@ from gradflow.present.plots.saliency import (
 )
 from gradflow.present.plots.style import TITLE_SIZE, new_figure, wrapped
 
+if TYPE_CHECKING:
+    from gradflow.present.saliency.gallery import Example, Gallery
+
 MOST_CLASSES = 20  # rows of a gallery that can still be printed; the scores hold all classes
 CLASSES_PER_ROW = 5  # mean maps beside each other
 
 
-class Example(Protocol):
-    """One picture of a gallery: see `gradflow.present.saliency.gallery.Example`."""
-
-    @property
-    def pixels(self) -> np.ndarray: ...  # (S, S, 3) uint8
-    @property
-    def map(self) -> np.ndarray: ...  # (S, S)
-    @property
-    def label(self) -> int: ...
-    @property
-    def predicted(self) -> int: ...
-    @property
-    def probability(self) -> float: ...
-
-
-class ByClass(Protocol):
-    """What is drawn of one network: see `gradflow.present.saliency.gallery.Gallery`."""
-
-    @property
-    def method(self) -> str: ...
-    @property
-    def layer(self) -> str | None: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def examples(self) -> Sequence[Sequence[Example]]: ...  # by class
-    @property
-    def mean_maps(self) -> np.ndarray: ...  # (classes, S, S)
-    @property
-    def n_in_mean(self) -> Sequence[int]: ...  # by class
-    @property
-    def n_right(self) -> Sequence[int]: ...  # by class
-    @property
-    def n_pictures(self) -> Sequence[int]: ...  # by class
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-
-
-def gallery_grid(name: str, gallery: ByClass, fig: Figure | None = None) -> list[list[Axes]]:
+def gallery_grid(name: str, gallery: "Gallery", fig: Figure | None = None) -> list[list[Axes]]:
     """A row of pictures for each class, each with the map of the class that was predicted.
 
     Right ones come first; a wrong one has a frame and says what the network took it for. Maps are
@@ -87,7 +52,9 @@ def gallery_grid(name: str, gallery: ByClass, fig: Figure | None = None) -> list
     return axes
 
 
-def mean_maps_grid(networks: Mapping[str, ByClass], fig: Figure | None = None) -> list[list[Axes]]:
+def mean_maps_grid(
+    networks: Mapping[str, "Gallery"], fig: Figure | None = None
+) -> list[list[Axes]]:
     """The mean map of each class, networks below each other, all on one colour scale.
 
     At most 20 classes are drawn, five in a row. Returns the axes by network.
@@ -121,14 +88,14 @@ def mean_maps_grid(networks: Mapping[str, ByClass], fig: Figure | None = None) -
     return axes
 
 
-def _draw_head(ax: Axes, gallery: ByClass, index: int) -> None:
+def _draw_head(ax: Axes, gallery: "Gallery", index: int) -> None:
     bare(ax)
     title(ax, gallery.classes[index], "", True)
     text = f"{gallery.n_right[index]} of {gallery.n_pictures[index]}\nnamed right"
     ax.text(0.5, 0.55, text, transform=ax.transAxes, ha="center", va="center", fontsize=8)
 
 
-def _draw_example(ax: Axes, gallery: ByClass, example: Example) -> None:
+def _draw_example(ax: Axes, gallery: "Gallery", example: "Example") -> None:
     bare(ax)
     overlay(ax, example.pixels, example.map)
     is_right = example.label == example.predicted
@@ -138,7 +105,7 @@ def _draw_example(ax: Axes, gallery: ByClass, example: Example) -> None:
         frame(ax)
 
 
-def _draw_mean(ax: Axes, network: ByClass, index: int, norm: Normalize) -> None:
+def _draw_mean(ax: Axes, network: "Gallery", index: int, norm: Normalize) -> None:
     bare(ax)
     values = network.mean_maps[index]
     if np.isfinite(values).all():
@@ -149,7 +116,7 @@ def _draw_mean(ax: Axes, network: ByClass, index: int, norm: Normalize) -> None:
     title(ax, network.classes[index], f"{network.n_in_mean[index]} pictures", False)
 
 
-def _gallery_title(name: str, gallery: ByClass, n_shown: int) -> str:
+def _gallery_title(name: str, gallery: "Gallery", n_shown: int) -> str:
     n = len(gallery.classes)
     which = f"; the first {n_shown} of {n} classes" if n_shown < n else ""
     text = (
@@ -159,7 +126,7 @@ def _gallery_title(name: str, gallery: ByClass, n_shown: int) -> str:
     return "\n".join([text, *gallery.notes])
 
 
-def _mean_title(networks: Mapping[str, ByClass]) -> str:
+def _mean_title(networks: Mapping[str, "Gallery"]) -> str:
     sources = {name: _source(network) for name, network in networks.items()}
     if len(set(sources.values())) == 1:
         how = next(iter(sources.values()))
@@ -169,5 +136,5 @@ def _mean_title(networks: Mapping[str, ByClass]) -> str:
     return "\n".join([f"Mean map of each class over its test pictures ({how})", *noted])
 
 
-def _source(network: ByClass) -> str:
+def _source(network: "Gallery") -> str:
     return network.method + (f" at {network.layer}" if network.layer else "")

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +11,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from gradflow.present.plots.style import new_figure
+
+if TYPE_CHECKING:
+    from gradflow.present.saliency.attribution import Attribution
 
 MAPS_PER_ROW = 5  # maps beside a photograph, which keep 4 cm each on a page
 MAP_COLORS = "YlOrRd"  # darker is more, in grey print too
@@ -23,27 +26,8 @@ NOTE_WIDTH = 34  # characters of a note that fit below a map
 NO_MAP = "no map: nothing above zero"
 
 
-class ClassMaps(Protocol):
-    """What `saliency_grid` draws of one network: see `gradflow.present.saliency.Attribution`."""
-
-    @property
-    def method(self) -> str: ...
-    @property
-    def layer(self) -> str | None: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def probabilities(self) -> np.ndarray: ...  # (classes,)
-    @property
-    def maps(self) -> np.ndarray: ...  # (n_maps, S, S)
-    @property
-    def map_classes(self) -> tuple[int, ...]: ...  # (n_maps,): the class of each map
-    @property
-    def notes(self) -> tuple[str, ...]: ...  # what speaks against the maps
-
-
 def saliency_grid(
-    photo: np.ndarray, networks: Mapping[str, ClassMaps], fig: Figure | None = None
+    photo: np.ndarray, networks: Mapping[str, "Attribution"], fig: Figure | None = None
 ) -> list[list[Axes]]:
     """The photograph with each network's maps laid over it, one column per class.
 
@@ -81,14 +65,14 @@ def saliency_grid(
     return axes
 
 
-def _draw_photo(ax: Axes, photo: np.ndarray, name: str, network: ClassMaps) -> None:
+def _draw_photo(ax: Axes, photo: np.ndarray, name: str, network: "Attribution") -> None:
     bare(ax)
     ax.imshow(photo)
     best = int(np.argmax(network.probabilities))
     title(ax, f"{name}:", f"{network.classes[best]} {_percent(network.probabilities[best])}", True)
 
 
-def _draw_map(ax: Axes, photo: np.ndarray, network: ClassMaps, index: int) -> None:
+def _draw_map(ax: Axes, photo: np.ndarray, network: "Attribution", index: int) -> None:
     bare(ax)
     if overlay(ax, photo, network.maps[index]) and network.notes:
         # Below the map, which it must not hide.
@@ -161,7 +145,7 @@ def _percent(probability: float) -> str:
     return f"{100 * probability:.1f} %"
 
 
-def _saliency_title(networks: Mapping[str, ClassMaps]) -> str:
+def _saliency_title(networks: Mapping[str, "Attribution"]) -> str:
     sources = {
         name: network.method + (f" at {network.layer}" if network.layer else "")
         for name, network in networks.items()

@@ -24,7 +24,6 @@ from gradflow.present.saliency.pictures import (
     save_maps,
     scores,
     to_batch,
-    with_trust,
 )
 from gradflow.present.saliency.trust import Trust, check_method
 from gradflow.training.config import TrainConfig
@@ -130,14 +129,15 @@ def explain_files(
     is_folder = asked.is_dir()
     names = output_names(paths, asked) if is_folder else [output.stem]
     pictures = read_pictures(paths, names, networks.image_size)
+    notes = {name: one.note for name, one in trust.items()}
     for one in explain(
-        networks.models, pictures, networks.class_names, method=method, n_classes=n_classes
-    ):
+        networks.models, pictures, networks.class_names, method=method, n_classes=n_classes,
+        notes=notes,
+    ):  # fmt: skip
         if isinstance(one, BadImage):
             yield one
             continue
-        picture, found = one
-        results = with_trust(found, trust)
+        picture, results = one
         path = output / f"{picture.name}.png" if is_folder else output
         maps = save_maps(results, path)
         yield Explained(picture, results, saliency_figure(picture.photo, results, path), maps)

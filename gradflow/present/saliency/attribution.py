@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from gradflow.present.saliency.methods import (
     LARGEST_DELTA,
     METHODS,
-    ClassMaps,
     Method,
     in_batches,
     per_batch,
@@ -85,14 +84,15 @@ def attribute_all(
     method: str = "gradcam",
     n_classes: int | None = None,
     classes: Tensor | None = None,
+    note: str | None = None,
 ) -> list[Attribution]:
     """For each image the class probabilities, and one map for each class shown.
 
     `images` are (B, 3, S, S), normalised as in training, on the model's device. Up to ten classes
     are all shown in their own order, so that networks can be compared column by column;
     `n_classes`, or more than ten classes, shows the most probable ones, best first; `classes`,
-    (B, K), names them. The model is used in eval mode and comes back as it was: flags, gradients
-    and hooks. Raises ValueError for an unknown method, images of another shape, or names that do
+    (B, K), names them; `note` stands on each picture. The model is used in eval mode and comes back
+    as it was: flags, gradients and hooks. Raises ValueError for an unknown method, images of another shape, or names that do
     not fit the model's outputs.
     """
     if method not in METHODS:
@@ -111,16 +111,28 @@ def attribute_all(
             classes = torch.tensor([_shown(row, n_classes) for row in probabilities])
         classes = classes.to(images.device)
         maps = METHODS[method].compute(model, images, classes)
-    return _attributions(METHODS[method], maps, classes, probabilities, tuple(class_names))
+    how, names = METHODS[method], tuple(class_names)
+    shown = how.shown(maps.values).detach().cpu().numpy()
+    deltas, changes = (
+        [None] * len(images) if values is None else values.detach().cpu().numpy()
+        for values in (maps.deltas, maps.changes)
+    )
+    return [
+        Attribution(
+            how.name, maps.layer, names, probabilities[i], shown[i], tuple(of), deltas[i],
+            changes[i], (*_notes(how, deltas[i], changes[i]), *([note] if note else ())),
+        )
+        for i, of in enumerate(classes.tolist())
+    ]  # fmt: skip
 
 
-def predict_all(model: nn.Module, images: Tensor, n_classes: int) -> np.ndarray:
+def predict_all(model: nn.Module, images: Tensor, n_classes: int | None = None) -> np.ndarray:
     """(B, classes) probabilities of the model as it is, some images at a time."""
     found = []
     for some in in_batches(images, per_batch(images)):
         with torch.no_grad():
             logits = model(some)
-        if logits.shape != (len(some), n_classes):
+        if n_classes is not None and logits.shape != (len(some), n_classes):
             raise ValueError(
                 f"Expected the model to return one logit for each of {n_classes} classes, "
                 f"but got {tuple(logits.shape)}."
@@ -148,38 +160,6 @@ def _shown(probabilities: np.ndarray, n_classes: int | None) -> tuple[int, ...]:
         return tuple(range(len(probabilities)))
     best_first = np.argsort(-probabilities, kind="stable")
     return tuple(int(i) for i in best_first[: n_classes or MOST_MAPS])
-
-
-def _attributions(
-    method: Method,
-    maps: ClassMaps,
-    classes: Tensor,
-    probabilities: np.ndarray,
-    names: tuple[str, ...],
-) -> list[Attribution]:
-    shown = method.shown(maps.values).detach().cpu().numpy()
-    deltas, changes = (
-        None if values is None else values.detach().cpu().numpy()
-        for values in (maps.deltas, maps.changes)
-    )
-    found = []
-    for i, of in enumerate(classes.tolist()):
-        delta = None if deltas is None else deltas[i]
-        change = None if changes is None else changes[i]
-        found.append(
-            Attribution(
-                method.name,
-                maps.layer,
-                names,
-                probabilities[i],
-                shown[i],
-                tuple(of),
-                delta,
-                change,
-                _notes(method, delta, change),
-            )
-        )
-    return found
 
 
 def misses(

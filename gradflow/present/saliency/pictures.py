@@ -1,6 +1,5 @@
 """From picture files to maps on disk: read what can be read, explain it, save it."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from gradflow.files import DamagedFile, read_json, whole
 from gradflow.present import plots
 from gradflow.present.saliency.attribution import Attribution, attribute_all
 from gradflow.present.saliency.methods import METHODS, per_batch
-from gradflow.present.saliency.trust import Trust
 
 Networks = Mapping[str, nn.Module]
 
@@ -141,15 +139,31 @@ def explain(
     *,
     method: str,
     n_classes: int | None,
+    notes: Mapping[str, str | None] | None = None,
 ) -> Iterator[tuple[Picture, dict[str, Attribution]] | BadImage]:
-    """What each network says of each picture, in their order; some pictures at a time."""
+    """What each network says of each picture, in their order; some pictures at a time.
+
+    `notes` are what the picture is to say of a network besides, such as the checks that failed.
+    """
     pictures = iter(pictures)
     for first in pictures:
         some = [first, *islice(pictures, _at_once(first, method) - 1)]
         readable = [one for one in some if isinstance(one, Picture)]
-        found = _explain(networks, readable, class_names, method, n_classes)
+        found = {
+            name: iter(
+                attribute_all(
+                    model, to_batch(readable), class_names, method=method, n_classes=n_classes,
+                    note=(notes or {}).get(name),
+                )
+            )
+            for name, model in networks.items()
+            if readable
+        }  # fmt: skip
         for one in some:
-            yield (one, next(found)) if isinstance(one, Picture) else one
+            if isinstance(one, Picture):
+                yield one, {name: next(results) for name, results in found.items()}
+            else:
+                yield one
 
 
 def _at_once(picture: Picture | BadImage, method: str) -> int:
@@ -159,40 +173,9 @@ def _at_once(picture: Picture | BadImage, method: str) -> int:
     return max(1, per_batch(picture.pixels.unsqueeze(0)) // METHODS[method].passes)
 
 
-def _explain(
-    networks: Networks,
-    pictures: Sequence[Picture],
-    class_names: Sequence[str],
-    method: str,
-    n_classes: int | None,
-) -> Iterator[dict[str, Attribution]]:
-    if not pictures:
-        return
-    images = to_batch(pictures)
-    by_network = [
-        attribute_all(model, images, class_names, method=method, n_classes=n_classes)
-        for model in networks.values()
-    ]
-    for of_picture in zip(*by_network, strict=True):
-        yield dict(zip(networks, of_picture, strict=True))
-
-
 def to_batch(pictures: Sequence[Picture]) -> Tensor:
     """(B, 3, S, S), normalised as in training."""
     return normalise(torch.stack([picture.pixels for picture in pictures]))
-
-
-def with_trust(
-    results: Mapping[str, Attribution], trust: Mapping[str, Trust]
-) -> dict[str, Attribution]:
-    """The same, with what failed the checks as a note that the picture shows."""
-    notes = {name: one.note for name, one in trust.items()}
-    return {
-        name: dataclasses.replace(result, notes=(*result.notes, note))
-        if (note := notes.get(name)) is not None
-        else result
-        for name, result in results.items()
-    }
 
 
 def saliency_figure(photo: np.ndarray, results: Mapping[str, Attribution], path: Path) -> Path:

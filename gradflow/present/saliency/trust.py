@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gradflow import nets
 from gradflow.analysis.thresholds import Threshold
 from gradflow.present.saliency.attribution import inspecting, predict_all
-from gradflow.present.saliency.methods import METHODS, Method, in_batches, per_batch, seeded
+from gradflow.present.saliency.methods import METHODS, Method, per_batch, seeded
 from gradflow.typed import to_json
 
 N_IMAGES = 4  # on which a method is checked where there are more: some 60 passes for each
@@ -80,8 +80,7 @@ class TrustCheck:
 
     @property
     def value(self) -> float:
-        usable = [value for value in self.values if np.isfinite(value)]
-        return float(np.median(usable)) if usable else float("nan")
+        return _median(self.values)
 
     @property
     def passed(self) -> bool | None:
@@ -91,6 +90,11 @@ class TrustCheck:
         limit = float(self.threshold)
         is_small = self.value < limit
         return self.value > limit if self.name == "insertion_minus_deletion" else is_small
+
+
+def _median(values: Sequence[float]) -> float:
+    usable = [value for value in values if np.isfinite(value)]
+    return float(np.median(usable)) if usable else float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +176,7 @@ def check_method(
     with inspecting(model), torch.enable_grad():
         targets = torch.from_numpy(predict_all(model, images, n_classes).argmax(axis=1))
         targets = targets.to(images.device)
-        raw = explain(how, model, images, targets)
+        raw = values_for(how, model, images, targets)
         shown = how.shown(raw).cpu().numpy()
         correlations = [
             [rank_correlation(*pair) for pair in zip(shown, other, strict=True)]
@@ -190,7 +194,7 @@ def check_method(
     return Trust(method, checks, fractions, deletion.mean(axis=0), insertion.mean(axis=0))
 
 
-def explain(how: Method, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+def values_for(how: Method, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """(B, C, S, S) values of one class of each image."""
     return how.compute(model, images, targets.unsqueeze(1)).values[:, 0].detach()
 
@@ -278,7 +282,7 @@ def sensitivity(how: Method, model: nn.Module, images: Tensor, targets: Tensor) 
         x = x[0] if isinstance(x, tuple) else x
         target = target.expand(len(x))  # Captum repeats the classes of a batch, not of one image
         with torch.enable_grad():  # Captum switches it off
-            return (how.shown(explain(how, model, x, target)),)  # of a tensor it takes the rows
+            return (how.shown(values_for(how, model, x, target)),)  # of a tensor it takes the rows
 
     largest = sensitivity_max(
         shown, images, noisy, perturb_radius=NOISE_RADIUS, n_perturb_samples=N_NOISY, target=targets
@@ -303,7 +307,7 @@ def curves(
         cuts = torch.linspace(0, values.size, N_STEPS + 1, device=images.device).round()
         is_taken = (n_before < cuts[:, None, None]).unsqueeze(1)
         for found, kept in ((deletion, ~is_taken), (insertion, is_taken)):
-            found.append(_probabilities(model, image * kept)[:, target])
+            found.append(predict_all(model, image * kept)[:, target])
     return np.stack(deletion), np.stack(insertion)
 
 
@@ -316,14 +320,6 @@ def _places(values: np.ndarray) -> np.ndarray:
     return places.reshape(values.shape)
 
 
-def _probabilities(model: nn.Module, images: Tensor) -> np.ndarray:
-    with torch.no_grad():
-        parts = [
-            model(some).double().softmax(dim=1) for some in in_batches(images, per_batch(images))
-        ]
-    return np.asarray(torch.cat(parts).cpu().numpy())
-
-
 def area(curve: np.ndarray) -> float:
     """The area under a curve over fractions 0 to 1, by trapezoids: a mean probability."""
     return float(np.trapezoid(curve, dx=1 / (len(curve) - 1)))
@@ -331,9 +327,4 @@ def area(curve: np.ndarray) -> float:
 
 def _shown_by(how: Method, model: nn.Module, images: Tensor, targets: Tensor) -> np.ndarray:
     with inspecting(model):
-        return np.asarray(how.shown(explain(how, model, images, targets)).cpu().numpy())
-
-
-def _median(values: Sequence[float]) -> float:
-    usable = [value for value in values if np.isfinite(value)]
-    return float(np.median(usable)) if usable else float("nan")
+        return np.asarray(how.shown(values_for(how, model, images, targets)).cpu().numpy())
