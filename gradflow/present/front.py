@@ -23,17 +23,18 @@ def saliency(
     As `gradflow saliency IMAGE`, of which it writes nothing and checks no method. Raises BadImage,
     FileNotFoundError, ValueError.
     """
+    from gradflow.data import BadImage
     from gradflow.present.saliency.asked import Networks
-    from gradflow.present.saliency.pictures import Picture, explain, read_pictures
+    from gradflow.present.saliency.pictures import explain, read_pictures
 
     networks = Networks.load(_opened(run), weights)
-    (picture,) = read_pictures([Path(image)], ["picture"], networks.image_size)
-    if not isinstance(picture, Picture):
-        raise picture
-    ((_, found),) = explain(
-        networks.models, [picture], networks.class_names, method=method, n_classes=n_classes
-    )  # type: ignore[misc] # a picture that was read is explained
-    return found
+    picture = read_pictures([Path(image)], ["picture"], networks.image_size)
+    found = next(
+        explain(networks.models, picture, networks.class_names, method=method, n_classes=n_classes)
+    )
+    if isinstance(found, BadImage):
+        raise found
+    return found[1]
 
 
 def report(

@@ -92,8 +92,8 @@ def attribute_all(
     are all shown in their own order, so that networks can be compared column by column;
     `n_classes`, or more than ten classes, shows the most probable ones, best first; `classes`,
     (B, K), names them; `note` stands on each picture. The model is used in eval mode and comes back
-    as it was: flags, gradients and hooks. Raises ValueError for an unknown method, images of another shape, or names that do
-    not fit the model's outputs.
+    as it was: flags, gradients and hooks. Raises ValueError for an unknown method, images of
+    another shape, or names that do not fit the model's outputs.
     """
     if method not in METHODS:
         raise ValueError(f"Expected `method` to be one of {tuple(METHODS)}, but got {method!r}.")
