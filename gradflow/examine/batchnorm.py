@@ -3,36 +3,24 @@
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-Mode = Literal["running", "recalibrated", "batch"]
-MODES: tuple[Mode, ...] = ("running", "recalibrated", "batch")
 
+def with_batch_statistics(model: nn.Module) -> nn.Module:
+    """A copy of `model` in eval mode, whose BatchNorm normalises by the batch at hand.
 
-def bn_mode(model: nn.Module, mode: Mode, batches: Iterable[Tensor] = ()) -> nn.Module:
-    """A copy of `model` in eval mode, whose BatchNorm normalises with one of three statistics.
-
-    - "running": the moving average that training left, as in any evaluation.
-    - "recalibrated": the population statistics of `batches`, see `recalibrated`.
-    - "batch": those of the batch at hand, as in training, without updating anything. Give it
-      shuffled batches of the size that training had: batches of one class say something else.
-
-    A model without BatchNorm is the same in all three.
+    As in training, without updating anything. Give it shuffled batches of the size that training
+    had: batches of one class say something else.
     """
-    if mode not in MODES:
-        raise ValueError(f"Expected `mode` in {MODES}, but got {mode!r}.")
-    if mode == "recalibrated":
-        return recalibrated(model, batches)
     model = copy.deepcopy(model).eval()
-    if mode == "batch":
-        for norm in _tracking(model).values():
-            # Without running statistics BatchNorm uses the batch's in eval mode too.
-            norm.running_mean = norm.running_var = norm.num_batches_tracked = None
-            norm.track_running_stats = False
+    for norm in _tracking(model).values():
+        # Without running statistics BatchNorm uses the batch's in eval mode too.
+        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+        norm.track_running_stats = False
     return model
 
 

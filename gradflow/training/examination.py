@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gradflow.data import Batch, Batches
-from gradflow.examine.batchnorm import bn_mode, divergence, recalibrated
+from gradflow.examine.batchnorm import divergence, recalibrated, with_batch_statistics
 from gradflow.examine.dead import by_stage, dead_channels
 from gradflow.examine.noise import MIN_BATCHES, gradient_noise
 from gradflow.examine.path import path_layers, path_weights, thirds
@@ -284,7 +284,7 @@ def _batchnorm(examined: _Examined) -> Step:
     models = {
         "running": examined.model,
         "recalibrated": examined.recalibrated,
-        "batch": bn_mode(examined.model, "batch"),
+        "batch": with_batch_statistics(examined.model),
     }
     table = {
         part: {

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from verdict_controls import PLANTED, Planted, Tally, simulate
 
 from gradflow.analysis.outcome import Outcome
-from gradflow.controls.verdicts import PLANTED, Planted, Tally, simulate
 
 ROOT = Path(__file__).parents[2]
 SAVED = ROOT / "experiments" / "results" / "verdict-controls.json"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradflow.examine.batchnorm import MODES, bn_mode, divergence, recalibrated
+from gradflow.examine.batchnorm import divergence, recalibrated, with_batch_statistics
 
 
 def network() -> nn.Sequential:
@@ -61,8 +61,8 @@ def test_the_model_stays_as_it_is(batches: list[Tensor]) -> None:
     flags = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
-    for mode in MODES:
-        bn_mode(model, mode, batches)(batches[0])
+    for copied in (recalibrated(model, batches), with_batch_statistics(model)):
+        copied(batches[0])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == flags
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -70,21 +70,16 @@ def test_the_model_stays_as_it_is(batches: list[Tensor]) -> None:
     assert not recalibrated(model, batches).training
 
 
-def test_each_mode_normalises_with_its_own_statistics(batches: list[Tensor]) -> None:
+def test_each_copy_normalises_with_its_own_statistics(batches: list[Tensor]) -> None:
     body = network()[:6]
     for _ in range(3):
         body(batches[2])
-    images = batches[0]
-    expected = {
-        "running": copy.deepcopy(body).eval()(images),
-        "recalibrated": recalibrated(body, batches)(images),
-        "batch": copy.deepcopy(body).train()(images),
-    }
-    for mode in MODES:
-        model = bn_mode(body, mode, batches)
-        torch.testing.assert_close(model(images), expected[mode])
-        torch.testing.assert_close(model(images), expected[mode])  # nothing was updated
-    assert not torch.allclose(expected["running"], expected["batch"], atol=0.1)
+    images, by_batch = batches[0], with_batch_statistics(body)
+    expected = copy.deepcopy(body).train()(images)
+    torch.testing.assert_close(by_batch(images), expected)
+    torch.testing.assert_close(by_batch(images), expected)  # nothing was updated
+    for other in (copy.deepcopy(body).eval(), recalibrated(body, batches)):
+        assert not torch.allclose(other(images), expected, atol=0.01)
 
 
 @pytest.mark.parametrize("d", [0.0, 0.5, 3.0])
@@ -134,7 +129,5 @@ def test_what_cannot_be_done_is_said(batches: list[Tensor]) -> None:
     model = network()
     with pytest.raises(ValueError, match="Expected batches .* but got none"):
         recalibrated(model, [])
-    with pytest.raises(ValueError, match="Expected `mode` in .* but got 'train'"):
-        bn_mode(model, "train", batches)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Expected the same BatchNorm layers"):
         divergence(model, model[:3])
