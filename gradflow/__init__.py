@@ -6,6 +6,8 @@ from gradflow.lazy import lazy
 from gradflow.version import VERSION
 
 if TYPE_CHECKING:
+    from gradflow import nets as nets  # at hand after `import gradflow`
+    from gradflow import record as record
     from gradflow.examine.initial import check
     from gradflow.nets import plain_18, plain_34, resnet_18, resnet_34
     from gradflow.present.front import report, saliency
@@ -35,21 +37,4 @@ __all__ = [
     "watch",
 ]
 
-__getattr__ = lazy(
-    __name__,
-    {
-        "": ("nets", "record"),  # modules that stand at hand after `import gradflow`
-        "nets": ("plain_18", "plain_34", "resnet_18", "resnet_34"),
-        "record": ("MaxOverhead", "Recorder", "Trace", "every"),
-        "examine.initial": ("check",),
-        "training.config": ("TrainConfig",),
-        "training.diagnosis": ("judge",),
-        "training.train": ("train",),
-        "present.front": ("report", "saliency"),
-        "present.live": ("watch",),
-    },
-)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy(__name__)

@@ -1,10 +1,13 @@
 """Names that are looked up when they are first used, so that importing gradflow is light, and old
 names that still work for one release."""
 
+import ast
+import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import wraps
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -12,13 +15,21 @@ R = TypeVar("R")
 
 
 def lazy(
-    package: str, names: Mapping[str, Sequence[str]], renamed: Mapping[str, str] | None = None
-) -> Callable[[str], Any]:
-    """The `__getattr__` of `package`: by module of it, the names that come from there.
+    package: str, renamed: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The `__getattr__` and the `__dir__` of a package.
 
-    Under "" stand modules of the package itself; `renamed` has the new names of old ones.
+    What it imports under TYPE_CHECKING is imported when it is first used: read in its own source,
+    so that it is written once. `renamed` has the new names of old ones.
     """
-    homes = {name: home for home, found in names.items() for name in found}
+    source = sys.modules[package].__file__
+    assert source is not None, f"{package} is a package with a file"
+    homes = {
+        alias.name: f"{node.module}.{alias.name}" if node.module == package else str(node.module)
+        for node in ast.walk(ast.parse(Path(source).read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
 
     def look_up(name: str) -> Any:
         if name in (renamed or {}):
@@ -27,11 +38,10 @@ def lazy(
             return getattr(import_module(package), now)
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        if not homes[name]:
-            return import_module(f"{package}.{name}")
-        return getattr(import_module(f"{package}.{homes[name]}"), name)
+        found = import_module(homes[name])
+        return found if homes[name] == f"{package}.{name}" else getattr(found, name)
 
-    return look_up
+    return look_up, lambda: sorted({*vars(sys.modules[package]), *homes})
 
 
 def renamed_arguments(**now: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -45,41 +45,4 @@ __all__ = [
     "sigmoid_rate",
 ]
 
-__getattr__ = lazy(
-    __name__,
-    {
-        "cases": ("KnownNetwork",),
-        "closed_forms": (
-            "expected_growth_bn_bias",
-            "expected_growth_bn_leaky",
-            "expected_growth_bn_linear",
-            "expected_growth_bn_relu",
-            "expected_growth_linear",
-            "expected_growth_relu",
-            "sigmoid_rate",
-        ),
-        "gate": (
-            "CaseResult",
-            "Gate",
-            "load_gate",
-            "run_all",
-        ),
-        "plain_34": (
-            "growth_with_norm",
-            "growth_without_norm",
-        ),
-        "truths": (
-            "CONTROLS",
-            "Control",
-            "ControlResult",
-            "Measured",
-            "measure",
-            "run",
-        ),
-    },
-    renamed={"Case": "KnownNetwork"},
-)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy(__name__, renamed={"Case": "KnownNetwork"})

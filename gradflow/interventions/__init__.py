@@ -38,4 +38,4 @@ __all__ = [
     "parse",
 ]
 
-__getattr__ = lazy(__name__, {}, renamed={"Evidence": "CheckInputs"})
+__getattr__, __dir__ = lazy(__name__, renamed={"Evidence": "CheckInputs"})

@@ -38,31 +38,4 @@ __all__ = [
     "every",
 ]
 
-__getattr__ = lazy(
-    __name__,
-    {
-        "measures": (
-            "DEFAULT_MEASURES",
-            "DERIVED",
-            "MEASURES",
-            "OUTPUT_MEASURES",
-            "PARAMETER_MEASURES",
-            "Derived",
-            "Measure",
-        ),
-        "recorder": ("Recorder",),
-        "schedule": (
-            "MaxOverhead",
-            "Schedule",
-            "every",
-        ),
-        "trace": (
-            "NonFinite",
-            "Trace",
-        ),
-    },
-)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy(__name__)

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradflow.lazy import lazy, warn_renamed
+from gradflow.lazy import warn_renamed
 from gradflow.record.measures import DERIVED, MEASURES
 from gradflow.record.part_files import (
     FOLDER,
@@ -22,11 +23,6 @@ from gradflow.record.part_files import (
 
 if TYPE_CHECKING:
     import pandas
-
-# What shows a trace knows more than what records it, and is looked up when it is asked for.
-_shown = lazy(
-    "gradflow", {"analysis.notebook": ("trace_html",), "present.figures": ("plot_trace",)}
-)
 
 # In the order in which a step meets them.
 NONFINITE = ("output_nonfinite", "output_grad_nonfinite", "grad_nonfinite")
@@ -81,7 +77,7 @@ class Trace:
         )
 
     def _repr_html_(self) -> str:
-        return str(_shown("trace_html")(self))
+        return str(_shown("analysis.notebook").trace_html(self))
 
     def plot(self, measure: str = "grad_norm", ax: Any = None) -> Any:
         """One measure by depth, at the first and the last recorded step and over all of them.
@@ -90,7 +86,7 @@ class Trace:
         of every site that it was taken at. Returns the matplotlib Axes, `ax` where it is given.
         Raises KeyError for another measure, ValueError where it was taken nowhere.
         """
-        return _shown("plot_trace")(self, measure, ax)
+        return _shown("present.figures").plot_trace(self, measure, ax)
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -271,6 +267,11 @@ class Table:
     steps: np.ndarray  # (steps,)
     sites: tuple[str, ...]
     values: np.ndarray  # (steps, sites)
+
+
+def _shown(module: str) -> Any:
+    """What shows a trace knows more than what records it, and is looked up when it is asked for."""
+    return import_module(f"gradflow.{module}")
 
 
 def load_parts(run: Path, *, from_step: int = 0, measures: Sequence[str] | None = None) -> Trace:

@@ -29,20 +29,4 @@ __all__ = [
     "run_study",
 ]
 
-__getattr__ = lazy(
-    __name__,
-    {
-        "arms": ("Arm", "Cell", "Network"),
-        "diagnosis": ("diagnose_study",),
-        "engine": ("Engine",),
-        "folder": ("StudyDir",),
-        "judging": ("analyse",),
-        "results": ("Results",),
-        "run": ("run_study",),
-        "study": ("Study",),
-    },
-)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy(__name__)
