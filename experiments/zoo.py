@@ -32,7 +32,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from zoo_networks import N_CLASSES, Network, networks
 
 import gradflow
-from gradflow.examine.trainability import ALIKE, GROWN, LOUD, OUTLOOKS, SHRUNK, plain
+from gradflow.analysis.numerals import plain
+from gradflow.examine.trainability import ALIKE, GROWN, LOUD, OUTLOOKS, SHRUNK
 
 RESULTS = Path(__file__).parent / "results"
 TRUTH = RESULTS / "zoo-truth.json"

@@ -157,7 +157,7 @@ def test_a_training_that_was_killed_in_its_evaluation_keeps_what_was_seen(
             raise KeyboardInterrupt
         evaluate(*args)
 
-    monkeypatch.setattr(train, "_evaluate_network", killed)
+    monkeypatch.setattr(train, "evaluate_network", killed)
     stopped, _ = run(pictures, text, stop_after=10**6)
     assert len(calls) == 2
     assert only(stopped).interventions() == only(whole).interventions()
