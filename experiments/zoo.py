@@ -32,8 +32,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from zoo_networks import N_CLASSES, Network, networks
 
 import gradflow
-from gradflow.analysis.numerals import plain
 from gradflow.examine.trainability import ALIKE, GROWN, LOUD, OUTLOOKS, SHRUNK
+from gradflow.typed import to_json
 
 RESULTS = Path(__file__).parent / "results"
 TRUTH = RESULTS / "zoo-truth.json"
@@ -173,10 +173,10 @@ def measure(only: str = "", results: Path = CHECKS) -> None:
         found[network.name] = {
             "outlook": checked.outlook,
             "cause": checked.cause,
-            "decades": plain(typical.delta.decades),
+            "decades": to_json(typical.delta.decades),
             "n_without": typical.delta.n_without,
-            "differing": plain(typical.differing),
-            "output_rms": plain(typical.output_rms),
+            "differing": to_json(typical.differing),
+            "output_rms": to_json(typical.output_rms),
             "norm": checked.norm,
         }
         _write(results, found)

@@ -149,7 +149,7 @@ def test_a_training_that_was_killed_in_its_evaluation_keeps_what_was_seen(
     whole, _ = run(pictures, text)
     from gradflow.training import train
 
-    evaluate, calls = train._evaluate_network, []
+    evaluate, calls = train.evaluate_network, []
 
     def killed(*args: Any) -> None:
         calls.append(args)
