@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import gradflow
 from gradflow.cli import main
+from gradflow.data import BadImage
 from gradflow.training.config import TrainConfig
 from gradflow.training.images import load_data
 from gradflow.training.rundir import RunDir, build_network, save_tensors
@@ -233,6 +235,30 @@ def test_saliency_takes_the_seeds_it_is_given(
     assert main([*flags, "--seeds", "all", "--trust", "0", "--json"]) == 0
     (picture,) = json.loads(capsys.readouterr().out)["pictures"]
     assert list(picture["networks"]) == ["plain_18-s0", "resnet_18-s0"]
+
+
+def test_from_python_it_is_a_function(run: RunDir, pictures: Path, tmp_path: Path) -> None:
+    found = gradflow.saliency(run.path, pictures / "red" / "03.png", method="gradient")
+    assert list(found) == ["plain_18-s0", "resnet_18-s0"]
+    for one in found.values():
+        assert one.maps.shape == (3, 8, 8)
+        assert one.probabilities.sum() == pytest.approx(1)
+    (tmp_path / "no.png").write_bytes(b"")
+    with pytest.raises(BadImage, match="no.png"):
+        gradflow.saliency(run, tmp_path / "no.png")
+
+
+def test_a_report_from_python_goes_into_the_run(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the page holds is tested in tests/present/test_report.py."""
+    monkeypatch.setattr("gradflow.present.report.content.collect", lambda folders: folders)
+    monkeypatch.setattr("gradflow.present.report.charts.charts", lambda content: [])
+    monkeypatch.setattr(
+        "gradflow.present.report.page.write", lambda content, charts, path: [path, content]
+    )
+    assert gradflow.report(run) == gradflow.report(run.path) == run.path / "report.html"
+    assert gradflow.report([run.path], run.path / "own.html") == run.path / "own.html"
 
 
 def test_saliency_without_a_run_says_what_to_do(

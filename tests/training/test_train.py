@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import gradflow
 from gradflow import Trace
 from gradflow.cli import main
 from gradflow.training.config import TrainConfig
@@ -67,6 +68,17 @@ def assert_same_network(one: NetworkDir, other: NetworkDir) -> None:
     for epochs in zip(*histories, strict=True):
         first, second = ({**epoch, "seconds": 0} for epoch in epochs)
         assert first == second
+
+
+def test_the_function_train_gives_the_run_of_its_parts(pictures: Path, tmp_path: Path) -> None:
+    settings = TINY | {"epochs": 1, "log_grads": False}
+    config = TrainConfig(data=str(pictures), out=tmp_path / "runs", **settings)
+    run, resolved, data = start(config)
+    train_all(run, resolved, data)
+    whole = gradflow.train(config)
+    assert whole.is_finished
+    histories = [one.networks()[0].history() for one in (run, whole)]
+    assert histories[0][0]["step_losses"] == histories[1][0]["step_losses"]
 
 
 def test_a_run_learns_and_leaves_everything_on_disk(pictures: Path, tmp_path: Path) -> None:
