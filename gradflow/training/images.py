@@ -26,6 +26,7 @@ from gradflow.training.rundir import RunDir
 EVALUATION_BATCH = 200  # images; without gradients this fits where a training batch does
 
 
+@dataclass(frozen=True)
 class Data:
     """The images of a run, and what each is for."""
 

@@ -35,7 +35,6 @@ CHECKPOINT_SHARE = 0.03  # of the time may go into checkpoints (250 MB each for 
 RECORDED = {"adamw": (*DEFAULT_MEASURES, "adam_attenuation"), "sgd": DEFAULT_MEASURES}
 
 
-@dataclass(frozen=True)
 def train(config: TrainConfig) -> RunDir:
     """Train every network of every seed, as `gradflow train` does, and return the finished run.
 
