@@ -80,7 +80,7 @@ def read_yaml(path: Path, expected: str, advice: str) -> tuple[Any, dict[str, in
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             name, line = str(key.value), key.start_mark.line + 1
             if name in lines:
-                raise ValueError(f"`{name}` stands in line {lines[name]} and in line {line}")
+                raise ValueError(f"`{name}` is given in line {lines[name]} and in line {line}")
             lines[name] = line
         return content, lines
     except DamagedFile:
@@ -128,8 +128,8 @@ def refuse_links(folder: Path) -> None:
         for one in path.iterdir() if path.is_dir() else ():
             if one.is_symlink() and one.is_dir():
                 raise ValueError(
-                    f"Expected a folder at {one}, but it is a link to {one.resolve()}, where "
-                    "nothing is to be written. Remove the link."
+                    f"Expected a folder at {one}, but it is a link to {one.resolve()}, and "
+                    "gradflow writes nothing through a link. Remove it."
                 )
 
 
@@ -158,7 +158,7 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[str]:
     except Timeout:
         raise RuntimeError(
             f"Expected {folder} for this process alone, but {_holder(path) or 'another process'} "
-            "is at work there. Wait for it, or choose another folder."
+            "is using it. Wait for it, or choose another folder."
         ) from None
     try:
         if before := _holder(path):

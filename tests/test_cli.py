@@ -95,7 +95,7 @@ def test_a_data_sets_recipe_gives_way_to_the_file_and_the_file_to_the_command_li
         (["train", "--config", "missing.yaml"], "missing.yaml"),
         (["train", "--data", "no-such-data"], "no-such-data"),
         (["train", "--resume", "nowhere"], "Expected a run in nowhere"),
-        (["train", "--resume", "nowhere", "--epochs", "3"], "no other options beside --resume"),
+        (["train", "--resume", "nowhere", "--epochs", "3"], "no other options with --resume"),
         (["data", "no-such-data"], "no-such-data"),
         (["saliency", "missing.jpg", "--runs", "nowhere"], "missing.jpg"),
         (["bench", "--rounds", "0"], "`rounds` and `steps` from 1"),
@@ -104,7 +104,7 @@ def test_a_data_sets_recipe_gives_way_to_the_file_and_the_file_to_the_command_li
         (["check", "plain_18", "--input", "int:128"], "gradflow.check(model, ids)"),
         (["check", "plain_18", "--input", "1,32,32"], "does not accept input of shape 1,32,32"),
         (["check", "plain_81", "--input", "3,32,32"], "Did you mean plain_18"),
-        (["check", "plain_18", "--controls"], "no model beside --controls"),
+        (["check", "plain_18", "--controls"], "no model with --controls"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_what_is_wrong(

@@ -62,8 +62,8 @@ class Told:
         """Of the rivals, which are the last part of a network's work, each alike."""
         if n_done == 0:
             self._log.print(
-                f"rivals         {n} measurements of other explanations. Ctrl-C stops here; "
-                "`gradflow diagnose --measure` measures what is left.",
+                f"rivals         {n} measurements of rival explanations. Ctrl-C stops here; "
+                "`gradflow diagnose --measure` measures the rest later.",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -19,7 +19,7 @@ def bench(
     precision: Literal["fp32", "tf32", "bf16"] = "fp32",
     json: Flag = False,
 ) -> int:
-    """Measure what training and recording cost here, against a bare PyTorch loop.
+    """Measure what training and recording cost on this machine, against a bare PyTorch loop.
 
     Parameters
     ----------
@@ -30,9 +30,9 @@ def bench(
     batch_size
         Images per step.
     rounds
-        How often each way is timed; one more round warms up.
+        How often each variant is timed; one more round warms up.
     steps
-        Training steps per timing. Use a multiple of 16, since one way records every 16 steps.
+        Training steps per timing: a multiple of 16, since one variant records every 16 steps.
     device
         Where to run.
     precision

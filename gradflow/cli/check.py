@@ -19,16 +19,15 @@ def check(
     controls: Flag = False,
     json: Flag = False,
 ) -> int:
-    """See without any training whether a network is likely to train from its initialisation.
+    """Predict, without training, whether a network is likely to train from its initialisation.
 
-    With --controls: measure networks whose truth is known, to see whether gradflow finds it.
+    With --controls: measure networks whose gradient flow is known, to check gradflow itself.
 
     Parameters
     ----------
     model
         MODULE:FACTORY, a function or class that makes the network without arguments (or returns the
-        network and its inputs); or the name of a network of torchvision (resnet50) or of gradflow
-        (plain_34).
+        network and its inputs); or a network of torchvision (resnet50) or gradflow (plain_34).
     input
         Shape of one input: 3,224,224 for images, 128 for vectors. Once for each of several.
     draws
@@ -38,15 +37,15 @@ def check(
     seed
         Of weights, inputs and labels.
     fail_on
-        Exit with 3 where this speaks against training, or where anything is NaN or inf.
+        Exit with 3 if this speaks against training, or if anything is NaN or inf.
     controls
-        Check gradflow itself, without a model. Exits with 1 if it fails.
+        Check gradflow itself, without a model; exit with 1 if it fails.
     json
         Print the result as one JSON object on stdout.
     """
     if controls:
         if model is not None or input is not None:
-            raise ValueError("Expected no model beside --controls, which checks gradflow itself.")
+            raise ValueError("Expected no model with --controls, which checks gradflow itself.")
         return _check_controls(as_json=json)
     if model is None:
         raise ValueError(
@@ -83,8 +82,8 @@ def _shape(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(
             f"Expected --input to be the shape of one input, such as 3,224,224 (C,H,W), but got "
-            f"{text!r}. Models that read token ids are checked with a function that returns "
-            "`model, ids`, or from Python: gradflow.check(model, ids)."
+            f"{text!r}. For a model that reads token ids, give a function that returns `model, "
+            "ids`, or call gradflow.check(model, ids) in Python."
         )
     return tuple(int(part) for part in parts)
 

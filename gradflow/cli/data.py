@@ -16,20 +16,20 @@ def data(
     all: Flag = False,
     json: Flag = False,
 ) -> int:
-    """Audit images before anyone trains: classes, bad files, twins, conflicting labels.
+    """Audit images before training: classes, unreadable files, copies, conflicting labels.
 
     Exits with 1 if a file cannot be read.
 
     Parameters
     ----------
     path
-        As `--data` of train: digits, a folder, a CSV file, or a torchvision name.
+        Like `--data` of train: digits, a folder, a CSV file, or a torchvision name.
     download
         Let torchvision download the data set.
     allow_outside
         Let a table of labels name files outside its own folder.
     all
-        List every file concerned, not the first ten of each kind.
+        List every file concerned instead of the first ten of each kind.
     json
         Print the audit as one JSON object on stdout.
     """

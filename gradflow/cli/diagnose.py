@@ -24,26 +24,25 @@ def diagnose(
     output: Output = None,
     json: Flag = False,
 ) -> int:
-    """Answer whether the gradients vanish, and whether it would explain the gap.
+    """Answer whether the gradients vanish, and whether that explains the gap between networks.
 
     Parameters
     ----------
     runs
-        Folders of runs, or of what a Recorder wrote, whose names may end in the seed (plain-s3);
-        or the folder of one study, whose interventions then answer for the cause. By default the
-        newest run in runs/.
+        Folders of runs, or of a Recorder, whose names may end in the seed (plain-s3); or the folder
+        of one study, whose interventions then test the cause. By default the newest run in runs/.
     accused
-        The network that is said to suffer; by default the first.
+        The network that is said to suffer from vanishing gradients; by default the first.
     reference
         The network to compare it with; by default the other one.
     measure
-        First measure the rival explanations where that was not done, from the kept weights.
+        First measure the rival explanations that are not yet measured, from the kept weights.
     full
-        All of it: profiles by depth, every link and rival with its evidence, the study's arms.
+        Print everything: profiles by depth, every link and rival with its evidence, the arms.
     fail_on
-        Exit with 3 if the gradients do that early in training.
+        Exit with 3 if the gradients vanish (explode) early in training.
     output
-        Where to save the figure; by default in the first run's folder of figures.
+        The file of the figure; by default figures/verdict.png in the first run.
     json
         Print the verdict as one JSON object on stdout.
     """
@@ -58,8 +57,8 @@ def diagnose(
     if study is not None:
         if accused is not None or reference is not None:
             raise ValueError(
-                "Expected neither --accused nor --reference beside a study, which says itself who "
-                "is accused. Leave them out."
+                "Expected neither --accused nor --reference with a study, which names both. "
+                "Leave them out."
             )
         from gradflow.studies import analyse
         from gradflow.studies.diagnosis import judge_study
@@ -157,16 +156,16 @@ def compare(
     fail_on: Literal["difference"] | None = None,
     json: Flag = False,
 ) -> int:
-    """Compare two networks layer by layer: which receive a different gradient, by how much.
+    """Compare two networks layer by layer: which layers receive a different gradient.
 
     Parameters
     ----------
     runs
         One run that holds both networks, or several; folders as for `diagnose`.
     first
-        The network whose gradients stand above the line of the ratio; by default the first.
+        The network whose gradients are divided; by default the first.
     second
-        The network to divide by; by default the other one.
+        The network to divide them by; by default the other one.
     size
         Which size of a gradient the table shows: ∂L/∂z (δ), scale-invariant (ŝ) or raw (g).
     fail_on

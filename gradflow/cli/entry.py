@@ -107,7 +107,7 @@ def _run(arguments: Sequence[str], errors: Console) -> int:
         if isinstance(error.__context__, BrokenPipeError):  # rich has met it, and let go of stdout
             return FAILED
         # from code of the user's that was imported, with a code of its own
-        return _say(errors, f"Expected code that returns, but it exited: {error.code}", FAILED)
+        return _say(errors, f"Expected your code to return, but it exited: {error.code}", FAILED)
     except OSError as error:
         is_ours = isinstance(error, FileNotFoundError) and error.errno is None
         return _say(errors, error, USAGE if is_ours else FAILED)

@@ -3,7 +3,7 @@
 START = """Start here:
   your own loop   with gradflow.watch(model, optimizer, folder="records"): ...
   then            gradflow report records
-  or first a try  gradflow train --arch both --log-grads    (digits, 2 minutes)
+  or try it out   gradflow train --arch both --log-grads    (digits, 2 minutes)
 """
 
 EXAMPLES: dict[str, tuple[str, ...]] = {

@@ -9,16 +9,16 @@ def wandb_panels(
 ) -> int:
     """Save a W&B workspace: verdict, gradient by depth, norms by stage, seeds as bands.
 
-    Needs wandb-workspaces and a login; without a login --json shows it.
+    Needs wandb-workspaces and a login; --json shows it without a login.
 
     Parameters
     ----------
     entity
         Who owns the project: a user or a team.
     project
-        The project that the runs are in, as `--project` of train.
+        The project of the runs, like `--project` of train.
     name
-        What the workspace is called there.
+        The name of the workspace.
     json
         Print the workspace as one JSON object on stdout, and send nothing.
     """

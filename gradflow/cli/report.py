@@ -17,24 +17,24 @@ def report(
     output: Output = None,
     json: Flag = False,
 ) -> int:
-    """Write one page that shows what runs found: verdict, figures, accuracies, how to repeat it.
+    """Write one page with the results of runs: verdict, figures, accuracies, how to repeat them.
 
-    The page needs no network and no other file. Beside it: the same as Markdown and JSON, and
+    The page needs no network and no other file. The same is written as Markdown and JSON, with
     every figure as SVG and PNG, on white and on dark paper.
 
     Parameters
     ----------
     runs
-        Folders as for `diagnose`, or that of one study; by default the newest run in runs/.
+        Folders as for `diagnose`; by default the newest run in runs/.
     accused
-        The network that is said to suffer; by default the first.
+        The network that is said to suffer from vanishing gradients; by default the first.
     reference
         The network to compare it with; by default the other one.
     images
-        Where the training's images are, for the worst mistakes. Of a run that you did not train
-        on this machine, no pictures are read without it.
+        The folder of the training images, for the worst mistakes. Required for a run that you did
+        not train on this machine.
     static
-        Without plotly.js (5 MB): the figures are pictures, with nothing to hover over.
+        Leave out plotly.js (5 MB): the figures are pictures, without hovering.
     output
         The page, whose name ends in .html; by default report.html in the first run's folder.
     json

@@ -44,24 +44,24 @@ def saliency(
     image
         A picture, or a folder of pictures: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, PGM.
     split
-        Instead: the test set of the run, as a gallery and mean maps per class in its figures.
+        Instead of pictures: the test set of the run, as a gallery and mean maps in its figures.
     run
         The run to take the networks from; by default the newest.
     runs
         The folder in which the newest run is looked for.
     seeds
-        The seeds of the networks to ask, separated by commas, or `all`; by default the first.
+        The seeds of the networks, separated by commas, or `all`; by default the first.
     weights
-        Those of the epoch with the lowest validation loss, or of the last.
+        Those of the epoch with the lowest validation loss, or of the last epoch.
     method
-        Grad-CAM on the last block with a map of 7×7 or more, or a map of the pixels themselves.
+        Grad-CAM (at the last block with a map of 7×7 or more), or a method on the pixels.
     classes
-        Show so many of the most probable classes; by default all, up to ten.
+        How many of the most probable classes to show; by default all, up to ten.
     trust
-        On how many pictures the method itself is checked; 0 leaves it out.
+        On how many pictures the method itself is checked; 0 turns the checks off.
     output
-        The picture's file, PNG without an ending (or .svg, .pdf, .jpg), or for a folder the folder
-        to write; by default named after the image.
+        The picture's file (.png, also without an ending, .svg, .pdf, .jpg); for a folder, the
+        folder to write. By default named after the image.
     json
         Print the scores as one JSON object on stdout.
     """
@@ -79,7 +79,7 @@ def saliency(
         raise ValueError(f"Expected `--trust` to be 0 or more pictures, but got {trust}.")
     if image is None and (output is not None or classes is not None):
         raise ValueError(
-            "Expected neither --output nor --classes beside --split: the gallery shows each "
+            "Expected neither --output nor --classes with --split: the gallery shows each "
             "picture's own classes and goes to the run's figures. Leave them out."
         )
     if image is not None and not image.exists():

@@ -31,15 +31,15 @@ def study(
 ) -> int:
     """Test explanations: change one thing at a time, and see which share of the gap goes away.
 
-    A study that was stopped or killed goes on where it stands when it is called again, to the same
-    results. Exits with 1 if a training failed.
+    Call a stopped study again and it continues, to the same results. Exits with 1 if a training
+    failed.
 
     Parameters
     ----------
     file
         The study file, or the folder of a study that was begun. docs/studies.md explains both.
     data
-        The images, in place of those of the study file.
+        The images, instead of those in the study file.
     out
         The folder of the study; by default studies/ and the name of the file.
     plan
@@ -47,7 +47,7 @@ def study(
     engine
         Where to train: on this machine, on a Dask or Ray cluster, or as jobs of Slurm.
     workers
-        How many trainings at a time; by default one per GPU, or as many as the cores carry.
+        How many trainings at a time; by default one per GPU, or as many as the cores allow.
     address
         The scheduler of a running Dask or Ray cluster; by default one is started here.
     slurm
@@ -64,7 +64,7 @@ def study(
     if file.is_dir():
         folder, content = StudyDir.open(file), StudyDir.open(file).file
         if data is not None or out is not None:
-            raise ValueError("Expected neither --data nor --out beside the folder of a study.")
+            raise ValueError("Expected neither --data nor --out with the folder of a study.")
     else:
         folder, content = StudyDir(out or Path("studies") / file.stem), file
     asked = Study.load(content, {} if data is None else {"data": data})

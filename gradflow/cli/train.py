@@ -37,10 +37,9 @@ def train(
     Parameters
     ----------
     config_file
-        YAML file of the fields of the run; the command line overrides it.
+        YAML file with options of train; the command line overrides it.
     resume
-        Continue this run where it stands, with its own config, to the same result as without
-        the interruption.
+        Continue this run, with its own config, to the same result as without the interruption.
     json
         Print one JSON object on stdout instead of the summary.
     """
@@ -51,7 +50,7 @@ def train(
     if resume is not None:
         if config != TrainConfig() or config_file is not None:
             raise ValueError(
-                "Expected no other options beside --resume, since a run continues with its own "
+                "Expected no other options with --resume, since a run continues with its own "
                 "config. Leave them out, or start a new run."
             )
         config = RunDir.open(resume).config()

@@ -8,19 +8,19 @@ from gradflow.cli.options import INTERRUPTED, OK, Flag
 
 
 def watch(folder: Path | None = None, *, seconds: float = 2.0, once: Flag = False) -> int:
-    """Show the gradients by depth of a training that goes on, or is done, from another terminal.
+    """Show the gradients by depth of a running or finished training, from another terminal.
 
-    On a terminal until the run is done or Ctrl-C; elsewhere once. Records come to the disk every 64
-    recorded steps, and at the end of an epoch.
+    On a terminal it refreshes until the run is done or Ctrl-C; elsewhere it prints once. Records
+    are written every 64 recorded steps, and at the end of an epoch.
 
     Parameters
     ----------
     folder
         A run, one of its networks, or the folder of a Recorder; by default the newest in runs/.
     seconds
-        Between two looks.
+        Seconds between two refreshes.
     once
-        Show what there is now, and end.
+        Print once, and end.
     """
     from rich.live import Live
 

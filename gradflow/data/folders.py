@@ -120,13 +120,13 @@ def _class_folders(folder: Path, subfolders: Sequence[Path], files: Sequence[Pat
     if empty:
         raise ValueError(
             f"Expected images in every class folder of {folder}, but got none in {_names(empty)}. "
-            "Put images there, or move the folder out."
+            "Put images there, or move the folder away."
         )
     if len(images) == 1 and len(inner := folders_in(subfolders[0])) > 1:
         raise ValueError(
             f"Expected at least two class folders in {folder}, but got {subfolders[0].name} "
-            f"alone, with the folders {_names(path.name for path in inner[:5])} in it. If those "
-            f"are the classes, point at {subfolders[0]}."
+            f"alone, which contains the folders {_names(path.name for path in inner[:5])}. If "
+            f"those are the classes, point at {subfolders[0]}."
         )
     return Listing(
         folder,
@@ -213,7 +213,7 @@ def _labels(
         if before != label:
             raise ValueError(
                 f"Expected one label per file in {table}, but got {name} as {before!r} in line "
-                f"{before_line} and as {label!r} in line {line}. Keep the true one."
+                f"{before_line} and as {label!r} in line {line}. Keep the right one."
             )
     labelled = {file: label for file, (label, _) in said.items() if isinstance(file, Path)}
     return labelled, [file for file in said if isinstance(file, str)]
@@ -231,7 +231,7 @@ def _refuse_if_it_labels(table: Path, pictures: Pictures) -> None:
     lack = why_not_read(table, pictures)
     if lack is not None:
         raise ValueError(
-            f"Expected to read the classes from {table}, which sorts the pictures, but {lack}. "
+            f"Expected the classes in {table}, which names the pictures, but {lack}. "
             "If it does not hold the classes, move it out of the folder."
         )
 

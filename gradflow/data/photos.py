@@ -92,8 +92,8 @@ def _bounded(image: Image.Image) -> None:
     image.draft(image.mode, (width // 2, height // 2))
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(
-            f"{width} x {height} pixels are more than the {MAX_PIXELS / 1e6:.0f} million that are "
-            "read; make it smaller"
+            f"{width} x {height} pixels exceed the limit of {MAX_PIXELS / 1e6:.0f} million; make "
+            "it smaller"
         )
 
 
@@ -118,5 +118,5 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey, 0 to 65535, to 0 to 255: Pillow's `convert` clips at 255 instead."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"32-bit grey (mode {image.mode}) has no known white: save it as 16 bit")
+        raise ValueError(f"32-bit grey (mode {image.mode}) has no defined white: save it as 16 bit")
     return Image.fromarray(np.rint(values / 257).astype(np.uint8))

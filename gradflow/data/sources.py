@@ -59,11 +59,11 @@ class Source:
         if len(self.class_names) < 2:
             raise ValueError(
                 f"Expected at least two classes in {self.name}, but got {list(self.class_names)}. "
-                "Put the images of each class into a folder of its own, or label them in a CSV."
+                "Put the images of each class into its own folder, or label them in a CSV."
             )
         if wrong := [name for name in self.class_names if _CONTROL.search(name)]:
             raise ValueError(
-                f"Expected names of classes that can be printed in {self.name}, but got "
+                f"Expected printable class names in {self.name}, but got "
                 f"{shown(wrong[0])}. Rename the class."
             )
         if len(set(self.keys)) != n:

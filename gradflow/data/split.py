@@ -45,9 +45,9 @@ class Split:
                 raise ValueError(f"Expected images in `{name}`, but got none. Use more images.")
         evaluated = np.union1d(self.validation, self.test)
         if len(both := np.intersect1d(self.train, evaluated)):
-            raise ValueError(f"Expected train apart from the rest, but got {both} in both.")
+            raise ValueError(f"Expected no training image in other parts, but got {both} in both.")
         if not self.validation_is_test and len(np.intersect1d(self.validation, self.test)):
-            raise ValueError("Expected validation apart from test, but got some images in both.")
+            raise ValueError("Expected no image in both validation and test, but got some.")
 
     @property
     def validation_is_test(self) -> bool:
@@ -91,8 +91,8 @@ def split(
     _check_fractions(val_fraction, test_fraction)
     if not audit.usable.any():
         raise ValueError(
-            f"Expected readable images in {audit.name}, but got {len(audit.bad)} bad files and "
-            f"no other. The first: {audit.bad[0].key}: {audit.bad[0].reason}."
+            f"Expected readable images in {audit.name}, but all {len(audit.bad)} files are "
+            f"unreadable. The first: {audit.bad[0].key}: {audit.bad[0].reason}."
         )
     if kind == "random":
         return _random(audit, seed, test_fraction)

@@ -215,7 +215,7 @@ def _rows(
             f"Expected UTF-8 text in {table}, but got {error}. Save the table as UTF-8."
         ) from error
     except csv.Error as error:
-        raise ValueError(f"Expected a table in {table}, but got: {error}. Mend it.") from error
+        raise ValueError(f"Expected a table in {table}, but got: {error}. Correct it.") from error
 
 
 def _encoding(table: Path) -> str:

@@ -57,7 +57,7 @@ def recalibrated(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
         for handle in handles:
             handle.remove()
     if not n_batches:
-        raise ValueError("Expected batches to take the statistics from, but got none.")
+        raise ValueError("Expected batches for the statistics, but got none.")
     for norm, pool in pools:
         norm.eval().track_running_stats = True
         pool.write(norm)
@@ -78,7 +78,7 @@ def divergence(model: nn.Module, recalibrated_model: nn.Module) -> dict[str, flo
     if running.keys() != population.keys():
         raise ValueError(
             f"Expected the same BatchNorm layers in both models, but got {[*running]} and "
-            f"{[*population]}. Give a model and what `recalibrated` made of it."
+            f"{[*population]}. Give a model and its copy from `recalibrated`."
         )
     return {name: _divergence(norm, population[name]) for name, norm in running.items()}
 

@@ -30,8 +30,8 @@ def load_factory(name: str) -> nn.Module | Callable[[], nn.Module]:
     if colon:
         if not all(part.isidentifier() for part in (*module.split("."), attribute)):
             raise ValueError(
-                f"Expected a module and a name in it as Python writes them, such as "
-                f"mynets:make_net, but got {name!r}."
+                f"Expected a Python module and a name in it, such as mynets:make_net, but got "
+                f"{name!r}."
             )
         return _from_module(module, attribute)
     if name in NETWORKS:
@@ -92,8 +92,8 @@ def _import(name: str) -> ModuleType:
             raise  # an import inside the user's module: the traceback is what helps
         files = [path.stem for path in Path().glob("*.py")]
         raise ValueError(
-            f"Expected a module that can be imported, but there is no {name!r}. Name it as in "
-            f"`import {name}`, from the folder in which that works.{_close(name, files)}"
+            f"Expected a module that can be imported, but there is no {name!r}. Start "
+            f"gradflow in the folder where `import {name}` works.{_close(name, files)}"
         ) from error
 
 

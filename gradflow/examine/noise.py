@@ -189,12 +189,12 @@ def _common_size(batches: Sequence[Batch]) -> int:
     if len(batches) < MIN_BATCHES:
         raise ValueError(
             f"Expected at least {MIN_BATCHES} batches, but got {len(batches)}. "
-            "Without one of them, two must remain to be compared."
+            "Each batch is left out once, and the others are compared."
         )
     sizes = sorted({len(labels) for _, labels in batches})
     if len(sizes) > 1:
         raise ValueError(
             f"Expected batches of one size, but got sizes {', '.join(map(str, sizes))}. "
-            "Leave out the last batch of an epoch where it is smaller."
+            "Leave out the last batch of an epoch if it is smaller."
         )
     return sizes[0]

@@ -89,8 +89,8 @@ def _outputs(returned: Any) -> list[Tensor]:
     found = [one for one in found if one.grad_fn is not None and one.ndim > 0]
     if not found:
         raise ValueError(
-            "Expected the model to return a tensor of floating numbers, one row for each input, "
-            "that depends on its weights, but found none in what it returned. Give a model that "
+            "Expected the model to return a floating-point tensor with one row for each input "
+            "that depends on its weights, but found none in its output. Give a model that "
             "returns one."
         )
     return found
@@ -124,7 +124,7 @@ def _loss(output: Tensor, labels: Tensor | None) -> tuple[Tensor, str]:
     if labels is not None:
         raise ValueError(
             f"Expected an output of shape (B, K) for `labels`, but got {tuple(output.shape)}. "
-            "Leave the labels out: a random linear function of the output is then the loss."
+            "Leave the labels out: the loss is then a random linear function of the output."
         )
     flat = output.flatten().abs() if output.is_complex() else output.flatten()
     return torch.randn_like(flat) @ flat / len(output), FUNCTIONAL
@@ -189,7 +189,7 @@ def copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except RuntimeError as error:
         raise ValueError(
-            f"Expected a model that can be copied, since it must come back as it was, but got: "
+            f"Expected a model that can be copied, so that yours stays unchanged, but got: "
             f"{error} Give a function that makes it: check(lambda: Net(), …)."
         ) from error
 

@@ -27,7 +27,7 @@ def reset_layers(
     unknown = [layer for layer in layers if layer not in path]
     if unknown:
         raise ValueError(
-            f"Expected layers of the path, but got {unknown[0]!r}. Take them from `path_layers`."
+            f"Expected layers of the path, but got {unknown[0]!r}. `path_layers` lists them."
         )
     model = copy.deepcopy(model)
     state = model.state_dict()

@@ -1,4 +1,4 @@
-"""What a check of the start found, in sentences: the answer first."""
+"""The result of a check in sentences, the answer first."""
 
 import math
 from typing import TYPE_CHECKING
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def sentences(found: "InitialCheck") -> list[str]:
     said = [_answer(found), *_warnings(found)]
     said += [
-        "This is the start only, with one batch of noise and random labels. δ says how much "
-        "gradient is passed on from layer to layer, ŝ what a small relative change of a weight "
-        "does to the loss. They answer different questions and may disagree.",
+        "This describes the start only, with one batch of noise and random labels. δ is how much "
+        "gradient is passed from layer to layer, ŝ what a small relative change of a weight does "
+        "to the loss. They answer different questions and may disagree.",
         _draws(found),
         f"Loss: {found.loss}.",
     ]
@@ -46,8 +46,8 @@ def _answer(found: "InitialCheck") -> str:
     elif math.isnan(change):
         change = found.profiles["scale_invariant"].rate.decades
         return said + (
-            "The layers run inside one module, so that δ is not seen between them; ŝ at the first "
-            f"is {times(change)} times that at the last."
+            "The layers run inside one module, so δ cannot be measured between them; ŝ at the "
+            f"first is {times(change)} times that at the last."
         )
     else:
         said += f"δ at the first of {n_layers} layers is {times(change)} times that at the last"
@@ -75,14 +75,14 @@ def _warnings(found: "InitialCheck") -> list[str]:
     n_repeated = sum("#" in layer for layer in found.layers)
     if found.cause and 2 * n_repeated > len(found.layers):
         said.append(
-            f"{n_repeated} of these layers are later calls of others, as in a loop over time. The "
-            "limits are those of tasks whose answer lies at the first step; what later steps tell "
-            "may be learned all the same."
+            f"{n_repeated} of these layers are repeated calls, as in a loop over time. The limits "
+            "are for tasks that need the first time step; a task that needs only later ones may "
+            "still be learned."
         )
     if typical.differing < ALIKE.value:
         said.append(
-            f"Every input gets nearly the same answer: a share of {typical.differing:.1g} of the "
-            f"output differs between inputs (networks that train: above {ALIKE.value:g})."
+            f"Every input gets nearly the same output: only a share of {typical.differing:.1g} "
+            f"differs between inputs (networks that train: above {ALIKE.value:g})."
         )
     if typical.output_rms > LOUD.value:
         said.append(
@@ -94,18 +94,18 @@ def _warnings(found: "InitialCheck") -> list[str]:
         sites = len({one.site for one in found.nonfinite})
         said.append(
             f"NaN or inf at {sites} places, the first at {first.site} ({first.measure}, "
-            f"{first.count} elements): look there first, the other numbers mean little."
+            f"{first.count} elements). Look there first; the other numbers are unreliable."
         )
     if found.has_zero_head:
         said.append(
-            "The last layer starts at zero, as in some designs, and lets no gradient pass in the "
-            "first step. Here it was drawn at random, to see what comes once it has moved."
+            "The last layer starts at zero, as in some designs, and passes no gradient in the "
+            "first step. For this check it was drawn at random, as if it had moved."
         )
     if found.without_gradient:
         first_layer, n = found.without_gradient[-1], len(found.without_gradient)
         said.append(
             f"No gradient at all at {n} of {len(found.layers)} layers, the last {first_layer}: it "
-            "is exactly 0, or too small for the number format. While that lasts they do not learn."
+            "is exactly 0, or too small for the number format. These layers do not learn."
         )
     if max(found.dead.values(), default=0) > 0:
         worst = max(found.dead, key=found.dead.__getitem__)
@@ -121,7 +121,7 @@ def _warnings(found: "InitialCheck") -> list[str]:
             if path is not found.path
         )
         said.append(
-            f"Of {len(found.paths)} paths this is the one from {found.layers[0]} to "
+            f"This is the worst of {len(found.paths)} paths, from {found.layers[0]} to "
             f"{found.layers[-1]}. The others: {others}."
         )
     return said
@@ -129,7 +129,7 @@ def _warnings(found: "InitialCheck") -> list[str]:
 
 def _draws(found: "InitialCheck") -> str:
     if found.n_draws == 1:
-        return "A single draw: there is no interval, and the luck of the draw is not known."
+        return "A single draw gives no interval: the result may be chance."
     change = found.profiles["output_gradient"].change
     note = f"{found.n_draws} draws of {found.drawn}"
     if math.isfinite(change.mean):
@@ -138,5 +138,5 @@ def _draws(found: "InitialCheck") -> str:
             f"{times(change.high)})"
         )
     if "weights" not in found.drawn:
-        note += ". The weights are one draw: give a function that makes the model to draw them too"
+        note += ". The weights are one draw; to vary them, give a function that makes the model"
     return note + "."

@@ -134,7 +134,7 @@ class Freeze(Intervention):
         check_layers(self.layers)
 
     def describe(self) -> str:
-        return f"Layers {self.layers} keep their first weights."
+        return f"Layers {self.layers} keep their initial weights."
 
     def sham(self) -> Self:
         return replace(self, layers=NONE)

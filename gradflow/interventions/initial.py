@@ -143,8 +143,8 @@ def _scale_output(module: nn.Conv2d, args: Any, output: Tensor) -> Tensor:
     std = output.double().var(correction=0).sqrt()
     if not (torch.isfinite(std) and std > 0):
         raise ValueError(
-            "Expected outputs that differ and are finite on the first batch for lsuv, but a "
-            f"layer's standard deviation was {float(std):g}. Start from other weights."
+            "Expected finite outputs with a spread on the first batch for lsuv, but a layer's "
+            f"standard deviation was {float(std):g}. Start from other weights."
         )
     factor = (1 / std).to(output.dtype)
     module.weight.mul_(factor)

@@ -143,7 +143,7 @@ class LeakySlope(Intervention):
             raise ValueError(f"Expected `slope` from 0 to 1, but got {self.slope}.")
 
     def describe(self) -> str:
-        return f"Every ReLU passes on {self.slope:g} of what is negative."
+        return f"Every ReLU has the slope {self.slope:g} for negative inputs."
 
     def sham(self) -> Self:
         return replace(self, slope=0.0)
@@ -190,7 +190,7 @@ class NormFree(Intervention):
 
     def describe(self) -> str:
         weights = "He's by fan-in" if self.init == "fan_in" else "as drawn"
-        return f"Layers {self.layers} have a bias in place of BatchNorm; first weights {weights}."
+        return f"Layers {self.layers} have a bias in place of BatchNorm; initial weights {weights}."
 
     def sham(self) -> Self:
         return replace(self, layers=NONE)

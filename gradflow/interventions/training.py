@@ -110,7 +110,7 @@ class Reset(Intervention):
         check_layers(self.layers)
 
     def describe(self) -> str:
-        return f"Layers {self.layers} are evaluated with their first weights."
+        return f"Layers {self.layers} are evaluated with their initial weights."
 
     def sham(self) -> Self:
         return replace(self, layers=NONE)

@@ -71,29 +71,29 @@ class TrainConfig:
     allow_outside: bool = False
     """Let a table of labels name files outside its own folder."""
     image_size: int | None = None
-    """Side in pixels; by default what suits the data: 224 for photographs, 8 for digits."""
+    """Side in pixels; by default 224 for photographs and 8 for digits."""
     split: Literal["grouped", "random"] = "grouped"
-    """Grouped: twins stay on one side, and validation is a part of its own. Random: the original
-    study's 80/20, in which validation and test set are the same."""
+    """Grouped: copies of a picture stay on one side, and validation is a separate part. Random: the
+    original study's 80/20, in which validation and test set are the same."""
     twins: Literal["near", "exact"] = "near"
     """What the grouped split keeps together: pictures that look the same (re-encoded, cropped, with
     a watermark), or exact copies only, which suits pictures that all look alike (X-rays)."""
     split_seed: int = 0
-    """Which split; the same for all seeds, so that they differ by training alone."""
+    """Which split; the same for all seeds, so that they differ only in training."""
     val_fraction: float = 0.1
-    """Share of the distinct images that validate (grouped split)."""
+    """Share of the distinct images for validation (grouped split)."""
     test_fraction: float = 0.2
-    """Share of the images that test."""
+    """Share of the images for the test."""
     on_bad: Literal["fail", "skip"] = "fail"
     """What to do with files that cannot be read."""
     memory_budget: float = 4.0
-    """GiB of decoded images to hold in memory; beyond it they go to a temporary file."""
+    """GiB of decoded images to hold in memory; more go to a temporary file."""
 
     arch: str = "both"
     """Both (plain_34 and resnet_34), or names from plain_18, resnet_18, plain_34, resnet_34,
     separated by commas."""
     shortcut: Shortcut = "B"
-    """Where a shortcut changes shape. A: pad with zeros, no parameters; B: project."""
+    """How a shortcut changes shape. A: pad with zeros, no parameters; B: project."""
     stem: Literal["auto", "photo", "small"] = "auto"
     """Photo: 7×7 convolution with stride and max pooling; small: 3×3 without (up to 48 px)."""
     width: float = 1.0
@@ -120,7 +120,7 @@ class TrainConfig:
     schedule: Literal["step", "cosine", "constant"] = "step"
     """How the learning rate falls, epoch by epoch (digits: cosine)."""
     warmup: int = 0
-    """Epochs in which it first rises to its full size, in equal steps; the schedule follows."""
+    """Epochs in which the learning rate first rises, in equal steps; the schedule follows."""
     lr_sum: Literal["own", "step"] = "own"
     """Step: scale the learning rate so that its sum over all epochs is that of the step schedule
     without warm-up, so that schedules are compared at an equal sum."""
@@ -129,11 +129,11 @@ class TrainConfig:
     gamma: float = 0.1
     """Factor of one drop (step schedule)."""
     patience: int = 10
-    """Stop after so many epochs without a lower validation loss; 0 never stops. The original's
-    early stopping never fired: 0 reproduces it."""
+    """Stop after so many epochs without a lower validation loss; 0 never stops. The original
+    study's early stopping never fired, so 0 reproduces it."""
     min_delta: float = 0.0
-    """How many nats lower a validation loss must be to count as lower for `patience`; 0 as in the
-    original. A learning rate near 0 lowers it in the fourth decimal for ever."""
+    """By how many nats a validation loss must fall to count for `patience`; 0 as in the original
+    study, where a learning rate near 0 keeps lowering it in the fourth decimal."""
     flip: float | None = None
     """Probability of a horizontal flip; by default 0.5, and 0 where mirrored images change their
     class (digits)."""
@@ -147,41 +147,41 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    """fp32 (without TF32) measures true; the others are faster on a GPU."""
+    """fp32 (without TF32) is the most accurate; the others are faster on a GPU."""
     channels_last: bool = True
-    """Memory layout of images and weights, where it is safe and faster: on a GPU, and on a CPU for
-    networks whose first stage has 8 to 32 channels."""
+    """Use this memory layout where it is safe and faster: on a GPU, and on a CPU for networks whose
+    first stage has 8 to 32 channels."""
 
     alarms: bool = True
-    """Say during the training, once per kind, what asks for a look: NaN, a layer without gradient,
-    dead channels, updates too large or too small, gradients as small as Adam's ε, a loss that does
-    not fall. All but the last need --log-grads."""
+    """Warn during the training, once per kind: NaN, a layer without gradient, dead channels,
+    updates too large or too small, gradients as small as Adam's ε, a loss that does not fall. All
+    but the last need --log-grads."""
     log_grads: bool = False
     """Record gradients, activations and updates of every layer."""
     every: int = 1
-    """Record at one step in so many."""
+    """Record one step in so many."""
     cadence: int = DEFAULT_CADENCE
-    """Of the recorded steps, one in so many is full, and the first 16: what is dearer than the norm
-    of a gradient (outputs, updates, weights, Adam's moments) is measured at these; 1: at all."""
+    """Gradients are measured at every recorded step; outputs, updates, weights and Adam's moments
+    at the first 16 and then at one in so many. 1: everything at every recorded step."""
     max_overhead: str = "off"
-    """Record as often as this share of the training time allows, such as 2%, instead of at every
-    so many steps; the run tells what it cost."""
+    """Record as often as this share of the training time allows, such as 2%, instead of a fixed
+    interval; the run reports what it cost."""
     checkpoint_budget: float = 2.0
-    """GiB for the weights at single steps (0 to 270, the most telling first), from which the rival
-    explanations are measured: of the network in training, and then of all networks together."""
+    """GiB for the weights at single steps (0 to 270, the most useful first), from which the rival
+    explanations are measured: for the network in training, then for all networks together."""
     rivals: bool = True
     """Measure the rival explanations from the kept weights when training has ended."""
     rivals_budget: float = 0.1
-    """What that may cost, as a share of the optimizer steps of the training; dearer ones wait for
+    """What that may cost, as a share of the training's optimizer steps; the rest waits for
     `gradflow diagnose --measure`. inf measures all at once."""
     wandb: Literal["offline", "online", "off"] = "offline"
     """Weights & Biases: a local file (no account), the service, or nothing."""
     project: str = "gradflow"
     """W&B project."""
     tensorboard: bool = False
-    """Write TensorBoard event files into the run as well; needs tensorboard."""
+    """Also write TensorBoard event files into the run; needs tensorboard."""
     out: Path = Path("runs")
-    """The folder in which the run gets a folder of its own."""
+    """The folder in which the run gets its own folder."""
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -305,7 +305,7 @@ class TrainConfig:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a file of what `to_yaml` gives. Raises DamagedFile where it is something else."""
-        advice = "Put a copy of it back, or start a new run."
+        advice = "Restore a copy of it, or start a new run."
         given, _ = read_yaml(path, WHOLE, advice)
         if not isinstance(given, dict) or "out" not in given:  # its last line
             raise DamagedFile(path, WHOLE, "the file is empty, cut off or no YAML", advice)
@@ -320,7 +320,7 @@ class TrainConfig:
         """The fields that a file for `--config` sets. A ValueError names file and line."""
         if not path.is_file():
             raise FileNotFoundError(f"Expected a config file, but there is no file {path}.")
-        content, lines = read_yaml(path, "YAML that sets options of `gradflow train`", "Mend it.")
+        content, lines = read_yaml(path, "YAML with options of `gradflow train`", "Correct it.")
         given = typed({} if content is None else content, dict, f"the content of {path}")
         found: dict[str, Any] = {}
         for name, value in given.items():

@@ -114,7 +114,7 @@ def _bad_files_text(audit: Audit, data: str, n_shown: int = 10) -> str:
         [
             f"Expected every image to be there and readable, but {len(audit.bad)} are not:",
             *lines,
-            "Mend or remove them, or leave them out with `--on-bad skip`. "
+            "Repair or remove them, or leave them out with `--on-bad skip`. "
             f"`gradflow data {data} --all` lists them all.",
         ]
     )

@@ -55,7 +55,7 @@ Weights = Literal["best", "last"]
 DO_NOT_TRUST = (
     "Do not trust the file: put a copy of your own back, or train the network anew in another run."
 )
-ANEW = "Put a copy of it back, leave the network out, or train it anew."
+ANEW = "Restore a copy of it, leave the network out, or train it again."
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def test_a_source_of_bad_files_only_is_reported_and_cannot_be_split(tmp_path):
     source = open_source(tmp_path)
     found = audit(source)
     assert (found.n_distinct, len(found.bad), found.to_json()["sizes"]) == (0, 2, {})
-    with pytest.raises(ValueError, match=r"got 2 bad files and no other. The first: a/1.jpg"):
+    with pytest.raises(ValueError, match=r"all 2 files are unreadable. The first: a/1.jpg"):
         split(found, source.labels)
 
 

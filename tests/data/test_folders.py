@@ -107,7 +107,7 @@ def test_tables_inside_the_class_folders_are_seen_too(batches):
         _table(batches / folder / "labels.csv", "image,class,target", ",", 3)
         text = (batches / folder / "labels.csv").read_text().replace(f"{folder}/", "")
         (batches / folder / "labels.csv").write_text(text)
-    with pytest.raises(ValueError, match="batch_1/labels.csv, which sorts the pictures"):
+    with pytest.raises(ValueError, match="batch_1/labels.csv, which names the pictures"):
         open_source(batches)
 
 
@@ -257,5 +257,5 @@ def test_links_are_followed_also_in_a_circle(tmp_path):
 def test_classes_one_folder_deeper_are_pointed_at(tmp_path):
     save(tmp_path / "images" / "a" / "0.jpg")
     save(tmp_path / "images" / "b" / "0.jpg")
-    with pytest.raises(ValueError, match=r"got images alone, with the folders a, b in it\."):
+    with pytest.raises(ValueError, match=r"got images alone, which contains the folders a, b\."):
         open_source(tmp_path)

@@ -337,7 +337,7 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
 
 def test_grey_without_a_known_white_is_bad(tmp_path):
     Image.fromarray(np.array([[0.0, 0.5]], dtype=np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(BadImage, match="no known white: save it as 16 bit"):
+    with pytest.raises(BadImage, match="no defined white: save it as 16 bit"):
         read_image(tmp_path / "a.tif")
 
 

@@ -168,9 +168,9 @@ def test_a_split_refuses_a_leak():
     def indices(*values: int) -> np.ndarray:
         return np.array(values, dtype=np.int64)
 
-    with pytest.raises(ValueError, match="apart from the rest"):
+    with pytest.raises(ValueError, match="no training image in other parts"):
         Split("grouped", 0, indices(0, 1), indices(1), indices(2))
-    with pytest.raises(ValueError, match="validation apart from test"):
+    with pytest.raises(ValueError, match="no image in both validation and test"):
         Split("grouped", 0, indices(0), indices(1), indices(1, 2))
     with pytest.raises(ValueError, match="`train` to be sorted"):
         Split("grouped", 0, indices(1, 0), indices(2), indices(3))

@@ -132,7 +132,7 @@ def test_towers_are_asked_apart() -> None:
     assert [path.layers[0] for path in found.paths] == ["critic.0", "actor.0"]
     assert [path.typical.outlook for path in found.paths] == ["unlikely to train", "ordinary"]
     assert found.layers[0] == "critic.0"
-    assert "Of 2 paths" in str(found)
+    assert "the worst of 2 paths" in str(found)
 
 
 class TwoInputs(nn.Module):
@@ -214,7 +214,7 @@ class Loop(nn.Module):
 def test_of_a_loop_over_time_it_says_for_which_tasks_the_limits_are() -> None:
     found = check(Loop, (40, 4), draws=1)
     assert found.cause == "vanishing"
-    assert "tasks whose answer lies at the first step" in str(found)
+    assert "for tasks that need the first time step" in str(found)
     assert "39 of 42 layers are later calls of others" in found.note
     deep = check(lambda: mlp(nn.Sigmoid, depth=12, width=16), (16,), draws=1)
     assert "first step;" not in str(deep)

@@ -258,7 +258,7 @@ def test_under_batchnorm_first_weights_may_not_change_the_growth(text: str) -> N
 def test_a_start_without_variance_is_refused() -> None:
     model = gradflow.plain_18(3, stem="small", seed=0)
     (lsuv,) = parse("lsuv()")
-    with pytest.raises(ValueError, match="Expected outputs that differ"):
+    with pytest.raises(ValueError, match="Expected finite outputs with a spread"):
         lsuv.change_start(model, torch.zeros(4, 3, 8, 8))
 
 

@@ -82,7 +82,7 @@ WRONG = {
     "resume: runs/x": "but got 'resume'",
     "config: other.yaml": "but got 'config'",
     "5: 3": "but got 5",
-    "lr: 1\nlr: 2": "`lr` stands in line 1 and in line 2",
+    "lr: 1\nlr: 2": "`lr` is given in line 1 and in line 2",
     "- lr": "to be a mapping",
     "just text": "to be a mapping",
     "lr: [": "line 2",
@@ -120,7 +120,7 @@ def test_a_file_that_is_no_utf_8_is_named(encoding: str, tmp_path: Path, command
 
 def test_a_config_file_beside_resume_is_refused(run: Path, command: Any) -> None:
     said = command("train", "--resume", run, "--config", run / "config.yaml")
-    assert (said.code, "no other options beside --resume" in said.err) == (2, True)
+    assert (said.code, "no other options with --resume" in said.err) == (2, True)
 
 
 def test_a_runs_own_configuration_trains_on_the_same_data(

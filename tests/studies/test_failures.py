@@ -363,7 +363,7 @@ def test_two_processes_do_not_work_in_one_folder(
     out.mkdir()
     with FileLock(out / ".lock"):
         assert main(["study", str(file), "--out", str(out)]) == 1
-    assert "another process is at work there" in " ".join(capsys.readouterr().err.split())
+    assert "another process is using it" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_typo_in_the_file_is_told_with_the_nearest_name(

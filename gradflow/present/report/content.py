@@ -140,8 +140,8 @@ def _collect(runs: Sequence[Path], accused: str | None, reference: str | None) -
     if len(runs) == 1 and StudyDir.holds(runs[0]):
         if accused is not None or reference is not None:
             raise ValueError(
-                "Expected neither --accused nor --reference beside a study, which says itself who "
-                "is accused. Leave them out."
+                "Expected neither --accused nor --reference with a study, which names both. "
+                "Leave them out."
             )
         return _of_study(StudyDir(runs[0]))
     folders = [folder for path in runs for folder in network_dirs(run_folder(path))]
