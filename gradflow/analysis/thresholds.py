@@ -57,7 +57,7 @@ ACCURACY_MARGIN = Threshold(
 LOSS_OVERLAP = Threshold(
     "loss_overlap", 0.1, "nats",
     "two networks are compared at equal loss where the losses that both reach span at least this; "
-    "within less, one of them has learned nothing, and ten levels would all be the noise of a step",
+    "with a smaller range one of them has learned nothing, and the ten levels would be noise",
     "twice the spread between runs of one recipe",
 )  # fmt: skip
 
@@ -72,7 +72,7 @@ VANISHING_DECADES = Threshold(
 REFERENCE_FACTOR = Threshold(
     "reference_factor", 3.0, "1",
     "the early layers of the accused network must receive at most a third of what those of the "
-    "reference network receive at the same loss; below that the luck of a seed is as large",
+    "reference network receive at the same loss; smaller differences occur by chance between seeds",
     _CHOSEN,
 )  # fmt: skip
 ATTENUATION = Threshold(
@@ -100,7 +100,7 @@ SHARE_CONTRIBUTOR = Threshold(
 SHARE_NONE = Threshold(
     "share_none", 0.1, "share of the gap",
     "what surely neither removes nor adds a tenth of the gap is not its cause; between a tenth and "
-    "a fifth neither is said, so that no share can pass both tests",
+    "a fifth the answer stays open, so that no share can pass both tests",
     _CHOSEN,
 )  # fmt: skip
 
@@ -108,12 +108,12 @@ SHARE_NONE = Threshold(
 
 HIT_RATE = Threshold(
     "hit_rate", 0.95, "1",
-    "19 of 20 networks whose truth is known must get the right label, else there is no verdict",
+    "19 of 20 control networks must get the right label, otherwise there is no verdict",
     _CHOSEN,
 )  # fmt: skip
 FALSE_ALARM_RATE = Threshold(
     "false_alarm_rate", 0.05, "1",
-    "at most 1 of 20 healthy networks may be called vanishing or exploding, else there is no "
+    "at most 1 of 20 healthy networks may be called vanishing or exploding, otherwise there is no "
     "verdict",
     "convention",
 )  # fmt: skip
@@ -127,8 +127,8 @@ DEAD_EXCESS = Threshold(
 )  # fmt: skip
 LEFT_TO_LEARN = Threshold(
     "left_to_learn", 0.5, "1",
-    "at its pace before the fall, the learning rate that the schedule took away would have covered "
-    "more than half of the distance that was left to the reference network",
+    "at the pace before the schedule fell, the learning rate that it took away would have covered "
+    "more than half of the remaining distance to the reference network",
     _CHOSEN,
 )  # fmt: skip
 SLOWER_RATIO = Threshold(
@@ -145,7 +145,7 @@ MODE_SHARE = Threshold(
 )  # fmt: skip
 GENERALISATION_SHARE = Threshold(
     "generalisation_share", 0.5, "share of the gap",
-    "more than half of the gap on test images is not there on training images",
+    "more than half of the gap on test images is absent on training images",
     _CHOSEN,
 )  # fmt: skip
 RANK_RATIO = Threshold(
@@ -156,8 +156,8 @@ RANK_RATIO = Threshold(
 )  # fmt: skip
 PROBE_DROP = Threshold(
     "probe_drop", 0.05, "accuracy",
-    "a linear classifier must read less from deeper features than from earlier ones: else the rank "
-    "fell without a loss of what matters",
+    "a linear classifier must read less from deeper features than from earlier ones; otherwise the "
+    "rank fell without a loss of information",
     _CHOSEN,
 )  # fmt: skip
 PROGRESS_RATIO = Threshold(
