@@ -217,7 +217,7 @@ def test_of_a_loop_over_time_it_says_for_which_tasks_the_limits_are() -> None:
     assert "for tasks that need the first time step" in str(found)
     assert "39 of 42 layers are later calls of others" in found.note
     deep = check(lambda: mlp(nn.Sigmoid, depth=12, width=16), (16,), draws=1)
-    assert "first step;" not in str(deep)
+    assert "first time step" not in str(deep)
 
 
 def test_a_given_model_stays_as_it_was() -> None:
