@@ -18,8 +18,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from gradflow.present.letter import letter
 from gradflow.present.study_figures import save_study_figures
-from gradflow.present.study_view import results_view
+from gradflow.present.study_story import study_section
 from gradflow.record.part_files import FOLDER
 from gradflow.record.trace import load_parts
 from gradflow.studies import Engine, Study, StudyDir, run_study
@@ -52,7 +53,7 @@ def main() -> None:
     found = run_study(study, folder, Engine())
     if options.keep:
         keep_cells(folder.cells, kept)
-    Console(width=160).print(results_view(found))
+    Console(width=160).print(letter(study_section(found)))
     keep(options.study, "", found.to_json())
     keep(options.study, "-times", folder.times())
     keep(options.study, "-verdict", judge_study(folder, found).to_json())

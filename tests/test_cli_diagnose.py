@@ -65,9 +65,10 @@ def test_a_letter_for_loops_of_ones_own(runs: list[str], tmp_path: Path, capsys:
     assert main(["diagnose", *runs, "--full", "-o", str(picture)]) == 0
     out = capsys.readouterr().out
     assert "Do the gradients of sigmoid vanish" in out
-    assert "Verdict  present, cause not tested" in out
-    for heading in ("Why", "Rivals", "Next", "Instrument"):
-        assert f"\n{heading}" in out
+    assert "\nPresent, cause not tested: the gradients of sigmoid vanish" in out
+    for heading in ("Why, and the rivals", "Next"):
+        assert f"\n{heading}\n" in out
+    assert "recognised 100% of the vanishing and exploding ones" in out
     assert picture.exists()
 
 

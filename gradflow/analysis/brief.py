@@ -24,7 +24,7 @@ INDENT = 9  # characters before what a line says
 
 def brief(verdict: "Verdict") -> str:
     """What `gradflow diagnose` prints and `str(verdict)` is."""
-    return "\n".join(f"{name:<{INDENT}}{said}" for name, said in _lines(verdict) if said)
+    return "\n".join(f"{name:<{INDENT}}{said}" for name, said in lines(verdict))
 
 
 def title(verdict: "Verdict") -> str:
@@ -34,6 +34,11 @@ def title(verdict: "Verdict") -> str:
     if not case.reference:
         return f"{case.name}, {seeds}"
     return f"{case.name} against {case.reference_name}, {seeds} of each"
+
+
+def lines(verdict: "Verdict") -> list[tuple[str, str]]:
+    """What each says, and its name."""
+    return [(name, said) for name, said in _lines(verdict) if said]
 
 
 def _lines(verdict: "Verdict") -> Iterator[tuple[str, str]]:
@@ -130,7 +135,7 @@ def _open(verdict: "Verdict") -> str:
         return ""
     n = len(verdict.case.seeds)
     if not enough_seeds(n):
-        return f"{SEEDS} seeds to claim, and there {'are' if n > 1 else 'is'} {n}: it is described"
+        return f"a claim needs {SEEDS} seeds; with {n} this is a description"
     undecided = [one for one in verdict.links if one.status == "undetermined"]
     tests = [
         f"{one.title}: corrected p = {plain(min(one.p_for, one.p_against), 2)}" for one in undecided

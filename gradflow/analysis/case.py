@@ -119,15 +119,15 @@ def _along_one_path(
         ]
         others = ", ".join(one for i, one in enumerate(said) if i != asked)
         notes.append(
-            f"{first.name} has {len(found)} paths. Asked is the one along which δ shrinks most "
-            f"early in training, {said[asked]}; not {others}."
+            f"{first.name} has {len(found)} paths. The verdict follows the one along which δ "
+            f"shrinks most early in training, {said[asked]}; not {others}."
         )
         accused = [replace(one, path=asked) for one in accused]
     return accused, [_beside(one, accused[0].layers) for one in reference], tuple(notes)
 
 
 def _beside(network: TrainedNetwork, layers: Sequence[Layer]) -> TrainedNetwork:
-    """Along its path that has most of these layers, by name."""
+    """The network along the path that has most of these layers, by name."""
     names = {layer.name for layer in layers}
     shared = [len(names & {layer.name for layer in path}) for path in paths(network.trace)]
     return replace(network, path=int(np.argmax(shared)))

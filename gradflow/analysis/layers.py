@@ -175,7 +175,7 @@ class _Graph:
         return walked
 
     def _output(self, site: str, weight: str) -> str | None:
-        """Of several weights before one output only the last acts on it.
+        """Only the last of several weights before one output acts on it.
 
         None for what was added to something else before it came to the site.
         """
@@ -204,7 +204,7 @@ def align(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[Layer, ...]:
 
 
 def counterparts(layers: Sequence[Layer], others: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Of each layer the one of the same name in another network, where ∂L/∂z may lie elsewhere.
+    """The layers of the same names in another network, where ∂L/∂z may lie elsewhere.
 
     Raises KeyError where there is none.
     """

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gradflow.analysis.brief import lines
 from gradflow.analysis.profile import GRADIENT_SIZES, DepthProfile, depth_profile
 from gradflow.analysis.vanishing import JUDGED_SIZES
 from gradflow.record.notebook import card, depth_svg, power
@@ -14,19 +15,13 @@ if TYPE_CHECKING:
     from gradflow.analysis.verdict import Verdict
 
 
-def verdict_html(verdict: "Verdict", meaning: str) -> str:
-    """The outcome, its sentences, links and rivals, and the profiles of δ and ŝ."""
-    case = verdict.case
-    rows: list[tuple[str, object]] = [
-        ("outcome", f"{verdict.outcome}: {meaning}"),
-        ("accused", case.name),
-        ("reference", case.reference_name or "none"),
-        ("seeds", len(case.seeds)),
-        *(("", sentence) for sentence in verdict.sentences),
-        *((f"{one.key}, {one.title}", one.status) for one in verdict.links),
-        *((f"rival {one.key}, {one.title}", one.status) for one in verdict.rivals),
-    ]
-    return card("Verdict", rows, *(_profile(verdict, size) for size in JUDGED_SIZES))
+def verdict_html(verdict: "Verdict") -> str:
+    """The ten lines, the state of each link and rival, and the profiles of δ and ŝ."""
+    findings = (
+        (f"{one.key}, {one.title}", one.status) for one in (*verdict.links, *verdict.rivals)
+    )
+    pictures = (_profile(verdict, size) for size in JUDGED_SIZES)
+    return card("Verdict", [*lines(verdict), *findings], *pictures)
 
 
 def _profile(verdict: "Verdict", size: str) -> str:

@@ -162,7 +162,7 @@ def geometric_mean(values: np.ndarray, weights: np.ndarray | None = None) -> np.
 
 
 def mean_over_steps(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Over the first axis, of what is finite; NaN where nothing is."""
+    """The mean over the first axis of what is finite; NaN where nothing is."""
     return _mean_where(np.isfinite(values), values, weights)
 
 

@@ -163,7 +163,7 @@ def _gap_sentence(verdict: "Verdict") -> str:
     n_both = sum(case.pairs(lambda mine, theirs: _failed(mine) and _failed(theirs)))
     both = f" In {n_both} of {len(case.seeds)} seeds both trainings failed." if n_both else ""
     if not verdict.gap:
-        return f"Nothing is said of a gap.{both}" if n_both else ""
+        return f"The gap was not measured.{both}" if n_both else ""
     numbers = [worse_by(one) for one in verdict.gap]
     state = {
         "yes": "There is a gap to explain",

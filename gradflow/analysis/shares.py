@@ -243,7 +243,7 @@ def seeds_for_width(spread: float, half_width: float) -> int | None:
 
 @dataclass(frozen=True)
 class Interaction:
-    """Of two arms and both together: E_both − E_first − E_second, with its interval over seeds."""
+    """E_both − E_first − E_second of two arms and both together, with its interval over seeds."""
 
     first: str
     second: str

@@ -133,7 +133,7 @@ def seeds_needed(
 
 
 def mean(values: Sequence[float] | np.ndarray) -> float:
-    """Of what is finite; NaN where nothing is."""
+    """The mean of what is finite; NaN where nothing is."""
     numbers = _finite(values)
     return float(numbers.mean()) if len(numbers) else math.nan
 

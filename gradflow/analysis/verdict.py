@@ -94,7 +94,7 @@ class Verdict:
         return f"<Verdict {self.outcome}: {title(self)}>"
 
     def _repr_html_(self) -> str:
-        return verdict_html(self, OUTCOMES[self.outcome])
+        return verdict_html(self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; the schema is verdict.schema.json beside this file."""

@@ -86,15 +86,17 @@ def diagnose(
 
 
 def _show_all(verdict: "Verdict", found: "Results | None") -> None:
-    """The letter of a verdict, and what the study found, if there is one."""
-    from gradflow.present.letter import verdict_view
+    """The whole verdict, and what the study found, if there is one."""
+    from gradflow.present.letter import letter, profiles
     from gradflow.present.terminal_plot import can_show_braille
+    from gradflow.present.verdict_story import answer, why
 
-    show(verdict_view(verdict, braille=can_show_braille(sys.stdout.encoding)))
+    show(letter(answer(verdict)), profiles(verdict, braille=can_show_braille(sys.stdout.encoding)))
+    show("", letter(why(verdict)))
     if found is not None:
-        from gradflow.present.study_view import results_view
+        from gradflow.present.study_story import study_section
 
-        show("\nStudy", results_view(found))
+        show(letter(study_section(found)))
 
 
 def _study_among(runs: Sequence[Path]) -> "StudyDir | None":
@@ -174,7 +176,8 @@ def compare(
         Print every size as one JSON array on stdout.
     """
     from gradflow.analysis.compare import compare as run_comparison
-    from gradflow.present.letter import comparison_view
+    from gradflow.present.letter import letter
+    from gradflow.present.verdict_story import comparison
     from gradflow.training.diagnosis import open_case
 
     runs = runs or (newest_run(),)
@@ -188,6 +191,6 @@ def compare(
     if json:
         show_json([one.to_json() for one in comparisons])
     else:
-        show(comparison_view(comparisons, size))
+        show(letter(comparison(comparisons, size)))
     differs = any(one.differs for one in chosen if one.at == "equal step")
     return JUDGED if fail_on is not None and differs else OK

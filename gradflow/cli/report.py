@@ -40,12 +40,12 @@ def report(
     json
         Print the numbers as one JSON object on stdout.
     """
-    from gradflow.present.letter import summary_view
+    from gradflow.present.letter import letter, profiles
     from gradflow.present.report import page
     from gradflow.present.report.charts import charts
     from gradflow.present.report.content import collect
-    from gradflow.present.report.words import lines
-    from gradflow.present.study_view import results_view
+    from gradflow.present.report.story import answer
+    from gradflow.present.study_story import study_section
     from gradflow.present.terminal_plot import can_show_braille
 
     runs = runs or (newest_run(),)
@@ -55,11 +55,10 @@ def report(
     if json:
         show_json(page.to_json(content))
     else:
-        braille = can_show_braille(sys.stdout.encoding)
+        show(letter(answer(content)))
         if content.verdict is not None:
-            show(summary_view(content.verdict, braille=braille))
+            show(profiles(content.verdict, braille=can_show_braille(sys.stdout.encoding)))
         if content.study is not None:
-            show(results_view(content.study))
-        show("", *lines(content))
+            show("", letter(study_section(content.study)))
         show(f"\nreport   {written[0]}", f"also     {', '.join(one.name for one in written[1:])}")
     return OK

@@ -154,13 +154,8 @@ def _saliency_of_files(
     if as_json:
         show_json(content)
         return OK
-    if is_folder:
-        show(views.folder_view(entries, first.picture.photo, first.results))
-    else:
-        show(
-            terminal.probabilities_view(first.probabilities),
-            views.maps_view(first.picture.photo, first.results),
-        )
+    said = views.predictions_view(entries) if is_folder else None
+    show(said or terminal.probabilities_view(first.probabilities), views.maps_view(first.results))
     show(*views.miss_lines(method, entries), *([views.trust_view(trust)] if trust else []))
     show(f"run      {run.path}", f"scores   {scores}", f"picture  {output}")
     return OK

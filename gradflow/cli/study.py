@@ -56,7 +56,9 @@ def study(
         Print the results, or the plan, as one JSON object on stdout.
     """
     from gradflow.present import study_view
+    from gradflow.present.letter import letter
     from gradflow.present.study_figures import save_study_figures
+    from gradflow.present.study_story import study_section
     from gradflow.studies import Engine, Study, StudyDir, run_study
     from gradflow.studies.engine import default_workers
     from gradflow.studies.plan import plan_study
@@ -85,7 +87,7 @@ def study(
     if json:
         show_json(found.to_json())
     else:
-        show(study_view.results_view(found), f"\nstudy    {folder.path}")
+        show(letter(study_section(found)), f"study    {folder.path}")
         show(*(f"picture  {path}" for path in pictures))
     return FAILED if any(" failed: " in note for note in found.notes) else OK
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from gradflow.analysis import DepthProfile, depth_profile, geometric_mean, weight_table
+from gradflow.analysis.case import Case
 from gradflow.analysis.numerals import plain
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.statistics import mean_and_range
@@ -52,7 +53,7 @@ def _save_profiles(run: RunDir, profiles: Mapping[NetworkDir, DepthProfile]) -> 
         of_seeds = [profile for one, profile in profiles.items() if one.arch == arch]
         with np.errstate(divide="ignore"):
             logs = np.log10(np.array([profile.values for profile in of_seeds]))
-        bands[arch] = (of_seeds[0].sites, *mean_and_range(logs))
+        bands[arch] = (of_seeds[0].sites, *(10.0**one for one in mean_and_range(logs)))
     title = "Gradient norm from input to output, geometric mean over training"
     ax = plots.profile_bands_plot(bands, plots.GRAD_NORM, title)
     plots.save(plots.figure_of(ax), run.figures / "depth_profile.png")
@@ -71,11 +72,13 @@ def plot_trace(trace: Trace, measure: str, ax: plots.Axes | None = None) -> plot
         "geometric mean over steps": geometric_mean(table.values),
     }
     meaning = MEASURES.get(measure) or DERIVED[measure]
-    label = f"{measure} ({meaning.unit})"
-    ax = plots.depth_profile_plot({one: (table.sites, v) for one, v in lines.items()}, label, ax)
-    if measure.endswith("fraction"):
-        ax.set_yscale("linear")
-    return ax
+    return plots.profile_bands_plot(
+        {one: (table.sites, values, values, values) for one, values in lines.items()},
+        f"{measure} ({meaning.unit})",
+        "Depth profile, from input to output",
+        ax,
+        log=not measure.endswith("fraction"),
+    )
 
 
 def save_verdict_figure(verdict: Verdict, path: Path) -> Path:
@@ -84,32 +87,40 @@ def save_verdict_figure(verdict: Verdict, path: Path) -> Path:
 
 
 def verdict_figure(verdict: Verdict) -> plots.Figure:
-    """The depth profiles of δ and ŝ of both networks, early in training, side by side."""
+    """`draw_profiles` below its finding."""
+    return plots.add_title(draw_profiles(verdict), gradient_title(verdict.case))
+
+
+def draw_profiles(verdict: Verdict, mark: str = "") -> plots.Figure:
+    """δ and ŝ of both networks by depth, early in training; `mark` is a layer to point at in δ."""
     sizes = [size for size in JUDGED_SIZES if any(band.size == size for band in verdict.bands)]
-    fig = plots.new_figure(7.0 * len(sizes), 3.8)
-    for ax, size in zip(fig.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
+    fig = plots.new_figure(7.0, 3.8 * len(sizes))
+    for ax, size in zip(fig.subplots(len(sizes), 1, squeeze=False)[:, 0], sizes, strict=True):
         bands = {
-            band.network: (band.layers, band.mean, band.low, band.high)
+            band.network: (band.layers, *(10.0**one for one in (band.mean, band.low, band.high)))
             for band in verdict.bands
             if band.size == size
         }
+        marked = (mark, f"differ most: {mark}") if mark and size == "output_gradient" else None
         meaning = GRADIENT_SIZES[size]
-        plots.profile_bands_plot(
-            bands,
-            f"{meaning.symbol} = {meaning.formula.split(' of ')[0]} ({meaning.unit})",
-            _title(verdict, size),
-            ax,
-        )
+        label = f"{meaning.symbol} ({meaning.unit})"
+        plots.profile_bands_plot(bands, label, meaning.formula, ax, mark=marked)
     return fig
 
 
-def _title(verdict: Verdict, size: str) -> str:
-    """The finding: by how much it changes in the accused network."""
-    change = early_decades(verdict.case, size).mean
-    grows = "grows" if change > 0 else "shrinks"
-    name = "output gradient" if size == "output_gradient" else "scale-invariant gradient"
-    times = f"{plain(10 ** abs(change))}×"
-    return f"Towards the input the {name} of {verdict.case.name} {grows} {times}"
+def gradient_title(case: Case) -> str:
+    """By how much δ changes from the output to the input, in each network."""
+    changes = {case.name: early_decades(case, "output_gradient").mean}
+    if case.reference:
+        changes[case.reference_name] = early_decades(Case(case.reference), "output_gradient").mean
+    known = [
+        f"{plain(10 ** abs(change))} times {'larger' if change > 0 else 'smaller'} in {name}"
+        for name, change in changes.items()
+        if np.isfinite(change)
+    ]
+    if not known:
+        return f"Gradient by depth of {' and '.join(changes)}"
+    return f"At the first layer the gradient is {' and '.join(known)} than at the last"
 
 
 def _save_losses(run: RunDir, networks: Sequence[NetworkDir]) -> None:

@@ -20,8 +20,7 @@ from gradflow.analysis.layers import PATH_KINDS, main_path
 from gradflow.analysis.numerals import plain
 from gradflow.analysis.profile import GRADIENT_SIZES, layer_table, typical
 from gradflow.analysis.rates import Rate
-from gradflow.present.terminal import ASCII_BARS, bar_picture
-from gradflow.present.terminal_plot import braille_profile, can_show_braille
+from gradflow.present.terminal_plot import can_show_braille, depth_picture
 from gradflow.record.trace import Trace
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def moment(trace: Trace, loss: float | None = None) -> Moment | None:
 
 
 def _largest_update(trace: Trace) -> tuple[float, str]:
-    """Of the weights: a bias begins near 0, and every step is large beside it."""
+    """The largest update of a weight: a bias begins near 0, and every step is large beside it."""
     try:
         table = trace.select("relative_update", PATH_KINDS)
     except KeyError:
@@ -83,15 +82,8 @@ def lines(moments: Mapping[str, Moment], *, width: int = 76, braille: bool = Tru
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = {name: np.log10(one.values) for name, one in moments.items()}
     size = GRADIENT_SIZES[next(iter(moments.values())).size]
-    if braille:
-        said = f"{size.symbol} by depth, input to output ({size.unit})"
-        drawn = braille_profile(logs, said, width=min(width - 1, 100), rows=ROWS)
-    else:
-        every = np.concatenate([one.values for one in moments.values()])
-        known = every[np.isfinite(every) & (every > 0)]
-        low, high = (known.min(), known.max()) if len(known) else (1.0, 1.0)
-        drawn = [f"{name}  {bar_picture(one.values, low, high, ASCII_BARS)}"
-                 for name, one in moments.items()]  # fmt: skip
+    said = f"{size.symbol} by depth, input to output ({size.unit})"
+    drawn = depth_picture(logs, said, braille=braille, width=min(width - 1, 100), rows=ROWS)
     return [*drawn, *(f"{name}  {_numbers(one)}" for name, one in moments.items())]
 
 

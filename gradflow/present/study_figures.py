@@ -2,8 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from gradflow.analysis import thresholds as at
 from gradflow.analysis.numerals import part
 from gradflow.analysis.statistics import Interval
 from gradflow.present import plots
+from gradflow.present.report.chart import Chart
 from gradflow.studies.arms import PLACES, Place
 from gradflow.studies.outcomes import MEASURES
 from gradflow.studies.results import ArmResult, Results
@@ -22,34 +22,37 @@ ZONES = {
     "main cause": at.SHARE_MAIN.value,
 }
 FOREST = "forest"
+LIMITS = (-1.0, 1.5)  # of the axis of shares
 
 
-@dataclass(frozen=True)
-class StudyFigure:
-    """One figure of a study; its title states the finding, and is not drawn by `draw`."""
-
-    name: str
-    title: str
-    draw: Callable[[], plots.Figure]
+FOREST_CAPTION = (
+    "One row per arm: how much of the gap in training loss goes away when that one thing is "
+    f"changed, with its {at.LEVEL} interval over seeds. 0: nothing, 1: all of it. "
+    "The sign on the line is a diamond for a main cause, a square for a contributor, a circle for "
+    "what is not a cause, and a cross for what the data do not decide."
+)
+DOSE_CAPTION = (
+    f"The outcome at each dose of one thing, with its {at.LEVEL} interval over seeds. A cause "
+    "shows as a line that goes one way; a flat line shows that the thing does not matter."
+)
 
 
 def save_study_figures(found: Results, folder: Path) -> list[Path]:
-    """Draw what there is to draw, as PNG; nothing before the first arm is complete."""
+    """Each as PNG; none before the first arm is complete."""
     return [
-        plots.save(plots.add_title(figure.draw(), figure.title), folder / f"{figure.name}.png")
-        for figure in study_figures(found)
+        plots.save(chart.draw_with_title(), folder / f"{chart.key}.png")
+        for chart in study_charts(found)
     ]
 
 
-def study_figures(found: Results) -> list[StudyFigure]:
-    """The forest plot, and one figure for each series of two doses or more."""
-    figures = []
+def study_charts(found: Results) -> Iterator[Chart]:
+    """The forest plot once an arm is complete, and one figure for each series of two doses."""
     if found.causes:
-        figures.append(StudyFigure(FOREST, finding(found), partial(_forest, found)))
+        yield Chart(FOREST, "study", finding(found), FOREST_CAPTION, partial(_forest, found))
     for series, arms in _series(found).items():
+        key, title = f"dose-{_slug(series)}", _answer(found, series, arms)
         draw = partial(_dose_response, found, series, arms)
-        figures.append(StudyFigure(f"dose-{_slug(series)}", _answer(found, series, arms), draw))
-    return figures
+        yield Chart(key, "study", title, DOSE_CAPTION, draw)
 
 
 def _forest(found: Results) -> plots.Figure:
@@ -59,8 +62,10 @@ def _forest(found: Results) -> plots.Figure:
         [one.arm.name for one in arms],
         np.array([share.value for share in shares]),
         np.array([(share.interval.low, share.interval.high) for share in shares]),
-        [one.primary.status if one.primary else "" for one in arms],
-        ZONES,
+        f"share of the gap that the arm takes away ({at.LEVEL} interval over seeds)",
+        statuses=[one.primary.status if one.primary else "" for one in arms],
+        zones=ZONES,
+        limits=LIMITS,
     )
     return plots.figure_of(ax)
 

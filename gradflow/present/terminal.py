@@ -11,6 +11,7 @@ from rich.text import Text
 
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.numerals import p_text, plain
+from gradflow.present.terminal_plot import bar_picture
 
 if TYPE_CHECKING:
     from gradflow.analysis import DepthProfile
@@ -21,27 +22,7 @@ if TYPE_CHECKING:
     from gradflow.training.bench import Floor, Timing
     from gradflow.training.fit import Epoch
 
-BARS = "▁▂▃▄▅▆▇█"
-ASCII_BARS = "12345678"  # for a terminal that cannot show the bars
-NO_VALUE = "·"
 MAX_BARS = 54  # in a picture of a deeper network each bar stands for several layers
-
-
-def bar_picture(values: np.ndarray, low: float, high: float, bars: str = BARS) -> str:
-    """One bar per value on a log scale from `low` to `high`; a dot where there is no value.
-
-    >>> bar_picture(np.array([1.0, 10.0, 100.0, np.nan]), 1.0, 100.0)
-    '▁▅█·'
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        span = np.log(high / low) or 1.0
-        height = np.log(values / low) / span
-    usable = np.isfinite(height)
-    no_value = NO_VALUE if bars == BARS else "."
-    levels = np.clip(np.round(np.where(usable, height, 0) * (len(bars) - 1)), 0, len(bars) - 1)
-    return "".join(
-        bars[int(level)] if known else no_value for level, known in zip(levels, usable, strict=True)
-    )
 
 
 def epoch_line(name: str, epoch: "Epoch", n_epochs: int) -> str:

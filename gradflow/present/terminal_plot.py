@@ -1,4 +1,4 @@
-"""Depth profiles as rows of text: braille dots, two by four in each character."""
+"""Depth profiles as text: braille dots, two by four in each character, or a bar per layer."""
 
 from collections.abc import Mapping
 
@@ -8,6 +8,50 @@ BLANK = 0x2800  # the braille character without a dot
 DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])  # (row, column)
 ROWS = 4  # characters: 16 dots tell a sixteenth of the range
 LABELS = 10  # characters for the values beside the axis
+BARS = "▁▂▃▄▅▆▇█"
+ASCII_BARS = "12345678"  # for a terminal that cannot show the bars
+NO_VALUE = "·"
+
+
+def bar_picture(values: np.ndarray, low: float, high: float, bars: str = BARS) -> str:
+    """One bar per value on a log scale from `low` to `high`; a dot where there is no value.
+
+    >>> bar_picture(np.array([1.0, 10.0, 100.0, np.nan]), 1.0, 100.0)
+    '▁▅█·'
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        span = np.log(high / low) or 1.0
+        height = np.log(values / low) / span
+    usable = np.isfinite(height)
+    no_value = NO_VALUE if bars == BARS else "."
+    levels = np.clip(np.round(np.where(usable, height, 0) * (len(bars) - 1)), 0, len(bars) - 1)
+    return "".join(
+        bars[int(level)] if known else no_value for level, known in zip(levels, usable, strict=True)
+    )
+
+
+def depth_picture(
+    profiles: Mapping[str, np.ndarray],
+    unit: str,
+    *,
+    braille: bool,
+    width: int = 76,
+    rows: int = ROWS,
+) -> list[str]:
+    """`profiles`, name -> log10 by layer, on one scale: in braille, or else in ASCII."""
+    if braille:
+        return braille_profile(profiles, unit, width=width, rows=rows)
+    finite = [values[np.isfinite(values)] for values in profiles.values()]
+    known = 10.0 ** np.concatenate([np.empty(0), *finite])
+    if not len(known):
+        return []
+    low, high = float(known.min()), float(known.max())
+    names = max(map(len, profiles))
+    return [
+        *(f"{name:<{names}}  {bar_picture(10.0**values, low, high, ASCII_BARS)}"
+          for name, values in profiles.items()),
+        f"{unit}: {ASCII_BARS[0]} is {low:.2g}, {ASCII_BARS[-1]} is {high:.2g}",
+    ]  # fmt: skip
 
 
 def braille_profile(

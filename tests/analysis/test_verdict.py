@@ -326,7 +326,7 @@ def test_seeds_in_which_both_trainings_failed_say_nothing_of_a_gap() -> None:
     verdict = judge_case(make_case({"delta": -2, **failed}, failed))
     assert verdict.gap_status == "not measured"
     assert verdict.sentences[-1] == (
-        "Nothing is said of a gap. In 5 of 5 seeds both trainings failed."
+        "The gap was not measured. In 5 of 5 seeds both trainings failed."
     )
 
 

@@ -1,4 +1,4 @@
-"""The letter of a verdict and its picture, as golden text."""
+"""A verdict in the terminal, as golden text."""
 
 import io
 
@@ -8,10 +8,11 @@ from rich.console import Console, RenderableType
 
 from gradflow.analysis.compare import compare
 from gradflow.analysis.verdict import Verdict, judge_case
-from gradflow.present.letter import summary_view, verdict_view
-from gradflow.present.report import words
+from gradflow.present.letter import letter, profiles
 from gradflow.present.report.content import Report, Trained
+from gradflow.present.report.story import answer as answer_of_report
 from gradflow.present.terminal_plot import braille_profile, can_show_braille
+from gradflow.present.verdict_story import answer, why
 from tests.analysis.traces import make_case
 from tests.present.goldens import check_golden
 
@@ -29,12 +30,14 @@ def printed(*views: RenderableType) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
+def test_the_letter_reads_as_it_did(verdict: Verdict) -> None:
+    check_golden("letter.txt", printed(letter(answer(verdict), why(verdict))))
+
+
 @pytest.mark.parametrize("braille", [True, False])
-def test_the_letter_reads_as_it_did(verdict: Verdict, braille: bool) -> None:
-    check_golden(
-        f"letter-{'braille' if braille else 'ascii'}.txt",
-        printed(verdict_view(verdict, braille=braille)),
-    )
+def test_the_profiles_look_as_they_did(verdict: Verdict, braille: bool) -> None:
+    name = f"profiles-{'braille' if braille else 'ascii'}.txt"
+    check_golden(name, printed(profiles(verdict, braille=braille)))
 
 
 def test_the_ten_lines_read_as_they_did(verdict: Verdict) -> None:
@@ -56,7 +59,7 @@ def test_what_report_prints_reads_as_it_did(verdict: Verdict) -> None:
         comparisons=tuple(compare(case)),
         missing=("Nothing is known of activations: the records have no outputs of them.",),
     )
-    check_golden("report.txt", printed(summary_view(verdict), *words.lines(report)))
+    check_golden("report.txt", printed(letter(answer_of_report(report))))
 
 
 def test_what_report_prints_without_records_reads_as_it_did() -> None:
@@ -65,8 +68,9 @@ def test_what_report_prints_without_records_reads_as_it_did() -> None:
         for arch, accuracies in (("plain_34", (0.4, 0.45)), ("resnet_34", (0.6, 0.7)))
         for seed, accuracy in enumerate(accuracies)
     )
-    report = Report(names=("plain_34", "resnet_34"), seeds=(0, 1), trained=trained)
-    check_golden("report-without-records.txt", printed(*words.lines(report)))
+    data = {"audit": {"name": "digits"}, "split": {"counts": {"train": 80, "test": 20}}}
+    report = Report(names=("plain_34", "resnet_34"), seeds=(0, 1), trained=trained, data=data)
+    check_golden("report-without-records.txt", printed(letter(answer_of_report(report))))
 
 
 def test_the_picture_looks_as_it_did_and_fits_80_columns() -> None:

@@ -26,6 +26,12 @@ LAYERS = (
 STEPS = np.arange(5)
 
 
+def profile(values, ylabel, title, ax=None):
+    """One value for each layer: the band of a single seed."""
+    bands = {name: (layers, one, one, one) for name, (layers, one) in values.items()}
+    return plots.profile_bands_plot(bands, ylabel, title, ax)
+
+
 def table(n_steps: int = 5) -> np.ndarray:
     return np.logspace(-3, 2, n_steps * len(LAYERS)).reshape(n_steps, len(LAYERS))
 
@@ -44,9 +50,10 @@ IMAGES = ("AxesImage", "PcolorImage", "QuadMesh")
 
 def test_a_profile_is_drawn_as_given_on_a_log_axis():
     plain, residual = np.logspace(0, -4, len(LAYERS)), np.ones(len(LAYERS))
-    ax = plots.depth_profile_plot(
+    ax = profile(
         {"plain_34": (LAYERS, plain), "resnet_34": (LAYERS, residual)},
         "gradient norm (loss/weight)",
+        "title",
     )
     drawn = {line.get_label(): line.get_ydata() for line in ax.lines}
     assert drawn.keys() == {"plain_34", "resnet_34"}
@@ -59,7 +66,8 @@ def test_a_profile_is_drawn_as_given_on_a_log_axis():
 
 
 def test_a_band_reaches_from_the_lowest_to_the_highest_seed_in_true_values():
-    mean, low, high = np.array([[0.0, -1.0, np.nan], [-0.5, -2.0, np.nan], [0.5, 0.0, np.nan]])
+    logs = np.array([[0.0, -1.0, np.nan], [-0.5, -2.0, np.nan], [0.5, 0.0, np.nan]])
+    mean, low, high = 10**logs
     names = ("conv1", "layer1.0.conv1", "fc")
     ax = plots.profile_bands_plot({"net": (names, mean, low, high)}, "δ (loss)", "title")
     (line,) = ax.lines
@@ -77,7 +85,7 @@ def test_a_band_reaches_from_the_lowest_to_the_highest_seed_in_true_values():
 
 
 def test_the_ticks_of_a_profile_are_the_beginnings_of_the_stages():
-    ax = plots.depth_profile_plot({"net": (LAYERS, np.ones(len(LAYERS)))}, "norm (1)")
+    ax = profile({"net": (LAYERS, np.ones(len(LAYERS)))}, "norm (1)", "")
     assert [label.get_text() for label in ax.get_xticklabels()] == [
         "conv1",
         "layer1.0.conv1",
@@ -88,8 +96,10 @@ def test_the_ticks_of_a_profile_are_the_beginnings_of_the_stages():
 
 
 def test_networks_of_different_layers_share_a_count_and_no_names():
-    ax = plots.depth_profile_plot(
-        {"deep": (LAYERS, np.ones(len(LAYERS))), "flat": (("a", "b"), np.array([1.0, 2.0]))}, "norm"
+    ax = profile(
+        {"deep": (LAYERS, np.ones(len(LAYERS))), "flat": (("a", "b"), np.array([1.0, 2.0]))},
+        "norm",
+        "",
     )
     assert ax.lines[1].get_xdata().tolist() == [0, 1]
     assert ax.get_xlabel() == "layer, counted from the input"
@@ -97,7 +107,7 @@ def test_networks_of_different_layers_share_a_count_and_no_names():
 
 def test_zero_and_nan_leave_a_gap_in_a_profile(tmp_path):
     values = np.array([1.0, 0.0, np.nan, 1e-3])
-    ax = plots.depth_profile_plot({"net": (tuple("abcd"), values)}, "norm")
+    ax = profile({"net": (tuple("abcd"), values)}, "norm", "")
     assert plots.save(plots.figure_of(ax), tmp_path / "profile.png").exists()
     low, high = ax.get_ylim()
     assert 1e-4 < low < 1e-3
@@ -105,13 +115,13 @@ def test_zero_and_nan_leave_a_gap_in_a_profile(tmp_path):
 
 
 def test_a_flat_profile_fills_no_less_than_a_decade():
-    ax = plots.depth_profile_plot({"net": (tuple("ab"), np.array([2.0, 3.0]))}, "norm")
+    ax = profile({"net": (tuple("ab"), np.array([2.0, 3.0]))}, "norm", "")
     assert ax.get_ylim() == pytest.approx((1, 10))
 
 
 def test_many_layers_of_one_stage_each_are_thinned_to_eight_ticks():
     layers = tuple(str(i) for i in range(50))
-    ax = plots.depth_profile_plot({"net": (layers, np.ones(50))}, "norm")
+    ax = profile({"net": (layers, np.ones(50))}, "norm", "")
     labels = [label.get_text() for label in ax.get_xticklabels()]
     assert len(labels) == 8
     assert (labels[0], labels[-1]) == ("0", "49")
@@ -207,7 +217,7 @@ def test_an_architecture_has_one_style_whatever_else_is_drawn():
 
 
 def test_a_legend_stands_beside_the_axes():
-    bands = {name: (LAYERS, *np.zeros((3, len(LAYERS)))) for name in ("plain_34", "resnet_34")}
+    bands = {name: (LAYERS, *np.ones((3, len(LAYERS)))) for name in ("plain_34", "resnet_34")}
     ax = plots.profile_bands_plot(bands, "g", "title")
     figure = plots.figure_of(ax)
     figure.draw_without_rendering()
@@ -357,14 +367,14 @@ def test_pixels_of_a_figure_are_rgb():
 
 def test_a_plot_goes_into_the_axes_it_is_given():
     axes = Figure().subplots(1, 2)
-    assert plots.depth_profile_plot({"a": (("x",), np.ones(1))}, "n", axes[0]) is axes[0]
+    assert profile({"a": (("x",), np.ones(1))}, "n", "", axes[0]) is axes[0]
     assert plots.layer_step_heatmap(np.ones((1, 1)), np.zeros(1), ("x",), "n", axes[1]) is axes[1]
 
 
 def test_drawing_does_not_load_pyplot():
     code = (
         "import sys; from gradflow.present import plots; import numpy as np;"
-        "plots.depth_profile_plot({'a': (('x',), np.ones(1))}, 'n');"
+        "plots.profile_bands_plot({'a': (('x',), *np.ones((3, 1)))}, 'n', '');"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

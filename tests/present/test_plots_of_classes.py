@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from matplotlib.collections import LineCollection
 
 from gradflow.present import plots
 
@@ -32,17 +31,6 @@ def test_confusion_of_many_classes_is_colours_alone_and_no_larger() -> None:
     assert len(places) <= 30
     assert [one.get_text() for one in ax.get_yticklabels()] == [names[int(at)] for at in places]
     assert len(plots.to_svg(plots.figure_of(ax))) < 300_000
-
-
-def test_intervals_stand_at_their_names_first_at_the_top_with_a_line_at_zero() -> None:
-    mean, low, high = np.array([[0.1, -0.2, 0.0], [0.0, -0.3, np.nan], [0.2, -0.1, np.nan]])
-    ax = plots.interval_plot(NAMES, mean, low, high, "recall", "title")
-    zero, means = ax.lines
-    assert set(np.asarray(zero.get_xdata())) == {0}
-    np.testing.assert_array_equal(means.get_xdata(), mean)
-    (bars,) = (one for one in ax.collections if isinstance(one, LineCollection))
-    np.testing.assert_allclose(bars.get_segments()[1], [[-0.3, 1], [-0.1, 1]])
-    assert ax.get_ylim()[0] > ax.get_ylim()[1]
 
 
 def test_reliability_leaves_empty_bins_out_and_shows_the_counts_below() -> None:

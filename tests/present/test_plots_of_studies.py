@@ -12,7 +12,10 @@ NAMES = ("bias-1", "constant-lr", "early-up")
 def test_a_forest_has_a_row_per_arm_from_the_top_with_its_interval_and_what_it_is() -> None:
     shares = np.array([0.9, 0.3, np.nan])
     intervals = np.array([[0.8, 1.0], [-4.0, 4.0], [np.nan, np.nan]])
-    ax = plots.forest_plot(NAMES, shares, intervals, ("main cause", "x", "y"), {"main cause": 0.5})
+    ax = plots.forest_plot(
+        NAMES, shares, intervals, "share", statuses=("main cause", "x", "y"),
+        zones={"main cause": 0.5}, limits=(-1.0, 1.5),
+    )  # fmt: skip
     heights = dict(zip((one.get_text() for one in ax.get_yticklabels()), ax.get_yticks(),
                        strict=True))  # fmt: skip
     assert heights == {"bias-1": 2, "constant-lr": 1, "early-up": 0}
@@ -32,6 +35,9 @@ def test_a_forest_has_a_row_per_arm_from_the_top_with_its_interval_and_what_it_i
     said = {text.get_text(): text.get_position()[1] for text in ax.texts}
     assert (said["x"], said["y"]) == (1, 0)
     assert ax.get_xlim() == (-1.0, 1.5)
+    ax = plots.forest_plot(NAMES, shares, intervals, "recall")
+    assert ax.get_xlim()[0] < -4, "without limits all of it is seen"
+    assert 0 in {line.get_xdata()[0] for line in ax.lines}, "a line at zero"
 
 
 def test_an_answer_is_drawn_by_dose_with_its_interval_over_seeds() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,12 @@ from torch import nn
 
 from gradflow.data import BadImage
 from gradflow.present import plots
-from gradflow.present.blocks import BlockPicture, shrink
 from gradflow.present.saliency import attribute, pictures, views
 from gradflow.present.saliency.asked import first_of_each_class
 from gradflow.present.saliency.attribution import Attribution
 from gradflow.present.saliency.gallery import N_RIGHT, N_WRONG, Gallery, make_gallery, mean_map
 from gradflow.present.saliency.methods import METHODS, ClassMaps
 from gradflow.present.saliency.trust import TRUST_THRESHOLDS, Trust, TrustCheck
-from tests.present.goldens import check_golden
 
 CLASSES = ("blue", "green", "red")
 SIDE = 16
@@ -341,50 +340,21 @@ def example(best: int = 1) -> Attribution:
     return Attribution("gradcam", "layer4.1", CLASSES, probabilities, maps, (0, 1, 2))
 
 
-def test_the_terminal_shows_the_map_of_the_predicted_class():
-    photo = np.zeros((8, 8, 3), np.uint8)
-    assert plain(views.maps_view(photo, {"plain": example(0), "res": example(1)})) == GOLDEN_MAPS
+def test_the_terminal_says_where_a_map_was_taken_and_what_speaks_against_it():
+    empty = dataclasses.replace(example(0), maps=np.zeros((3, 8, 8)), notes=("fails: x",))
+    assert plain(views.maps_view({"plain": example(0), "res": empty})) == (
+        "plain: gradcam at layer4.1\nres: gradcam at layer4.1; no map: nothing above zero; fails: x"
+    )
 
 
-GOLDEN_MAPS = """\
-plain: blue 80.0%     res: green 80.0%
-gradcam at layer4.1   gradcam at layer4.1
-  ░░░▒▒▒              ▒▒▒▓▓▓██
-░░░▒▒▒▒▓              ░▒▒▒▒▓▓▓
-░▒▒▒▒▓▓▓              ░░░▒▒▒▒▓
-▒▒▒▓▓▓██                ░░░▒▒▒"""
-
-
-def test_the_terminal_shows_of_a_folder_the_maps_of_the_first_picture():
-    photo = np.zeros((8, 8, 3), np.uint8)
-    results = {"plain": example(0), "res": example(1)}
-    entries = [
-        {"image": name, "networks": {net: pictures.scores(one) for net, one in results.items()}}
-        for name in ("a.png", "b.png")
-    ]
-    check_golden("saliency-folder.txt", plain(views.folder_view(entries, photo, results)) + "\n")
-
-
-def test_the_terminal_shows_the_mean_maps_of_the_test_set():
-    ramp = np.add.outer(np.arange(28.0), np.arange(28.0))
-    means = np.stack([ramp, ramp[::-1], np.full((28, 28), np.nan), ramp.T**4, ramp % 9, ramp])
+def test_the_terminal_says_how_many_test_pictures_of_each_class_are_named_right():
     gallery = Gallery(
-        "gradcam",
-        "layer4.1",
-        ("bakso", "gado gado [raw]", "gudeg", "rendang_of_a_very_long_name", "sate", "soto"),
-        ((),) * 6,
-        means,
-        (4, 4, 0, 4, 4, 4),
-        (3, 2, 1, 4, 0, 4),
-        (4, 4, 4, 4, 4, 4),
-        ("fails: does not depend on the weights",),
-    )
-    few = dataclasses.replace(
-        gallery, method="gradient", layer=None, classes=gallery.classes[:2], mean_maps=means[:2]
-    )
+        "gradcam", "layer4.1", ("bakso", "gado gado [raw]"), ((),) * 2, np.zeros((2, 4, 4)),
+        (4, 4), (3, 2), (4, 5), ("fails: does not depend on the weights",),
+    )  # fmt: skip
     text = plain(views.gallery_view({"plain": gallery}), width=80)
-    text += "\n" + plain(views.gallery_view({"res": few}), width=80)
-    check_golden("saliency-test-set.txt", text + "\n")
+    assert re.search(r"gado gado \[raw\] │ +2 of 5", text)
+    assert "plain: fails: does not depend on the weights" in text
 
 
 def test_the_terminal_always_says_how_far_the_sums_of_maps_are_off():
@@ -400,32 +370,6 @@ def test_the_terminal_always_says_how_far_the_sums_of_maps_are_off():
     assert said == [f"plain: {ends} 4.0 %", f"res: {ends} 0.4 %"]
     none = [{"networks": {"plain": pictures.scores(example())}}]
     assert views.miss_lines("gradcam", none) == []
-
-
-def test_half_blocks_hold_two_pixels_of_the_map_over_the_photograph():
-    photo = np.full((2, 2, 3), 100, np.uint8)
-    picture = BlockPicture(photo, np.array([[1.0, 0.0], [0.0, 0.0]]))
-    console = Console(width=20, color_system="truecolor", force_terminal=True, file=io.StringIO())
-    console.print(picture)
-    first, second = (
-        "\x1b[38;2;255;96;0;48;2;100;100;100m▀",
-        "\x1b[38;2;100;100;100;48;2;100;100;100m▀",
-    )
-    assert console.file.getvalue() == f"{first}\x1b[0m{second}\x1b[0m\n"
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 25, 64, 224])
-def test_a_picture_of_any_size_fits(size):
-    values = np.random.default_rng(0).random((size, size))
-    text = plain(BlockPicture(np.zeros((size, size, 3), np.uint8), values))
-    assert max(map(len, text.splitlines()), default=0) <= 24
-
-
-def test_shrinking_keeps_the_mean():
-    values = np.random.default_rng(0).random((24, 24))
-    assert shrink(values, 8).mean() == pytest.approx(values.mean())
-    with pytest.raises(ValueError, match=r"\(4, 4, 3\) for a map of \(4, 4\), but got \(2, 2, 3\)"):
-        BlockPicture(np.zeros((2, 2, 3), np.uint8), np.zeros((4, 4)))
 
 
 def trust_of(**values: float) -> Trust:

@@ -8,9 +8,7 @@ import pytest
 
 from gradflow.present import plots
 from gradflow.present.plots.style import styles
-from gradflow.present.report.charts_of_study import study_charts
-from gradflow.present.report.content import Report
-from gradflow.present.study_figures import finding, save_study_figures, study_figures
+from gradflow.present.study_figures import finding, save_study_figures, study_charts
 from gradflow.studies import Results, Study
 from gradflow.studies.judging import results
 from gradflow.studies.outcomes import Outcome
@@ -55,7 +53,7 @@ def doses(**changes: float) -> Results:
 
 
 def test_the_title_of_a_dose_says_how_the_loss_answers() -> None:
-    titles = {one.name: one.title for one in study_figures(doses())}
+    titles = {one.key: one.title for one in study_charts(doses())}
     assert titles["dose-strength-of-the-skip-connections"] == (
         f"Training loss of resnet_18 goes from 0.76 at 1 to 1.21 at 0.25 ({SKIP})"
     )
@@ -72,7 +70,7 @@ def test_a_title_goes_over_the_untouched_network_where_it_lies_between_the_doses
         if one.arm.series == "learning rate" else one
         for one in found.arms
     )  # fmt: skip
-    titles = {one.name: one.title for one in study_figures(dataclasses.replace(found, arms=arms))}
+    titles = {one.key: one.title for one in study_charts(dataclasses.replace(found, arms=arms))}
     assert (
         "plain_18 goes from 1.50 at 0.0001 over 1.40 at 0.001 to 1.30 at 0.01,"
         in (titles["dose-learning-rate"])
@@ -80,7 +78,7 @@ def test_a_title_goes_over_the_untouched_network_where_it_lies_between_the_doses
 
 
 def test_a_network_looks_the_same_where_the_other_one_has_no_doses() -> None:
-    (chart,) = (one for one in study_figures(doses()) if "skip" in one.name)
+    (chart,) = (one for one in study_charts(doses()) if "skip" in one.key)
     ax = chart.draw().axes[0]
     (line,) = (one for one in ax.lines if one.get_marker() not in ("None", "", None, "_", "|"))
     assert line.get_color() == styles(["resnet_18"])[0]["color"]
@@ -88,7 +86,7 @@ def test_a_network_looks_the_same_where_the_other_one_has_no_doses() -> None:
 
 
 def test_a_dose_that_diverged_is_no_end_of_the_answer() -> None:
-    titles = {one.name: one.title for one in study_figures(doses(quarter=float("nan")))}
+    titles = {one.key: one.title for one in study_charts(doses(quarter=float("nan")))}
     assert "from 0.76 at 1 to 0.90 at 0.5 " in titles["dose-strength-of-the-skip-connections"]
 
 
@@ -96,14 +94,13 @@ def test_a_figure_of_a_study_has_its_title_in_its_file_and_not_in_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = doses()
-    report = Report(names=("plain_18", "resnet_18"), seeds=(0, 1, 2), study=found)
     saved = {}
     save = plots.save
     monkeypatch.setattr(
         plots, "save", lambda figure, path: saved.setdefault(save(figure, path).name, figure)
     )
     save_study_figures(found, tmp_path)
-    for chart in study_charts(report):
+    for chart in study_charts(found):
         assert not said_in(chart.draw())
         (title,) = said_in(saved[f"{chart.key}.png"])
         assert " ".join(title.split()) == chart.title

@@ -8,16 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gradflow.present.study_view import (
-    all_checks,
-    arm_row,
-    control_lines,
-    gap_lines,
-    plan_view,
-    progress_view,
-    remarks,
-    results_view,
-)
+from gradflow.present.letter import letter
+from gradflow.present.section import Items, TextTable
+from gradflow.present.study_story import CHECKS, control_lines, gap_lines, remarks, study_section
+from gradflow.present.study_view import plan_view, progress_view
 from gradflow.studies import Results, Study
 from gradflow.studies.folder import CellDir
 from gradflow.studies.judging import results
@@ -54,6 +48,12 @@ def found(*checks: dict[str, Any]) -> Results:
     )  # fmt: skip
 
 
+def all_checks(of: Results) -> list[str]:
+    parts = study_section(of).parts
+    (items,) = (one for one in parts if isinstance(one, Items) and one.title == CHECKS)
+    return list(items.lines)
+
+
 def text(view: Any) -> str:
     console = Console(file=io.StringIO(), width=160)
     console.print(view)
@@ -85,8 +85,8 @@ def test_a_check_that_failed_is_told_with_its_number() -> None:
 def test_the_table_says_what_the_checks_say_and_how_long_a_training_took(
     checks: tuple[dict[str, Any], ...], word: str
 ) -> None:
-    (row,) = (line for line in text(results_view(found(*checks))).splitlines()
-              if line.startswith("bias ") and "%" not in line and ":" not in line)  # fmt: skip
+    (row,) = (line for line in text(letter(study_section(found(*checks)))).splitlines()
+              if line.startswith("  bias ") and "%" not in line and ":" not in line)  # fmt: skip
     assert word in row.split()
     assert row.rstrip().endswith("90 s")
 
@@ -154,7 +154,7 @@ def test_a_control_that_diverged_or_never_ended_is_told() -> None:
 @pytest.mark.parametrize(("level", "word"), [(1.4, "yes"), (1.5, "not shown")])
 def test_what_changes_nothing_by_algebra_is_told_as_a_control(level: float, word: str) -> None:
     found = with_control({"down": level}, attenuation=1.0)
-    (line,) = (one for one in remarks(found) if "algebra" in one)
+    (line,) = (one for one in remarks(found) if "AdamW" in one)
     assert line.startswith("down multiplies gradients by a constant, which AdamW divides away")
     assert f"surely within 0.05: {word} (p = " in line
     assert not found.causes
@@ -163,15 +163,16 @@ def test_what_changes_nothing_by_algebra_is_told_as_a_control(level: float, word
 def test_an_arm_that_surely_widens_the_gap_is_told() -> None:
     lines = remarks(with_control({"down": 2.6}))
     assert any(line.startswith("down surely widens the gap (share −3.00, 95 %") for line in lines)
-    assert "undetermined" in text(results_view(with_control({"down": 2.6})))
+    assert "undetermined" in text(letter(study_section(with_control({"down": 2.6}))))
 
 
 def test_the_share_of_the_accuracy_gap_has_its_interval() -> None:
     (one,) = with_control({"down": 1.2}).causes
     share = one.shares["test_accuracy"].interval
-    assert (
-        arm_row(one)["accuracy_share"] == f"{share.mean:.2f} ({share.low:.2f} to {share.high:.2f})"
-    )
+    parts = study_section(with_control({"down": 1.2})).parts
+    (table,) = (part for part in parts if isinstance(part, TextTable))
+    cell = table.rows[0][table.columns.index("of the accuracy gap")]
+    assert cell == f"{share.mean:.2f} ({share.low:.2f} to {share.high:.2f})"
 
 
 def test_a_gap_over_few_seeds_is_said_to_need_more() -> None:

@@ -44,18 +44,14 @@ BOTH = dict.fromkeys(NETWORKS, MAPS)
 COUNTS = 10 * np.eye(11, dtype=int) + [[k * (c == (r + 1) % 11) - k * (c == r) for c in range(11)]
                                        for r, k in enumerate(range(11))]  # fmt: skip
 FIGURES: dict[str, Callable[[], Any]] = {
-    "depth_profile_plot": lambda: plots.depth_profile_plot(
-        {name: (LAYERS, VALUES) for name in "abcde"}, "g"
-    ),
     "profile_bands_plot": lambda: plots.profile_bands_plot(
-        {name: (LAYERS, VALUES, VALUES - 1, VALUES + 1) for name in NETWORKS}, "g", "title",
+        {name: (LAYERS, VALUES, VALUES - 1, VALUES + 1) for name in "abcde"}, "g", "title",
         mark=("fc", "differs most"),
     ),
     "layer_step_heatmap": lambda: plots.layer_step_heatmap(
         np.array([[1.0, 0.0, 10.0]]), np.arange(1), LAYERS, "g"
     ),
     "confusion_plot": lambda: plots.confusion_plot(COUNTS, list(map(str, range(11))), "title"),
-    "interval_plot": lambda: plots.interval_plot(LAYERS, VALUES, VALUES - 1, VALUES + 1, "x", "t"),
     "reliability_plot": lambda: plots.reliability_plot(
         {name: (VALUES / 3, VALUES / 3, VALUES) for name in NETWORKS}, "title"
     ),
@@ -66,8 +62,9 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "gallery_grid": lambda: plots.gallery_grid("plain_34", MAPS),
     "mean_maps_grid": lambda: plots.mean_maps_grid(BOTH),
     "forest_plot": lambda: plots.forest_plot(
-        LAYERS, VALUES / 3, np.stack([VALUES - 3, VALUES], 1),
-        ("main cause", "contributor", "undetermined"), {"main cause": 0.5},
+        LAYERS, VALUES / 3, np.stack([VALUES - 3, VALUES], 1), "share",
+        statuses=("main cause", "contributor", "undetermined"), zones={"main cause": 0.5},
+        limits=(-1.0, 1.5),
     ),
     "dose_response_plot": lambda: plots.dose_response_plot(
         {name: (VALUES, VALUES, np.stack([VALUES, VALUES], 1)) for name in NETWORKS}, "β", "loss"
@@ -76,7 +73,7 @@ FIGURES: dict[str, Callable[[], Any]] = {
 
 
 def test_every_figure_is_looked_at() -> None:
-    drawing = {name for name in plots.__all__ if name.endswith(("_plot", "_grid", "_heatmap"))}
+    drawing = {name for name in dir(plots) if name.endswith(("_plot", "_grid", "_heatmap"))}
     assert set(FIGURES) == drawing
 
 

@@ -64,4 +64,4 @@ def test_every_link_and_rival_is_a_row_with_its_evidence(verdict: Verdict, told:
 def test_the_profiles_are_a_picture(told: Memory) -> None:
     ((key, _, pixels),) = told.pictures
     assert key == PROFILES
-    assert pixels.shape[1] == 1400, "δ and ŝ side by side"
+    assert pixels.shape[1] == 700

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from gradflow.present.markdown import markdown
 from gradflow.present.report.content import collect
-from gradflow.present.report.markdown import markdown
+from gradflow.present.report.story import story
 
 
 @pytest.fixture(autouse=True)
@@ -330,7 +331,7 @@ def test_no_value_leaves_its_place_in_markdown(run: Path) -> None:
     edit(run, "environment.json", device=FENCE, command=["gradflow", f"train\nrm -rf ~\n{FENCE}"])
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"project": FENCE}, sort_keys=False))
-    written = markdown(collect([run]), [], "figures")
+    written = markdown(story(collect([run]), []), "figures")
     outside, fence = [], ""
     for line in written.splitlines():
         mark = re.match("`{3,}", line)

@@ -1,4 +1,4 @@
-"""Class by class and image by image: confusion, differences, calibration."""
+"""Class by class and image by image: confusion and calibration."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,6 @@ from matplotlib.ticker import MaxNLocator
 
 from gradflow.present.plots.style import (
     GUIDE,
-    STYLES,
     figure_of,
     ink_on,
     legend_beside,
@@ -55,35 +54,6 @@ def confusion_plot(
     ax.set(xlabel="predicted class", ylabel="true class")
     ax.set_title(title, fontsize=10)
     figure_of(ax).colorbar(image, ax=ax, label="share of the true class")
-    return ax
-
-
-def interval_plot(
-    names: Sequence[str],
-    mean: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    xlabel: str,
-    title: str,
-    ax: Axes | None = None,
-) -> Axes:
-    """A forest plot: one line per name with its mean and interval, and a line at zero.
-
-    `mean`, `low` and `high` are (names,); without an interval (NaN) the mean stands alone.
-    """
-    ax = new_axes(5.0, 1.0 + 0.36 * len(names)) if ax is None else ax
-    y = np.arange(len(names))
-    ax.axvline(0, color=GUIDE, lw=1)
-    style = STYLES[0]
-    ax.hlines(y, low, high, color=style["color"], lw=1.8)
-    ax.plot(mean, y, linestyle="", marker=style["marker"], color=style["color"], markersize=5)
-    ax.set_yticks(y, names)
-    for label in ax.get_yticklabels():
-        label.set(parse_math=False, fontsize=8)
-    ax.set_ylim(len(names) - 0.5, -0.5)  # the first name at the top
-    ax.set_xlabel(xlabel, parse_math=False)
-    ax.set_title(title, fontsize=10, parse_math=False)
-    ax.grid(axis="x", alpha=0.3)
     return ax
 
 

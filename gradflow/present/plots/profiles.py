@@ -19,31 +19,6 @@ MAX_COLUMNS = 2000  # more than the pixels across a figure: further steps would 
 MAX_LAYER_TICKS = 8
 
 
-def depth_profile_plot(
-    profiles: Mapping[str, tuple[Sequence[str], np.ndarray]], ylabel: str, ax: Axes | None = None
-) -> Axes:
-    """One line per network over its layers, input left, on a logarithmic axis.
-
-    `profiles` maps a network to its layer names and one value for each. Networks of different
-    layers are drawn by their own count of layers, and the axis then shows that count. Zero and
-    NaN have no place on the axis: the line has a gap there.
-    """
-    ax = new_axes(8.0, 3.8) if ax is None else ax
-    for (label, (_, values)), style in zip(profiles.items(), styles(profiles), strict=True):
-        ax.plot(np.arange(len(values)), values, label=label, markersize=3.5, lw=1.4, **style)
-    ax.set_yscale("log", nonpositive="mask")
-    low, high = ax.get_ylim()
-    if high < 20 * low:
-        # Whole decades: else hardly a tick has a label, and small differences would look large.
-        ax.set_ylim(10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high)))
-    _layers_on_x(ax, [tuple(layers) for layers, _ in profiles.values()])
-    ax.set_ylabel(ylabel, parse_math=False)
-    ax.set_title("Depth profile, from input to output")
-    ax.grid(axis="y", alpha=0.3)
-    legend_beside(ax)
-    return ax
-
-
 def profile_bands_plot(
     bands: Mapping[str, tuple[Sequence[str], np.ndarray, np.ndarray, np.ndarray]],
     ylabel: str,
@@ -56,16 +31,16 @@ def profile_bands_plot(
 ) -> Axes:
     """Depth profiles over seeds: the mean as a line, the range of the seeds as a band.
 
-    `bands` maps a network to its layer names and log10 of the mean, lowest and highest value of
-    each layer; NaN leaves a gap. The axis shows the values, not their logarithms. Without `log`
-    they are the values themselves, on an axis that begins at zero: for shares. With `by_kind`
+    `bands` maps a network to its layer names and the mean, lowest and highest value of each layer;
+    NaN leaves a gap, and so does zero on the logarithmic axis. Without `log` the axis begins at
+    zero: for shares. With `by_kind`
     layers of two kinds are two lines (`kinds_of_layers`), as activations need it. `mark` is a layer
     to point at, and what the legend says of it. In networks of different layers it is marked in
     each, where it has its own number.
     """
     ax = new_axes(8.0, 3.8) if ax is None else ax
     for (label, (_, *values)), style in zip(bands.items(), styles(bands), strict=True):
-        mean, low, high = (10.0**one if log else one for one in values)
+        mean, low, high = (np.where(one > 0, one, np.nan) if log else one for one in values)
         names = bands[label][0]
         kinds = kinds_of_layers(names) if by_kind else {"": np.arange(len(names))}
         for i, (kind, x) in enumerate(kinds.items()):
@@ -75,6 +50,10 @@ def profile_bands_plot(
             ax.fill_between(x, low[x], high[x], color=style["color"], alpha=0.2, lw=0)
     if log:
         ax.set_yscale("log", nonpositive="mask")
+        bottom, top = ax.get_ylim()
+        if top < 20 * bottom:
+            # Whole decades: else hardly a tick has a label, and small differences look large.
+            ax.set_ylim(10 ** np.floor(np.log10(bottom)), 10 ** np.ceil(np.log10(top)))
     else:
         ax.set_ylim(0, max(ax.get_ylim()[1], 0.01))
     layers = {name: tuple(layers) for name, (layers, *_) in bands.items()}

@@ -1,4 +1,4 @@
-"""What a study found: shares of the gap with their intervals, and answers to doses."""
+"""Means with their intervals, row by row, and answers to doses."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from gradflow.analysis import thresholds as at
 from gradflow.present.plots.style import GUIDE, STYLES, new_axes, styles
 
 MARKERS = {"main cause": "D", "contributor": "s", "not a cause": "o", "undetermined": "x"}
@@ -14,35 +13,38 @@ MARKERS = {"main cause": "D", "contributor": "s", "not a cause": "o", "undetermi
 
 def forest_plot(
     names: Sequence[str],
-    shares: np.ndarray,
+    means: np.ndarray,
     intervals: np.ndarray,
-    statuses: Sequence[str],
-    zones: Mapping[str, float],
+    xlabel: str,
     ax: Axes | None = None,
     *,
-    limits: tuple[float, float] = (-1.0, 1.5),
+    statuses: Sequence[str] = (),
+    zones: Mapping[str, float] | None = None,
+    limits: tuple[float, float] = (-np.inf, np.inf),
 ) -> Axes:
-    """One row per arm: its share of the gap, the interval, and what it is.
+    """One row per name, the first at the top: its mean and its interval, and a line at zero.
 
-    `shares` (arms,) and `intervals` (arms, 2); `zones` names the shares at which the answer turns,
-    drawn as lines. An interval that leaves `limits` ends in an arrow; NaN leaves a row without one.
+    `means` (names,) and `intervals` (names, 2); `statuses` say what each is, by a sign and a word,
+    and `zones` names the values at which that turns, drawn as lines. An interval that leaves
+    `limits` ends in an arrow; NaN leaves a row without one.
     """
     ax = new_axes(7.0, 1.4 + 0.38 * len(names)) if ax is None else ax
-    ax.set_xlim(*limits)
-    for label, share in zones.items():
-        ax.axvline(share, color=GUIDE, lw=0.9, ls=":")
-        ax.text(share, len(names) - 0.35, label, fontsize=7, ha="center", va="bottom")
+    if np.isfinite(limits).all():
+        ax.set_xlim(*limits)
+    for label, place in (zones or {}).items():
+        ax.axvline(place, color=GUIDE, lw=0.9, ls=":")
+        ax.text(place, len(names) - 0.35, label, fontsize=7, ha="center", va="bottom")
     ax.axvline(0.0, color=GUIDE, lw=0.9)
-    rows = zip(shares, intervals, statuses, strict=True)
-    for row, (share, (low, high), status) in enumerate(rows):
-        y = len(names) - 1 - row
+    for row, (mean, (low, high)) in enumerate(zip(means, intervals, strict=True)):
+        y, status = len(names) - 1 - row, statuses[row] if statuses else ""
         _interval(ax, y, low, high, limits)
-        place = float(np.clip(share, *limits)) if np.isfinite(share) else np.nan
+        place = float(np.clip(mean, *limits)) if np.isfinite(mean) else np.nan
         ax.plot([place], [y], MARKERS.get(status, "o"), color=STYLES[0]["color"], ms=6, zorder=3)
         ax.text(1.01, y, status, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
     ax.set_yticks(range(len(names))[::-1], list(names), fontsize=8)
     ax.set_ylim(-0.7, len(names) + 0.25)
-    ax.set_xlabel(f"share of the gap that the arm takes away ({at.LEVEL} interval over seeds)")
+    ax.set_xlabel(xlabel)
+    ax.grid(axis="x", alpha=0.3)
     return ax
 
 

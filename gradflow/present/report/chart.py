@@ -32,6 +32,10 @@ class Chart:
     draw: Callable[[], plots.Figure] | None
     interact: Callable[[], str] | None = None
 
+    @property
+    def is_drawn(self) -> bool:
+        return self.draw is not None
+
     def draw_with_title(self) -> plots.Figure:
         assert self.draw is not None
         return plots.add_title(self.draw(), self.title)

@@ -6,15 +6,15 @@ from gradflow.present.report.charts_by_depth import (
     gradient_charts,
     update_charts,
 )
-from gradflow.present.report.charts_of_study import study_charts
 from gradflow.present.report.charts_of_training import class_charts, training_charts
 from gradflow.present.report.content import Report
+from gradflow.present.study_figures import study_charts
 
 
 def charts(report: Report) -> list[Chart]:
     """What the runs hold: a figure without data is left out."""
     return [
-        *study_charts(report),
+        *(() if report.study is None else study_charts(report.study)),
         *gradient_charts(report),
         *activation_charts(report),
         *update_charts(report),

@@ -5,12 +5,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gradflow.analysis import thresholds as at
-from gradflow.analysis.case import Case
-from gradflow.analysis.numerals import plain
-from gradflow.analysis.overview import Band
 from gradflow.analysis.profile import GRADIENT_SIZES, geometric_mean
-from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades
 from gradflow.present import plots
+from gradflow.present.figures import draw_profiles, gradient_title
 from gradflow.present.report import interactive
 from gradflow.present.report.chart import Chart
 from gradflow.present.report.content import Report
@@ -33,7 +30,7 @@ def gradient_charts(report: Report) -> Iterator[Chart]:
             f"{10**at.VANISHING_DECADES.value:g}-fold or more from right to left. δ is what is "
             "passed on from layer to layer, ŝ what a small "
             f"relative change of a weight does, g the raw gradient.{_names_of_layers(report)}",
-            lambda: _profiles_figure(verdict.bands, mark),
+            lambda: draw_profiles(verdict, mark),
             lambda: interactive.to_html(
                 "gradient-profiles",
                 *interactive.gradient_profiles(
@@ -60,21 +57,6 @@ def gradient_charts(report: Report) -> Iterator[Chart]:
             lambda: _heat_figure(report),
             lambda: interactive.to_html("gradient-heat-map", *interactive.heat_map(report.tables)),
         )
-
-
-def gradient_title(case: Case) -> str:
-    """By how much δ changes from the output to the input, in each network."""
-    changes = {case.name: early_decades(case, "output_gradient").mean}
-    if case.reference:
-        changes[case.reference_name] = early_decades(Case(case.reference), "output_gradient").mean
-    known = [
-        f"{plain(10 ** abs(change))} times {'larger' if change > 0 else 'smaller'} in {name}"
-        for name, change in changes.items()
-        if np.isfinite(change)
-    ]
-    if not known:
-        return f"Gradient by depth of {' and '.join(changes)}"
-    return f"At the first layer the gradient is {' and '.join(known)} than at the last"
 
 
 def heat_title(report: Report) -> str:
@@ -117,7 +99,7 @@ def _seeds_of_tables(report: Report) -> str:
         if len(seeds) < len(report.seeds)
     ]
     if alone:
-        return f"Drawn is {' and '.join(alone)}, since the seeds were recorded at different steps."
+        return f"Only {' and '.join(alone)} is drawn: the seeds were recorded at different steps."
     n = len(report.seeds)
     return f"The median over {n} seeds." if n > 1 else f"Seed {report.seeds[0]}."
 
@@ -138,26 +120,9 @@ def _thinning(report: Report) -> str:
     if drawn == recorded:
         return ""
     return (
-        f" Of {recorded} recorded steps {drawn} are drawn, evenly spaced; no number is computed "
+        f" {drawn} of {recorded} recorded steps are drawn, evenly spaced; no number is computed "
         "from these alone."
     )
-
-
-def _profiles_figure(bands: Sequence[Band], mark: str) -> plots.Figure:
-    """δ and ŝ; `mark` is the layer where δ of two networks differs most, or empty."""
-    sizes = [size for size in JUDGED_SIZES if any(band.size == size for band in bands)]
-    fig = plots.new_figure(7.0, 3.8 * len(sizes))
-    for ax, size in zip(fig.subplots(len(sizes), 1, squeeze=False)[:, 0], sizes, strict=True):
-        one = GRADIENT_SIZES[size]
-        by_name = {
-            band.network: (band.layers, band.mean, band.low, band.high)
-            for band in bands
-            if band.size == size
-        }
-        marked = (mark, f"differ most: {mark}") if mark and size == "output_gradient" else None
-        label = f"{one.symbol} ({one.unit})"
-        plots.profile_bands_plot(by_name, label, one.formula, ax, mark=marked)
-    return fig
 
 
 def _heat_figure(report: Report) -> plots.Figure:
@@ -247,13 +212,7 @@ def depth_title(profiles: dict[str, Profile], says: str) -> str:
 
 def _layer_figure(profiles: dict[str, Profile], shown: Measure) -> plots.Figure:
     """On a logarithmic axis; what may be zero, from zero on."""
-    bands = {}
-    for name, one in profiles.items():
-        values = (one.mean, one.low, one.high)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            logs = [np.where(value > 0, np.log10(value), np.nan) for value in values]
-        mean, low, high = logs if shown.log else values
-        bands[name] = (one.layers, mean, low, high)
+    bands = {name: (one.layers, one.mean, one.low, one.high) for name, one in profiles.items()}
     return plots.figure_of(
         plots.profile_bands_plot(bands, shown.axis, "", log=shown.log, by_kind=shown.by_kind)
     )

@@ -117,7 +117,7 @@ def _differences(report: Report) -> Iterator[Chart]:
         f"All intervals together hold with {at.LEVEL} (Bonferroni), so that each may be picked out."
         f"{some * (len(shown) < len(found))}",
         lambda: plots.figure_of(
-            plots.interval_plot([one.name for one in shown], mean, low, high, label, "")
+            plots.forest_plot([one.name for one in shown], mean, np.stack([low, high], 1), label)
         ),
     )
 

@@ -271,8 +271,8 @@ def _without_records(
         )
     shown = {one: one.arch for one in finished if one.arch in names and one.seed in seeds}
     nothing = (
-        "No gradients were recorded, so that nothing is said of them, of activations or of "
-        "updates. Train again with --log-grads."
+        "No gradients were recorded: the report has no gradients, activations and updates. Train "
+        "again with --log-grads."
     )
     return Report(
         names=names,
@@ -307,13 +307,13 @@ def _missing(names: Sequence[str], shown: Mapping[NetworkDir, str]) -> list[str]
     """What a reader may look for and not find, and how to get it."""
     lines = []
     if own := [name for name in names if name not in shown.values()]:
-        which = f"Those of {' and '.join(own)}" if shown else "These"
+        which = f"The records of {' and '.join(own)}" if shown else "The records"
         lines.append(
-            f"{which} are records of a loop of your own: gradflow knows no accuracies, images or "
+            f"{which} come from a loop of your own: gradflow knows no accuracies, images or "
             "settings of it."
         )
     if len(names) < 2:
-        lines.append("There is one network: nothing is said of a difference between two.")
+        lines.append("There is only one network, so that there is no difference between two.")
     if shown and any("probabilities" not in one.evaluation()["last"]["test"] for one in shown):
         lines.append(
             "The probabilities of single images were not kept by the version that trained: no "

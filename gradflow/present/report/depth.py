@@ -20,6 +20,7 @@ from gradflow.analysis.profile import (
 )
 from gradflow.analysis.statistics import mean_and_range
 from gradflow.record import Trace
+from gradflow.record.steps import DEAD_WINDOW
 from gradflow.record.trace import Table
 
 
@@ -36,7 +37,7 @@ class Measure:
 ACTIVATIONS = {
     key: Measure(says, axis, log, by_kind=True)
     for key, says, axis, log in (
-        ("output_dead_window", "channels that were off at 16 measured steps in a row",
+        ("output_dead_window", f"channels that were off at {DEAD_WINDOW} measured steps in a row",
          "share of channels", False),
         ("output_dead_fraction", "channels that were off in a step", "share of channels", False),
         ("output_zero_fraction", "elements that are zero", "share of elements", False),
@@ -97,13 +98,13 @@ def drawn_seeds(group: Sequence[TrainedNetwork]) -> tuple[Sequence[TrainedNetwor
 
 
 def _median(values: np.ndarray) -> np.ndarray:
-    """Over the first axis, the seeds, of what is finite; NaN where nothing is."""
+    """The median over the seeds, the first axis, of what is finite; NaN where nothing is."""
     median = np.ma.median(np.ma.masked_invalid(values), axis=0)  # type: ignore[no-untyped-call]
     return np.asarray(np.ma.filled(median, np.nan), dtype=np.float64)
 
 
 def updates(groups: Groups) -> dict[str, dict[str, Profile]]:
-    """Of the weights of the path, by measure and network; without what no network recorded."""
+    """Updates of the path's weights, by measure and network; nothing that no network recorded."""
     numbers = {"relative_update": _relative_update, "distance": _distance}
     found = {
         measure: {name: _profile(group, number) for name, group in groups.items()}
@@ -172,7 +173,7 @@ def _last_taken(values: np.ndarray) -> np.ndarray:
 
 
 def _of_weights(trace: Trace, by_seed: Sequence[Mapping[str, float]]) -> Profile:
-    """Of numbers by weight, one mapping per seed, those on the path without the classifier."""
+    """The numbers of the weights on the path, without the classifier; one mapping per seed."""
     path = body(main_path(trace))
     values = np.array([[one.get(layer.weight, np.nan) for layer in path] for one in by_seed])
     return Profile(tuple(layer.name for layer in path), *mean_and_range(values))

@@ -1,7 +1,6 @@
 """The page of a report: HTML that needs no network; and the same as JSON."""
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from datetime import date
@@ -13,43 +12,39 @@ from markupsafe import Markup, escape
 
 from gradflow.files import write_text
 from gradflow.present import plots
+from gradflow.present.markdown import markdown
 from gradflow.present.report import interactive
-from gradflow.present.report.chart import SECTIONS, Chart, save_charts
+from gradflow.present.report.chart import Chart, save_charts
 from gradflow.present.report.content import Report
-from gradflow.present.report.markdown import markdown
 from gradflow.present.report.numbers import numbers
 from gradflow.present.report.rows import (
     accuracy_rows,
-    arm_rows,
     class_rows,
     data_uri,
     mistakes,
-    photos_of_test_set,
     seed_rows,
 )
-from gradflow.present.report.saliency import NO_MAPS, SaliencyPicture, webp
+from gradflow.present.report.saliency import SaliencyPicture, webp
+from gradflow.present.report.story import story
 from gradflow.present.report.words import (
-    again,
     commands,
     data_lines,
     differs,
-    how_sure,
     mcnemar_lines,
     outcome,
     published_lines,
     question,
-    reasons,
     sentences,
     setting,
-    status,
 )
-from gradflow.present.study_view import all_checks, gap_lines, remarks
+from gradflow.present.section import Section
+from gradflow.present.verdict_story import how_sure
+from gradflow.typed import to_json as as_json
 
 GENERATOR = b'<meta name="generator" content="gradflow">'  # by which a page is known as a report
-SIGNATURE = "gradient-profiles"  # the figure that stands on the first screen
 
 
-def html(report: Report, found: Sequence[Chart], *, static: bool = False) -> str:
+def html(sections: Sequence[Section], *, static: bool = False) -> str:
     """One page with everything in it. With `static` without plotly.js: every figure is an SVG."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gradflow.present.report", "."),
@@ -58,42 +53,21 @@ def html(report: Report, found: Sequence[Chart], *, static: bool = False) -> str
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["code"] = _code
-    photos, no_photos = photos_of_test_set(report)
-    drawn = [(chart, _body(chart, static)) for chart in found]
+    environment.filters["typed"] = _typed
+    environment.filters["kind"] = lambda part: type(part).__name__
+    environment.filters["drawn"] = lambda picture: _drawn(picture, static)
+    answer, *rest = sections
     return environment.get_template("template.html.j2").render(
-        report=report,
-        verdict=report.verdict,
-        **_answer(report),
-        sections=SECTIONS,
-        signature=[pair for pair in drawn if pair[0].key == SIGNATURE],
-        charts={
-            section: [
-                pair for pair in drawn if pair[0].section == section and pair[0].key != SIGNATURE
-            ]
-            for section in SECTIONS
-        },
+        answer=answer,
+        sections=rest,
         library=None if static else Markup(interactive.library()),  # noqa: S704 plotly's own file
-        findings=[] if report.verdict is None else [
-            (one, status(one), reasons(one))
-            for one in (*report.verdict.links, *report.verdict.rivals)
-        ],
-        mistakes=mistakes(report, photos),
-        no_photos=no_photos,
-        arms=arm_rows(report),
-        gaps=[] if report.study is None else gap_lines(report.study),
-        study_remarks=[] if report.study is None else remarks(report.study),
-        checks=[] if report.study is None else all_checks(report.study),
-        again=again(report),
-        saliency=[(one, _maps_in_page(one)) for one in report.saliency],
-        no_maps=NO_MAPS,
         date=date.today().isoformat(),
-    )  # fmt: skip
+    )
 
 
 def to_json(report: Report) -> dict[str, Any]:
     """The numbers of the page, as plain JSON types."""
-    content: dict[str, Any] = _finite(
+    content: dict[str, Any] = as_json(
         _answer(report)
         | numbers(report)
         | {
@@ -145,10 +119,11 @@ def write(
     folder = path.with_name(f"{path.stem}-figures")
     path.parent.mkdir(parents=True, exist_ok=True)
     page, text, numbers_ = _pages(path)
+    sections = story(report, found)
     contents = {
         numbers_: json.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        text: markdown(report, found, folder.name),
-        page: html(report, found, static=static),
+        text: markdown(sections, folder.name),
+        page: html(sections, static=static),
     }
     save_charts(found, folder)
     for picture in report.saliency:
@@ -168,7 +143,7 @@ def _answer(report: Report) -> dict[str, Any]:
         "outcome": word,
         "meaning": meaning,
         "sentences": list(sentences(report)),
-        "how_sure": how_sure(report),
+        "how_sure": how_sure(report.names, report.seeds, report.verdict),
         "differs": differs(report),
         "accuracy": accuracy_rows(report),
         "over_seeds": seed_rows(report),
@@ -180,30 +155,20 @@ def _answer(report: Report) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are null."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _body(chart: Chart, static: bool) -> Markup:
-    if chart.interact is not None and not static:
-        return Markup(chart.interact())  # noqa: S704 plotly escapes for <script>
-    if chart.draw is None:
+def _drawn(picture: Chart | SaliencyPicture, static: bool) -> Markup:
+    if isinstance(picture, SaliencyPicture):
+        light = data_uri(webp(picture.path), "webp")
+        dark = None if picture.dark is None else data_uri(webp(picture.dark), "webp")
+        return _picture(light, dark, picture.title)
+    if picture.interact is not None and not static:
+        return Markup(picture.interact())  # noqa: S704 plotly escapes for <script>
+    if picture.draw is None:
         return Markup("")
     light, dark = (
-        data_uri(plots.to_svg(figure), "svg+xml") for _, figure in plots.in_both_themes(chart.draw)
+        data_uri(plots.to_svg(figure), "svg+xml")
+        for _, figure in plots.in_both_themes(picture.draw)
     )
-    return _picture(light, dark, chart.title)
-
-
-def _maps_in_page(picture: SaliencyPicture) -> Markup:
-    light = data_uri(webp(picture.path), "webp")
-    dark = None if picture.dark is None else data_uri(webp(picture.dark), "webp")
-    return _picture(light, dark, picture.heading)
+    return _picture(light, dark, picture.title)
 
 
 def _picture(light: str, dark: str | None, title: str) -> Markup:
@@ -216,6 +181,6 @@ def _picture(light: str, dark: str | None, title: str) -> Markup:
     ).format(dark, image)
 
 
-def _code(text: str) -> Markup:
+def _typed(text: str) -> Markup:
     """Escaped, and what stands between backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704

@@ -11,7 +11,6 @@ from PIL import Image
 from gradflow.analysis.statistics import t_interval
 from gradflow.data import Source, keys_sha256, open_source
 from gradflow.present.report.content import Report
-from gradflow.present.study_view import arm_row
 from gradflow.training.classes import Part, worst_mistakes
 from gradflow.training.original import published
 
@@ -100,12 +99,6 @@ def class_rows(report: Report) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def arm_rows(report: Report) -> list[dict[str, Any]]:
-    """One row per arm that may be a cause, the strongest first; numbers as text."""
-    found = report.study
-    return [] if found is None else [arm_row(one) for one in found.strongest]
-
-
 def mistakes(report: Report, photos: Photos | None = None) -> list[dict[str, Any]]:
     """The surest wrong answers of each network's first seed, with small pictures from `photos`."""
     found = []
@@ -143,8 +136,8 @@ def photos_of_test_set(report: Report) -> tuple[Photos, str]:
     """
     if not report.images:
         return _no_photo, (
-            "Their pictures are shown with `--images FOLDER` alone: this run was not trained by "
-            "you on this machine."
+            "Give `--images FOLDER` to see their pictures: this run was not trained by you on "
+            "this machine."
         )
     try:
         source = open_source(report.images)

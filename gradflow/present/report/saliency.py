@@ -74,13 +74,13 @@ class SaliencyPicture:
     """One picture of `gradflow saliency --split test`, on white paper and maybe on dark."""
 
     path: Path  # the PNG on white paper; the others stand beside it
-    name: str  # of its copies, which no two pictures of a report share
+    key: str  # of its copies, which no two pictures of a report share
     method: str
     shows: str  # MEAN, or the network whose gallery it is
     maps: tuple[Maps, ...]  # of the networks in it
 
     @property
-    def heading(self) -> str:
+    def title(self) -> str:
         method = TITLES.get(self.method, self.method.replace("-", " ").capitalize())
         if self.shows != MEAN:
             return f"{method}: what {self.shows} looks at"
@@ -99,13 +99,17 @@ class SaliencyPicture:
         path = self.path.with_stem(f"{self.path.stem}-dark")
         return path if path.exists() and not path.is_symlink() else None
 
+    @property
+    def is_drawn(self) -> bool:
+        return True
+
     def copy_to(self, folder: Path) -> None:
-        """All its files, under `name`."""
+        """All its files, under `key`."""
         folder.mkdir(parents=True, exist_ok=True)
         for ending in (".png", ".svg", "-dark.png", "-dark.svg"):
             source = self.path.with_name(f"{self.path.stem}{ending}")
             if source.exists() and not source.is_symlink():
-                with whole(folder / f"{self.name}{ending}") as unfinished:
+                with whole(folder / f"{self.key}{ending}") as unfinished:
                     shutil.copyfile(source, unfinished)
 
 

@@ -11,14 +11,13 @@ import numpy as np
 
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.compare import MEANINGS
-from gradflow.analysis.findings import Finding
 from gradflow.analysis.numerals import p_text, plain
 from gradflow.analysis.outcome import OUTCOMES
 from gradflow.analysis.statistics import Interval
 from gradflow.analysis.thresholds import MIN_SEEDS
-from gradflow.present.letter import RIVAL_STATUS
-from gradflow.present.letter import question as question_of_verdict
 from gradflow.present.report.content import Report, Trained
+from gradflow.present.verdict_story import counted
+from gradflow.present.verdict_story import question as question_of_verdict
 from gradflow.present.visible import one_line
 from gradflow.training.original import published
 
@@ -27,7 +26,7 @@ def question(report: Report) -> str:
     """What the report answers."""
     if report.verdict is not None:
         return question_of_verdict(report.verdict)
-    return f"How well did {' and '.join(report.names)} learn? ({_seeds(len(report.seeds))})"
+    return f"How well did {' and '.join(report.names)} learn? ({counted(report.seeds)})"
 
 
 def outcome(report: Report) -> tuple[str, str]:
@@ -57,32 +56,6 @@ def setting(report: Report) -> str:
         f"{report.data['audit']['name']}: {len(report.class_names)} classes, {counts['train']} "
         f"training and {counts['test']} test images, seed{'s' * (len(report.seeds) > 1)} "
         f"{', '.join(map(str, report.seeds))}."
-    )
-
-
-def how_sure(report: Report) -> str:
-    """What the answer rests on: seeds, intervals, and the instrument."""
-    n = len(report.seeds)
-    several = "trainings of each network, paired by seed" if len(report.names) > 1 else "trainings"
-    tests = (
-        f"; intervals are {at.LEVEL}, over seeds where nothing else is said, and the tests of "
-        "the verdict and of the layers are corrected by Holm's method"
-        if report.verdict is not None
-        else ""
-    )
-    seeds = (
-        f"{n} {several}{tests}"
-        if n > 1
-        else f"one {'training of each network' if len(report.names) > 1 else 'training'}: "
-        "a description, from which nothing can be concluded"
-    )
-    gate = None if report.verdict is None else report.verdict.instrument
-    if gate is None:
-        return f"It rests on {seeds}."
-    return (
-        f"It rests on {seeds}. On networks whose truth is known, gradflow recognised "
-        f"{gate.hit_rate:.0%} of the vanishing and exploding ones on this machine, with "
-        f"{gate.false_alarm_rate:.0%} false alarms."
     )
 
 
@@ -126,20 +99,8 @@ def _is_chance(report: Report) -> str:
     if len(comparison.seeds) < MIN_SEEDS.value:
         return f"With fewer than {MIN_SEEDS.value:g} seeds this may be chance."
     if not n:
-        return (
-            f"Corrected for looking at {of} layers, no layer surely differs: more seeds would tell."
-        )
-    return (
-        f"Beyond chance, corrected for looking at {of} layers, {n} differ, this layer among them."
-    )
-
-
-def lines(report: Report) -> list[str]:
-    """What the terminal shows below the profiles, or in their place where there are none."""
-    said = [differs(report)] if report.verdict is not None else [question(report), report.changed]
-    if report.verdict is None:
-        said += sentences(report)
-    return [line for line in (*said, how_sure(report), *report.missing) if line]
+        return f"No layer surely differs (corrected for all {of} layers): more seeds would tell."
+    return f"{n} of {of} layers differ beyond chance, this one among them (corrected for all {of})."
 
 
 def commands(report: Report) -> list[str]:
@@ -226,21 +187,6 @@ def _twins(audit: Mapping[str, Any], is_near: bool) -> str:
     )
 
 
-def status(finding: Finding) -> str:
-    """In words: a rival is consistent with the data, it is not shown to be the cause."""
-    is_rival = finding.key.startswith("H")
-    return RIVAL_STATUS[finding.status] if is_rival else finding.status
-
-
-def reasons(finding: Finding) -> list[str]:
-    """What an answer rests on, and what was not measured for it: a line each."""
-    return [
-        *(one.sentence for one in finding.evidence if one.is_measured),
-        *finding.details,
-        *(f"Not measured: needs {what}" for what in finding.missing),
-    ]
-
-
 def _accuracy(name: str, trained: Sequence[Trained]) -> str:
     values = np.array([one.evaluation["last"]["test"]["accuracy"] for one in trained])
     over = f" ({values.min():.1%} to {values.max():.1%} over seeds)" if len(values) > 1 else ""
@@ -253,7 +199,3 @@ def _factors(ratio: Interval) -> str:
         if ratio.n < 2
         else f" ({at.LEVEL} {plain(10**ratio.low, 2)} to {plain(10**ratio.high, 2)})"
     )
-
-
-def _seeds(n: int) -> str:
-    return f"{n} seed{'s' * (n > 1)}"

@@ -165,7 +165,7 @@ def _shown(probabilities: np.ndarray, n_classes: int | None) -> tuple[int, ...]:
 def misses(
     deltas: Sequence[float] | np.ndarray, changes: Sequence[float] | np.ndarray
 ) -> np.ndarray:
-    """By which share of the change of its logit the sum of each map misses it.
+    """How far the sum of each map misses the change of its logit, as a share of it.
 
     >>> misses([0.1, -0.3], [2.0, -1.0])
     array([0.05, 0.3 ])

@@ -60,7 +60,7 @@ def _map_sizes(model: nn.Module, image: Tensor) -> dict[str, int]:
 
 
 def _side(output: object) -> int | None:
-    """Of square maps only: channels-last ones, (1, S, S, C), are not read as maps."""
+    """Only square maps count: channels-last ones, (1, S, S, C), are not read as maps."""
     if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[2] != output.shape[3]:
         return None
     return int(output.shape[2])

@@ -9,34 +9,27 @@ from rich.table import Table
 from rich.text import Text
 
 from gradflow.analysis.numerals import beside
-from gradflow.present.blocks import BlockPicture
 from gradflow.present.saliency.attribution import Attribution, misses
 from gradflow.present.saliency.gallery import Gallery
 from gradflow.present.saliency.trust import SHORT, TRUST_THRESHOLDS, Trust, TrustCheck, area
 
-MOST_MEANS = 5  # mean maps beside each other
-MEAN_SIDE = 14  # pixels a side: five such pictures stand in 80 columns
 NO_MAP = "no map: nothing above zero"
 
 
-def maps_view(photo: np.ndarray, results: Mapping[str, Attribution]) -> RenderableType:
-    """The map of each network's predicted class, side by side; `photo` (S, S, 3) uint8."""
-    grid = Table.grid(padding=(0, 3))
-    grid.add_row(*(_picture(photo, name, result) for name, result in results.items()))
-    return grid
-
-
-def _picture(photo: np.ndarray, name: str, result: Attribution) -> RenderableType:
-    title = Text(f"{name}: {_said(result)}", overflow="fold")
-    layer = f" at {result.layer}" if result.layer else ""
-    lines: list[RenderableType] = [title, Text(f"{result.method}{layer}")]
-    if result.predicted in result.map_classes:
-        values = result.maps[result.map_classes.index(result.predicted)]
-        if np.isfinite(values).all() and values.max() > 0:
-            lines.append(BlockPicture(photo, values))
-        else:
-            lines.append(Text(NO_MAP))
-    return Group(*lines, *(Text(note) for note in result.notes))
+def maps_view(results: Mapping[str, Attribution]) -> RenderableType:
+    """Where each network's maps were taken, and what speaks against them."""
+    lines = []
+    for name, one in results.items():
+        predicted = [
+            values
+            for label, values in zip(one.map_classes, one.maps, strict=True)
+            if label == one.predicted
+        ]
+        is_empty = any(not (np.isfinite(values).all() and values.max() > 0) for values in predicted)
+        at = f" at {one.layer}" if one.layer else ""
+        said = [f"{name}: {one.method}{at}", *([NO_MAP] if is_empty else []), *one.notes]
+        lines.append(Text("; ".join(said)))
+    return Group(*lines)
 
 
 def predictions_view(pictures: Sequence[Mapping[str, Any]], n_shown: int = 20) -> RenderableType:
@@ -55,14 +48,6 @@ def predictions_view(pictures: Sequence[Mapping[str, Any]], n_shown: int = 20) -
     return Group(table, Text(f"… and {len(pictures) - n_shown} more: see the scores"))
 
 
-def folder_view(
-    pictures: Sequence[Mapping[str, Any]], photo: np.ndarray, results: Mapping[str, Attribution]
-) -> RenderableType:
-    """What each network says of each picture, and the maps of the first: `photo`, `results`."""
-    first = Text(f"\nmaps of {pictures[0]['image']}")
-    return Group(predictions_view(pictures), first, maps_view(photo, results))
-
-
 def miss_lines(method: str, pictures: Sequence[Mapping[str, Any]]) -> list[Text]:
     """For each network whose maps should add up to something, by how much they miss it at most."""
     lines = []
@@ -78,10 +63,6 @@ def miss_lines(method: str, pictures: Sequence[Mapping[str, Any]]) -> list[Text]
             )
         )
     return lines
-
-
-def _said(result: Attribution) -> str:
-    return f"{result.classes[result.predicted]} {result.probabilities[result.predicted]:.1%}"
 
 
 def trust_view(trust: Mapping[str, Trust]) -> RenderableType:
@@ -119,7 +100,7 @@ def _value(check: TrustCheck) -> str:
 
 
 def gallery_view(galleries: Mapping[str, Gallery]) -> RenderableType:
-    """How many test pictures of each class each network gets right, and its mean maps."""
+    """How many test pictures of each class each network gets right."""
     table = Table(title="test pictures named right", title_justify="left")
     table.add_column("class")
     for name in galleries:
@@ -128,25 +109,5 @@ def gallery_view(galleries: Mapping[str, Gallery]) -> RenderableType:
     for i, label in enumerate(first.classes):
         cells = (f"{one.n_right[i]} of {one.n_pictures[i]}" for one in galleries.values())
         table.add_row(Text(label), *cells)
-    return Group(table, *(_mean_maps(name, one) for name, one in galleries.items()))
-
-
-def _mean_maps(name: str, gallery: Gallery) -> RenderableType:
-    """The mean maps of the first classes side by side, on no photograph."""
-    n = len(gallery.classes)
-    which = "each class" if n <= MOST_MEANS else f"the first {MOST_MEANS} of {n} classes"
-    layer = f" at {gallery.layer}" if gallery.layer else ""
-    grid = Table.grid(padding=(0, 2))
-    for _ in gallery.classes[:MOST_MEANS]:
-        grid.add_column(width=MEAN_SIDE, overflow="fold")
-    grid.add_row(*map(Text, gallery.classes[:MOST_MEANS]))
-    grid.add_row(*map(_mean_map, gallery.mean_maps[:MOST_MEANS]))
-    title = Text(f"\n{name}: mean map of {which}, {gallery.method}{layer}")
-    return Group(title, grid, *map(Text, gallery.notes))
-
-
-def _mean_map(values: np.ndarray) -> RenderableType:
-    if not np.isfinite(values).all():
-        return Text(NO_MAP)
-    grey = np.full((*values.shape, 3), 128, np.uint8)
-    return BlockPicture(grey, values, MEAN_SIDE)
+    notes = [Text(f"{name}: {note}") for name, one in galleries.items() for note in one.notes]
+    return Group(table, *notes)

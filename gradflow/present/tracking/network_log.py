@@ -140,12 +140,12 @@ class NetworkLog:
 
     def _profile(self, epoch: Epoch, chunk: Trace | None) -> np.ndarray:
         so_far = self._so_far.weight_profile
-        drawn = {"all epochs so far": (so_far.sites, so_far.values)}
+        bands = {"all epochs so far": (so_far.sites, *3 * (so_far.values,))}
         if chunk is not None and len(chunk):
             profile = depth_profile(chunk)
-            drawn = {f"epoch {epoch.index + 1}": (profile.sites, profile.values), **drawn}
-        ax = plots.depth_profile_plot(drawn, plots.GRAD_NORM)
-        ax.set_title(f"{self.name}: {ax.get_title()}", parse_math=False)
+            bands = {f"epoch {epoch.index + 1}": (profile.sites, *3 * (profile.values,)), **bands}
+        title = f"{self.name}: depth profile, from input to output"
+        ax = plots.profile_bands_plot(bands, plots.GRAD_NORM, title)
         return plots.to_pixels(plots.figure_of(ax), IMAGE_DPI)
 
     def _profile_rows(self) -> dict[int, dict[str, float]]:

@@ -8,9 +8,9 @@ from gradflow.analysis.outcome import OUTCOMES
 from gradflow.analysis.verdict import Verdict
 from gradflow.present import plots
 from gradflow.present.figures import verdict_figure
-from gradflow.present.letter import question
 from gradflow.present.tracking.network_log import IMAGE_DPI
 from gradflow.present.tracking.sink import Cell, Sink
+from gradflow.present.verdict_story import question, reason
 
 NAME = "verdict"  # of the run
 ANSWER, FINDINGS, PROFILES = "verdict/answer", "verdict/findings", "verdict/profiles"
@@ -47,13 +47,6 @@ def summary(verdict: Verdict) -> Mapping[str, Cell]:
 
 
 def _row(finding: Finding) -> tuple[Cell, ...]:
-    measured = [one.sentence for one in finding.evidence if one.is_measured]
-    missing = [f"Not measured: needs {what}." for what in finding.missing]
     p = (finding.p_for, finding.p_against) if finding.is_measured else (math.nan, math.nan)
-    return (
-        finding.key,
-        finding.question,
-        finding.status,
-        *p,
-        " ".join([*measured, *finding.details, *missing]),
-    )
+    said = " ".join(reason(finding).lines)
+    return (finding.key, finding.question, finding.status, *p, said)
