@@ -53,7 +53,8 @@ def _save_profiles(run: RunDir, profiles: Mapping[NetworkDir, DepthProfile]) -> 
         of_seeds = [profile for one, profile in profiles.items() if one.arch == arch]
         with np.errstate(divide="ignore"):
             logs = np.log10(np.array([profile.values for profile in of_seeds]))
-        bands[arch] = (of_seeds[0].sites, *(10.0**one for one in mean_and_range(logs)))
+        mean, low, high = mean_and_range(logs)
+        bands[arch] = (of_seeds[0].sites, 10.0**mean, 10.0**low, 10.0**high)
     title = "Gradient norm from input to output, geometric mean over training"
     ax = plots.profile_bands_plot(bands, plots.GRAD_NORM, title)
     plots.save(plots.figure_of(ax), run.figures / "depth_profile.png")
@@ -97,7 +98,7 @@ def draw_profiles(verdict: Verdict, mark: str = "") -> plots.Figure:
     fig = plots.new_figure(7.0, 3.8 * len(sizes))
     for ax, size in zip(fig.subplots(len(sizes), 1, squeeze=False)[:, 0], sizes, strict=True):
         bands = {
-            band.network: (band.layers, *(10.0**one for one in (band.mean, band.low, band.high)))
+            band.network: (band.layers, 10.0**band.mean, 10.0**band.low, 10.0**band.high)
             for band in verdict.bands
             if band.size == size
         }
