@@ -9,12 +9,15 @@ import platform
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from gradflow.typed import typed
 
 UNFINISHED = ".unfinished-"  # begins the names of files that are being written
+# The file that this thread decodes, for what a decoder warns of without naming it.
+decoding: ContextVar[str] = ContextVar("decoding", default="")
 LARGEST_INTEGER = 18  # digits: int64, and more than any count here
 
 

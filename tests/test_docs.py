@@ -213,6 +213,14 @@ def test_tutorial_runs_and_prints_what_it_says(
     assert [round(share.value, 1) for share in last["shares"]] == [1.3, 0.0]
 
 
+def test_networks_through_time_print_what_their_page_says(
+    run_blocks: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_blocks("through-time")
+    outputs = re.findall(r"```python\n.*?```\n\n```text\n(.*?)```", page("through-time"), re.S)
+    assert "".join(outputs) == capsys.readouterr().out
+
+
 def test_study_files_on_their_page_can_be_read() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", page("studies"), re.S)
     assert blocks

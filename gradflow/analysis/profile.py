@@ -95,9 +95,9 @@ def columns(trace: Trace, measure: str, sites: Sequence[str | None]) -> np.ndarr
 
 
 def _sizes(trace: Trace, sites: Sequence[str | None]) -> np.ndarray:
-    """(sites,): elements of each parameter."""
+    """(sites,): elements of each parameter; NaN of none, where nothing is typical."""
     sizes: dict[str | None, int] = dict(zip(trace.sites, trace.sizes, strict=True))
-    return np.array([sizes.get(site, 0) for site in sites], dtype=np.float64)
+    return np.array([sizes.get(site) or np.nan for site in sites], dtype=np.float64)
 
 
 def weight_sites(trace: Trace) -> tuple[str, ...]:

@@ -1,11 +1,17 @@
 """`gradflow data`: an audit of images before anything is trained."""
 
 import sys
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
 from gradflow.cli.console import progress, show, show_json, stderr
 from gradflow.cli.options import FAILED, OK, Flag
+
+if TYPE_CHECKING:
+    from gradflow.training.config import TrainConfig
+    from gradflow.training.images import Data
+    from gradflow.training.rundir import RunDir
 
 
 def data(
@@ -53,3 +59,18 @@ def data(
                 views.append(f"split          {kind}: not possible. {error}")
         show(*views)
     return FAILED if found.bad else OK
+
+
+def data_of(run: "RunDir") -> tuple["TrainConfig", "Data"]:
+    """The images of a run, as they were when it was trained; those of a foreign one are named."""
+    from gradflow.training.images import check_same_data, load_data
+
+    log, config = stderr(), run.config()
+    if not run.is_trained_here:
+        log.print(f"images         {config.data}, which the run names", soft_wrap=True)
+    with progress(log, "images") as (bar, task):
+        config, data = load_data(
+            config, progress=lambda n_done, n: bar.update(task, completed=n_done, total=n)
+        )
+    check_same_data(run, data.to_json())
+    return config, data

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gradflow.cli.console import progress, show, show_json, stderr
+from gradflow.cli.data import data_of
 from gradflow.cli.options import JUDGED, OK, Flag, Output
 from gradflow.files import held
 
@@ -121,7 +122,6 @@ def _measure_rivals(runs: Sequence[Path]) -> None:
     """Examine the kept weights of every finished network of which something was not measured."""
     from gradflow.training.diagnosis import network_dirs
     from gradflow.training.examination import examine_network
-    from gradflow.training.images import check_same_data, load_data
     from gradflow.training.rundir import RunDir
 
     for path in runs:
@@ -130,8 +130,7 @@ def _measure_rivals(runs: Sequence[Path]) -> None:
         if not todo:
             continue
         run = RunDir.open(todo[0].path.parent)
-        config, data = load_data(run.config())
-        check_same_data(run, data.to_json())
+        config, data = data_of(run)
         with held(run.path), progress(stderr(), "networks", total=len(todo)) as (bar, task):
             for network in todo:
                 network.save_examination(examine_network(network, config, data))

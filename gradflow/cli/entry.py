@@ -1,9 +1,10 @@
 """The program: finds the command, calls it, and turns errors into sentences and exit codes."""
 
+import itertools
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from gradflow.cli.saliency import saliency
 from gradflow.cli.study import study
 from gradflow.cli.train import train
 from gradflow.cli.watch import watch
+from gradflow.files import decoding
 from gradflow.present.visible import visible
 from gradflow.training.config import TrainConfig
 from gradflow.training.recipes import RECIPES
 from gradflow.version import VERSION
 
 LONGEST = 1000  # characters of an error
+MOST_NAMED = 10  # files of which a decoder's warning is printed
 
 COMMANDS = (
     train, watch, data, saliency, check, diagnose, compare, report, study, wandb_panels, bench,
@@ -83,8 +86,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 0, 1 (it failed), 2 (usage), 3 (judged so) or 130 (Ctrl-C)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     errors = stderr()
-    warnings.formatwarning = lambda message, *_, **__: f"gradflow: {visible(str(message))}\n"
+    warnings.formatwarning = _as_sentences()
+    warnings.filterwarnings("always", module=r"PIL\.")  # for each file, and not for the first alone
     return _run(arguments, errors)
+
+
+def _as_sentences() -> Callable[..., str]:
+    """How warnings are printed: with the file that is decoded, and not for thousands of them."""
+    numbers = itertools.count()
+
+    def text(message: Warning | str, *_: Any, **__: Any) -> str:
+        file, said = decoding.get(), visible(" ".join(str(message).split()))
+        if not file:
+            return f"gradflow: {said}\n"
+        number = next(numbers)
+        if number < MOST_NAMED:
+            return f"gradflow: {visible(file)}: {said}\n"
+        return "gradflow: … and more such files.\n" if number == MOST_NAMED else ""
+
+    return text
 
 
 def _run(arguments: Sequence[str], errors: Console) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from gradflow.cli.console import progress, show, show_json, stderr
+from gradflow.cli.data import data_of
 from gradflow.cli.options import OK, Flag, Output
 
 if TYPE_CHECKING:
@@ -182,14 +183,9 @@ def _saliency_of_test_set(
     from gradflow.data import normalise
     from gradflow.present.saliency import views
     from gradflow.present.saliency.asked import first_of_each_class, galleries, save_galleries
-    from gradflow.training.images import check_same_data, load_data
 
     log = stderr()
-    with progress(log, "images") as (bar, task):
-        _, data = load_data(
-            networks.config, progress=lambda n_done, n: bar.update(task, completed=n_done, total=n)
-        )
-    check_same_data(run, data.to_json())
+    _, data = data_of(run)
     pixels, labels = data.store.pixels[data.split.test], data.store.labels[data.split.test]
     checked = first_of_each_class(labels, n_checked)
     images = normalise(pixels[checked]) if len(checked) else None

@@ -1,47 +1,84 @@
 """What lies in a folder: which files are pictures, which are a system's own, how each is called."""
 
+import logging
 import os
 import re
+import time
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
+from typing import NoReturn
 
 from gradflow.data.photos import HEIF_SUFFIXES, picture_suffixes, printable
 
 # What systems and programs leave beside a person's own files, in any case. Hidden names, such as
-# .DS_Store, ._a.jpg and .ipynb_checkpoints, begin with a dot.
+# .DS_Store, ._a.jpg and .ipynb_checkpoints, begin with a dot; ~$a.xlsx says that a.xlsx is open.
 SYSTEM_NAMES = frozenset(
     {
         *("__macosx", "icon\r", "network trash folder", "temporary items"),  # macOS
         *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
+        *("$winreagent", "$windows.~bt", "$sysreset", "config.msi", "found.000"),
         *("@eadir", "#recycle", "#snapshot", "@tmp", "@recycle", "@recently-snapshot"),  # NAS
-        *("lost+found", "__pycache__"),
+        *("@__thumb", "@synoresource", "@synoeastream", "@transcode"),
+        *("picasa.ini", "zbthumbnail.info", "ehthumbs_vista.db", "lost+found", "__pycache__"),
     }
 )
+
+MOST_OTHERS = 250_000  # files that are no pictures, where they are most of all
+SAID_EVERY = 3.0  # seconds: who sees nothing for longer takes it for a hang
+
+_log = logging.getLogger("gradflow")
 
 
 def is_visible(name: str) -> bool:
     """Whether a file or folder of this name is a person's own, neither hidden nor a system's."""
-    return not name.startswith(".") and name.lower() not in SYSTEM_NAMES
+    return not name.startswith((".", "~$")) and name.lower() not in SYSTEM_NAMES
 
 
 def files_in(folder: Path) -> list[Path]:
     """All visible files of a folder, deeper ones too, sorted. Links are followed, once each.
 
-    Pipes and devices are no files: to read one may never end.
+    Pipes and devices are no files: to read one may never end. Raises ValueError where a part cannot
+    be read, and where `MOST_OTHERS` files show that it is no folder of pictures but, say, a disk.
     """
-    found, seen = [], set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        place = Path(parent).stat()
+    found: list[Path] = []
+    n_pictures, said = 0, time.monotonic()
+    for new in _files_by_folder(folder):
+        found += new
+        n_pictures += sum(map(_has_picture_ending, new))
+        if len(found) - n_pictures > max(MOST_OTHERS, n_pictures):
+            raise ValueError(
+                f"Expected a folder of pictures, but {n_pictures} of the first {len(found)} files "
+                f"in {folder} are pictures. Give the folder that holds them."
+            )
+        if time.monotonic() > said + SAID_EVERY:
+            said = time.monotonic()
+            _log.warning("Looking through %s: %d files.", printable(str(folder)), len(found))
+    return sorted(found)
+
+
+def _files_by_folder(folder: Path) -> Iterator[list[Path]]:
+    def refuse(error: OSError) -> NoReturn:
+        raise ValueError(
+            f"Expected to read everything in {folder}, but {error.filename} says: "
+            f"{error.strerror}. Change who may read it, move it out, or give another folder."
+        ) from error
+
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        try:
+            place = Path(parent).stat()
+            paths = [Path(parent, name) for name in files if is_visible(name)]
+            new = [path for path in paths if path.is_file() or not path.exists()]
+        except OSError as error:
+            refuse(error)
         if (place.st_dev, place.st_ino) in seen:  # a link that leads back up
             folders.clear()
             continue
         seen.add((place.st_dev, place.st_ino))
         folders[:] = [name for name in folders if is_visible(name)]
-        paths = (Path(parent, name) for name in files if is_visible(name))
-        found += [path for path in paths if path.is_file() or not path.exists()]
-    return sorted(found)
+        yield new
 
 
 def folders_in(folder: Path) -> list[Path]:

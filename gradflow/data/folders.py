@@ -15,7 +15,7 @@ from gradflow.data.files import (
 )
 from gradflow.data.photos import printable
 from gradflow.data.tables import (
-    SPREADSHEET_SUFFIXES,
+    OTHER_TABLE_SUFFIXES,
     TABLE_SUFFIXES,
     Columns,
     describe,
@@ -65,8 +65,9 @@ def list_folder(folder: Path, *, allow_outside: bool = False) -> Listing:
         )
     for table, columns in read.items():
         return _list_table(table, columns, files, pictures, allow_outside)
-    for table in filter(_is_table, files):
-        _refuse_if_it_labels(table, pictures)
+    for path in files:
+        if _is_table(path) or (_is_other_table(path) and not pictures.has(path.stem)):
+            _refuse_if_it_labels(path, pictures)  # what bears a picture's name is about it alone
     subfolders = folders_in(folder)
     are_parts = {path.name.lower() for path in subfolders} <= PART_NAMES
     texts = [path for path in tables if path.suffix.lower() == ".csv"]
@@ -220,11 +221,15 @@ def _labels(
 
 
 def _is_table(path: Path) -> bool:
-    return path.suffix.lower() in TABLE_SUFFIXES | SPREADSHEET_SUFFIXES
+    return path.suffix.lower() in TABLE_SUFFIXES
+
+
+def _is_other_table(path: Path) -> bool:
+    return path.suffix.lower() in OTHER_TABLE_SUFFIXES
 
 
 def _columns(table: Path, pictures: Pictures) -> Columns | None:
-    return find_columns(table, pictures) if table.suffix.lower() in TABLE_SUFFIXES else None
+    return find_columns(table, pictures) if _is_table(table) else None
 
 
 def _refuse_if_it_labels(table: Path, pictures: Pictures) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from gradflow.files import decoding
+
 HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 # Formats that Pillow only recognises, or hands to another program.
 NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
@@ -67,6 +69,7 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
     file = fspath(path)
     ending = Path(file).suffix.lower()
     is_known = ending in picture_suffixes()  # which also registers HEIC
+    before = decoding.set(printable(file))
     try:
         with Image.open(file) as image:
             _bounded(image)
@@ -82,6 +85,8 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
         raise BadImage(file, "no such file") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
         raise BadImage(file, str(error) or type(error).__name__) from error
+    finally:
+        decoding.reset(before)
 
 
 def _bounded(image: Image.Image) -> None:

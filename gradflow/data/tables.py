@@ -5,6 +5,7 @@ A table is read where this is beyond doubt; where it is in doubt, the error name
 
 import codecs
 import csv
+import gzip
 import re
 import zipfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -15,11 +16,17 @@ from pathlib import Path
 
 from gradflow.data.files import Pictures
 
-TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".tab", ".txt"})
-# Tables that are not text. One that names pictures is refused rather than passed over.
-SPREADSHEET_SUFFIXES = frozenset({".xlsx", ".xlsm", ".xls", ".ods", ".jsonl"})
+TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".tab", ".psv", ".txt", ".dat"})
+# Tables of another form. One that names pictures is refused rather than passed over.
+OTHER_TABLE_SUFFIXES = frozenset(
+    {
+        *(".xlsx", ".xlsm", ".xls", ".ods", ".gz"),
+        *(".json", ".jsonl", ".ndjson", ".yaml", ".yml", ".parquet", ".feather", ".arrow"),
+    }
+)
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+UNREAD_SEPARATORS = {" ": "spaces", ":": "colons"}  # which stand in names as well
 # Columns by their usual names, without case, spaces, marks and the plural.
 FILE_COLUMNS = frozenset(
     {
@@ -83,11 +90,11 @@ def find_columns(table: Path, pictures: Pictures) -> Columns | None:
 
 def why_not_read(table: Path, pictures: Pictures) -> str | None:
     """What a table that sorts pictures into groups lacks to be read; None for any other file."""
-    if table.suffix.lower() in SPREADSHEET_SUFFIXES:
+    if table.suffix.lower() in OTHER_TABLE_SUFFIXES:
         if pictures.n_named_in(_text_of(table)) < 2:
             return None
-        return "it is no text. Save it as CSV with the columns filename,label"
-    for separator in (*SEPARATORS, " "):
+        return "it is no table of text. Save it as CSV with the columns filename,label"
+    for separator in (*SEPARATORS, *UNREAD_SEPARATORS):
         header, *rows = _head(table, separator) or [[]]
         columns = [_column(rows, i) for i in range(len(header))]
         named = any(_names_pictures(*one, pictures) for one in zip(header, columns, strict=True))
@@ -176,7 +183,7 @@ def _is_row(header: Sequence[str], pictures: Pictures) -> bool:
 
 
 def _lack(header: Sequence[str], separator: str, pictures: Pictures) -> str:
-    by = f"separated by {SEPARATORS.get(separator, 'spaces')}"
+    by = f"separated by {(SEPARATORS | UNREAD_SEPARATORS)[separator]}"
     if _is_row(header, pictures):
         return f"its first line is no header ({by}). Put filename,label above its rows"
     return (
@@ -225,11 +232,14 @@ def _encoding(table: Path) -> str:
 
 
 def _text_of(table: Path) -> str:
-    """The beginning of a spreadsheet's text: a zip archive of XML, or a file with plain strings."""
+    """The beginning of the text: of a zip archive of XML, of gzip, or of a file with strings."""
     try:
-        with zipfile.ZipFile(table) as archive:
-            parts = [archive.open(name).read(_N_BYTES) for name in archive.namelist()]
-    except (zipfile.BadZipFile, OSError):
-        with table.open("rb") as file:
-            parts = [file.read(_N_BYTES)]
+        if zipfile.is_zipfile(table):
+            with zipfile.ZipFile(table) as archive:
+                parts = [archive.open(name).read(_N_BYTES) for name in archive.namelist()]
+        else:
+            with (gzip.open if table.suffix.lower() == ".gz" else open)(table, "rb") as file:
+                parts = [file.read(_N_BYTES)]
+    except (zipfile.BadZipFile, EOFError, OSError):
+        return ""
     return b"\n".join(parts).decode("utf-8", errors="replace")

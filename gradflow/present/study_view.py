@@ -9,11 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from gradflow.analysis import thresholds as at
+from gradflow.analysis.sentences import SEEDS
+from gradflow.analysis.statistics import enough_seeds
 from gradflow.present.study_story import duration
 from gradflow.studies import Cell
 from gradflow.studies.arms import Place
 from gradflow.studies.folder import ENDED, CellDir
 from gradflow.studies.plan import Plan, PlannedCell
+from gradflow.studies.study import TRIAL_SEED
 
 # -- before ------------------------------------------------------------------------------------
 
@@ -32,8 +35,9 @@ def plan_view(plan: Plan) -> RenderableType:
         changes = [f"{key} = {value}" for key, value in arm.set.items()]
         changes += [f"{key} tuned" for key in arm.tune if not cells[0].cell.trial]
         changes += [arm.intervene] if arm.intervene else []
+        seeds = "its own" if cells[0].cell.trial else _seeds([one.cell.seed for one in cells])
         table.add_row(
-            Text(label), f"{study.network(place).arch}", _seeds([one.cell.seed for one in cells]),
+            Text(label), f"{study.network(place).arch}", seeds,
             str(cells[0].n_steps), duration(cells[0].seconds), Text("; ".join(changes) or "-"),
         )  # fmt: skip
     done = f", {plan.n_done} are done" if plan.n_done else ""
@@ -43,7 +47,8 @@ def plan_view(plan: Plan) -> RenderableType:
         f"{plan.workers} at a time, {total} one by one (from measured steps, one training alone)",
         _seeds_sentence(plan),
     ]
-    return Group(Text(study.question, style="bold"), Text(), table, Text(), *map(Text, lines))
+    few = [] if enough_seeds(len(study.seeds)) else [Text(_few_seeds(plan), style="yellow")]
+    return Group(Text(study.question, style="bold"), Text(), table, Text(), *map(Text, lines), *few)
 
 
 def _seeds_sentence(plan: Plan) -> str:
@@ -54,11 +59,17 @@ def _seeds_sentence(plan: Plan) -> str:
         f"{study.expected_gap:g} nats"
     )  # fmt: skip
     needed = "more than 1000" if plan.seeds_needed is None else str(plan.seeds_needed)
-    least = at.MIN_SEEDS.value
-    few = f"; from fewer than {least:g} nothing is decided" if len(study.seeds) < least else ""
     return (
         f"shares of the gap to ±{study.precision:g} need {needed} seeds, {source} (this study has "
-        f"{len(study.seeds)}{few})"
+        f"{len(study.seeds)})"
+    )
+
+
+def _few_seeds(plan: Plan) -> str:
+    n = len(plan.study.seeds)
+    return (
+        f"Warning: {SEEDS} seeds to claim, and there {'are' if n > 1 else 'is'} {n}: this study "
+        f"will describe, and decide nothing. Write `seeds: {SEEDS}`."
     )
 
 
@@ -76,7 +87,8 @@ def progress_view(cells: Sequence[Cell]) -> RenderableType:
     states = {cell.name: CellDir(cell.folder).state() for cell in cells}
     seeds = sorted({cell.seed for cell in cells})
     table = Table(box=None, pad_edge=False)
-    for name in ("arm", "network", *(f"seed {seed}" for seed in seeds)):
+    columns = ("trial" if seed == TRIAL_SEED else f"seed {seed}" for seed in seeds)
+    for name in ("arm", "network", *columns):
         table.add_column(name)
     rows: dict[tuple[str, str], dict[int, Text]] = {}
     for cell in cells:

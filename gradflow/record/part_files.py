@@ -117,6 +117,8 @@ def _check_table(table: Any, last_step: int) -> int:
             raise ValueError(f"column {name} is of {kind} and may be empty, not {wanted}")
         if name in NEVER_NEGATIVE and np.any(table[name].to_numpy() < 0):
             raise ValueError(f"column {name} has values below 0")
+        if name.endswith("_fraction") and np.any(table[name].to_numpy() > 1):
+            raise ValueError(f"column {name} has shares above 1")
     steps = table["step"].to_numpy()
     if not len(steps) or steps[0] <= last_step or np.any(np.diff(steps) < 0):
         raise ValueError(f"its steps do not increase from {last_step + 1} on")

@@ -48,7 +48,7 @@ from gradflow.training.contents import (
 from gradflow.training.notebook import network_html, run_html
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Weights = Literal["best", "last"]
 
@@ -174,9 +174,7 @@ class NetworkDir:
                 f"No weights {path}. The network was not trained to the end of an epoch: "
                 f"continue with `gradflow train --resume {self.path.parent}`."
             )
-        model = build_network(self.arch, n_classes, config, seed=self.seed)
-        load_weights(model, path)
-        return model.eval()
+        return load_network(path, self.arch, n_classes, config).eval()
 
 
 @dataclass(frozen=True)
@@ -369,17 +367,45 @@ def load_tensors(path: Path) -> dict[str, Any]:
         raise DamagedFile(path, expected, why, DO_NOT_TRUST) from None
 
 
-def load_weights(model: "nn.Module", path: Path) -> None:
-    """Load into `model` what `save_tensors` saved of one like it."""
+def load_network(path: Path, arch: str, n_classes: int, config: TrainConfig) -> "nn.Module":
+    """The network whose weights `path` holds: its memory is that of the file.
+
+    It is built without memory first, since a config of somebody else can name a width of gigabytes.
+    """
+    import torch
+
+    with torch.device("meta"):
+        model = build_network(arch, n_classes, config, seed=0)
+    load_weights(model, path, assign=True)
+    return model
+
+
+def load_weights(model: "nn.Module", path: Path, *, assign: bool = False) -> None:
+    """Load into `model` what `save_tensors` saved of one like it; `assign` takes its tensors."""
     content = load_tensors(path)
     try:
         for name, tensor in model.state_dict().items():
-            if name in content and content[name].dtype != tensor.dtype:
-                raise TypeError(f"{name} is of {content[name].dtype}, not {tensor.dtype}")
-        model.load_state_dict(content)
+            if name in content:
+                content[name] = _fitting(name, content[name], tensor)
+        model.load_state_dict(content, assign=assign)
     except (RuntimeError, TypeError, AttributeError) as error:
         expected = f"the weights of a {type(model).__name__} of this run"
         raise DamagedFile(path, expected, error, ANEW) from None
+
+
+def _fitting(name: str, found: "Tensor", wanted: "Tensor") -> "Tensor":
+    """`found` in the usual layout, since convolutions of few channels crash in channels_last.
+
+    Raises TypeError or RuntimeError for another type, and for fewer numbers than the shape says. Of
+    another shape it stays as it is: PyTorch says so of all of them together.
+    """
+    if found.dtype != wanted.dtype:
+        raise TypeError(f"{name} is of {found.dtype}, not {wanted.dtype}")
+    if found.shape != wanted.shape:
+        return found
+    if found.untyped_storage().nbytes() < wanted.nbytes:
+        raise TypeError(f"{name} holds fewer numbers than its shape has")
+    return found.contiguous()
 
 
 def _checked(path: Path, check: Callable[..., None], *content: Any) -> None:

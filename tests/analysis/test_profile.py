@@ -76,3 +76,12 @@ def test_a_layer_that_the_trace_lacks_is_nan() -> None:
     np.testing.assert_array_equal(table.values, [[1, np.nan]])
     with pytest.raises(KeyError):
         layer_table(trace([[1, 1, 1, 1, 1]]), "output_gradient")
+
+
+def test_a_weight_without_elements_has_no_typical_gradient_and_no_warning() -> None:
+    """g = ‖∂L/∂w‖ / √n: 6 / √4, and of none nothing."""
+    sizes = np.array([4, 1, 1, 0, 1])
+    empty = Trace(np.arange(1), SITES, KINDS, sizes, {"grad_norm": np.full((1, 5), 6.0)})
+    layers = [Layer(name, f"{name}.weight", None) for name in ("conv1", "conv2")]
+    values = layer_table(empty, "gradient_rms", layers).values
+    assert values == pytest.approx(np.array([[3.0, np.nan]]), nan_ok=True)

@@ -1,16 +1,22 @@
 """Folders as people have them: tables of other programs, other endings, odd names."""
 
+import gzip
+import json
 import os
 import sys
 import unicodedata
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import gradflow.data.files
 from gradflow.data import BadImage, Source, audit, open_source, read_image
 from gradflow.data.photos import NOT_DECODED, picture_suffixes
 
@@ -81,6 +87,16 @@ def _sheet(folder: Path) -> None:
         book.writestr("xl/sharedStrings.xml", f"<sst>{strings}</sst>")
 
 
+def _other(name: str, pack: Callable[[str], bytes]) -> Callable[[Path], None]:
+    text = "".join(f"{picture}.jpg: {label}\n" for picture, label in ROWS)
+    return lambda folder: (folder / name).write_bytes(pack(text))
+
+
+def _parquet(folder: Path) -> None:
+    columns = {"file": [f"{name}.jpg" for name, _ in ROWS], "label": [one for _, one in ROWS]}
+    pq.write_table(pa.table(columns), folder / "labels.parquet")
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -88,7 +104,12 @@ def _sheet(folder: Path) -> None:
         (lambda f: _table(f / "a.csv", "image;sort;kind", ";", 3), "image, sort, kind .*semicol"),
         (lambda f: _table(f / "a.csv", None, ",", 2), "first line is no header .*commas"),
         (lambda f: _table(f / "a.txt", None, " ", 2), "first line is no header .*spaces"),
-        (_sheet, "labels.xlsx, .* it is no text. Save it as CSV"),
+        (lambda f: _table(f / "a.txt", "filename:label", ":", 2), "filename, label .*colons"),
+        (_sheet, "labels.xlsx, .* it is no table of text. Save it as CSV"),
+        (_other("labels.json", lambda text: json.dumps(text.split()).encode()), "labels.json, "),
+        (_other("labels.yaml", str.encode), "labels.yaml, "),
+        (_other("labels.csv.gz", lambda text: gzip.compress(text.encode())), "labels.csv.gz, "),
+        (_parquet, "labels.parquet, .* Save it as CSV"),
     ],
 )
 def test_a_label_table_that_is_visible_but_cannot_be_read_is_refused(batches, write, message):
@@ -117,9 +138,10 @@ def test_files_that_label_nothing_do_not_stand_in_the_way(batches):
                                                       enumerate(ROWS)))  # fmt: skip
     (batches / "list.txt").write_text("\n".join(f"{name}.jpg" for name, _ in ROWS))
     (batches / "README.md").write_text("two batches: batch_1/0.jpg")
+    (batches / "batch_1" / "0.json").write_text('{"file": "0.jpg", "next": "1.jpg"}')
     source = open_source(batches)
     assert source.class_names == ("batch_1", "batch_2")
-    assert source.unread == {".txt": 2, ".csv": 1, ".md": 1}
+    assert source.unread == {".txt": 2, ".csv": 1, ".md": 1, ".json": 1}
 
 
 def test_pictures_may_lie_in_several_folders_under_names_of_their_own(tmp_path):
@@ -189,9 +211,17 @@ def test_the_files_of_systems_are_ignored_everywhere(tmp_path):
     save(tmp_path / "a" / "0.jpg")
     save(tmp_path / "b" / "0.jpg")
     for place in ("@eaDir/a", "a/@eaDir/0.jpg", "__MACOSX/a", "a/.ipynb_checkpoints", "#recycle",
-                  "b/$RECYCLE.BIN", "a/.AppleDouble"):  # fmt: skip
+                  "b/$RECYCLE.BIN", "a/.AppleDouble", "$WinREAgent", "found.000",
+                  "@__thumb"):  # fmt: skip
         save(tmp_path / place / "1.jpg")
-    for name in ("Thumbs.db", "a/desktop.ini", "a/.DS_Store", "b/._0.jpg"):
+    for name in (
+        "Thumbs.db",
+        "a/desktop.ini",
+        "a/.DS_Store",
+        "b/._0.jpg",
+        "~$t.csv",
+        "a/Picasa.ini",
+    ):
         (tmp_path / name).write_bytes(b"x")
     source = open_source(tmp_path)
     assert (source.keys, source.unread) == (("a/0.jpg", "b/0.jpg"), {})
@@ -259,3 +289,32 @@ def test_classes_one_folder_deeper_are_pointed_at(tmp_path):
     save(tmp_path / "images" / "b" / "0.jpg")
     with pytest.raises(ValueError, match=r"got images alone, which contains the folders a, b\."):
         open_source(tmp_path)
+
+
+def test_a_disk_is_no_folder_of_pictures(batches, monkeypatch):
+    monkeypatch.setattr(gradflow.data.files, "MOST_OTHERS", 50)
+    (batches / "system").mkdir()
+    for i in range(51):
+        (batches / "system" / f"{i}.so").touch()
+    with pytest.raises(ValueError, match=r"but \d+ of the first \d+ files in .* are pictures"):
+        open_source(batches)
+
+
+def test_a_long_look_through_a_folder_is_said(batches, monkeypatch, caplog):
+    monkeypatch.setattr(gradflow.data.files, "SAID_EVERY", -1.0)
+    gradflow.data.files.files_in(batches)
+    assert f"Looking through {batches}: " in caplog.text
+
+
+def test_a_folder_that_may_not_be_read_is_named(batches, monkeypatch):
+    (batches / "closed").mkdir()
+    scan = os.scandir
+
+    def refused(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(ValueError, match="closed says: Permission denied"):
+        gradflow.data.files.files_in(batches)

@@ -16,19 +16,21 @@ from gradflow.studies import Results, Study
 from gradflow.studies.folder import CellDir
 from gradflow.studies.judging import results
 from gradflow.studies.outcomes import Outcome
-from gradflow.studies.plan import Plan
+from gradflow.studies.plan import Plan, PlannedCell
 
 LAMBDA = {"of": "norm_bias", "what": "λ", "measured": 0.85, "expected": 1.12, "passed": False}
 BIAS = {"of": "norm_bias", "what": "first bias", "measured": 1.0, "expected": 1.0, "passed": True}
 SEEN = {"of": "norm_bias", "what": "λ", "measured": 0.5, "expected": None, "passed": None}
 
 
+CONTENT: dict[str, Any] = {
+    "base": {"data": "digits", "epochs": 4}, "accused": "plain_18", "reference": "resnet_18",
+    "seeds": 3, "arms": {"bias": {"tests": "explosion", "intervene": "norm_bias(beta=1)"}},
+}  # fmt: skip
+
+
 def study() -> Study:
-    content = {
-        "base": {"data": "digits", "epochs": 4}, "accused": "plain_18", "reference": "resnet_18",
-        "seeds": 3, "arms": {"bias": {"tests": "explosion", "intervene": "norm_bias(beta=1)"}},
-    }  # fmt: skip
-    return Study.read(content, name="study", changes={})
+    return Study.read(CONTENT, name="study", changes={})
 
 
 def found(*checks: dict[str, Any]) -> Results:
@@ -66,7 +68,21 @@ def test_a_plan_says_so_where_its_seeds_will_decide_nothing(n: int) -> None:
     plan = Plan(few, (), 0, 2, spread=0.2, spread_is_measured=False, seeds_needed=4)
     said = " ".join(text(plan_view(plan)).split())
     assert "need 4 seeds" in said
-    assert ("from fewer than 5 nothing is decided" in said) == (n < 5)
+    assert ("Warning: 5 seeds to claim, and there are 4: this study will describe" in said) == (
+        n < 5
+    )
+
+
+def test_no_seed_of_a_trial_is_shown_as_one_of_the_study(tmp_path: Path) -> None:
+    """A trial of `tune` has a seed of its own, 999, which is nobody's concern."""
+    sgd = {"tests": "lr", "tune": {"lr": [0.1, 0.2]}}
+    tuned = Study.read({**CONTENT, "arms": {"sgd": sgd}}, name="study", changes={})
+    trials = tuned.trials(tmp_path)
+    planned = tuple(PlannedCell(one, 10, 2.0) for one in trials)
+    plan = Plan(tuned, planned, 0, 2, spread=0.2, spread_is_measured=False, seeds_needed=4)
+    for said in (text(plan_view(plan)), text(progress_view(trials))):
+        assert "sgd, lr 0.1" in said
+        assert "999" not in said
 
 
 def test_a_check_that_failed_is_told_with_its_number() -> None:

@@ -78,6 +78,18 @@ def test_profiles_have_the_layer_as_their_axis_and_norms_a_logarithmic_one(
                 and one.get("yLogScale")]  # fmt: skip
 
 
+def test_a_title_says_what_one_sees(sections: dict[str, list[dict[str, Any]]]) -> None:
+    titles = [one["config"].get("chartTitle", one["config"].get("title"))
+              for name in ("Gradient by depth", "Gradient norms by stage", "Training")
+              for one in sections[name]]  # fmt: skip
+    assert titles[:2] == [
+        "By depth: the gradient passed on (δ)", "By depth: the effect of a weight (ŝ)",
+    ]  # fmt: skip
+    assert "layer1: gradient of the weights" in titles
+    assert all(title and "/" not in title for title in titles), titles
+    assert len(set(titles)) == len(titles)
+
+
 def test_every_panel_shows_a_key_that_is_logged(
     sections: dict[str, list[dict[str, Any]]],
 ) -> None:

@@ -129,6 +129,7 @@ BY_FILE: list[tuple[str, str, Callable[[Path], None]]] = [
     (PART, "size is a fraction", parquet(size=lambda i: 0.5)),
     (PART, "size is negative", parquet(size=lambda i: -1)),
     (PART, "a norm is negative", parquet(grad_norm=lambda i: -1.0)),
+    (PART, "a share is 7", parquet(output_zero_fraction=lambda i: 7.0)),
     (PART, "a measure is text", parquet(grad_norm=lambda i: "x")),
     (PART, "site is a number", parquet(site=lambda i: i)),
     (PART, "kind is null", parquet(kind=lambda i: None)),
@@ -157,10 +158,12 @@ def saved(content: Any) -> Callable[[Path], None]:
     return lambda path: torch.save(content, path)
 
 
-def converted(dtype: torch.dtype) -> Callable[[Path], None]:
+def each(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    """Every tensor of the weights changed."""
+
     def damage(path: Path) -> None:
         content = torch.load(path.with_name("best.pt"), weights_only=True)
-        torch.save({name: one.to(dtype) for name, one in content.items()}, path)
+        torch.save({name: change(one) for name, one in content.items()}, path)
 
     return damage
 
@@ -191,7 +194,12 @@ WEIGHTS: dict[str, Callable[[Path], None]] = {
     "no weights": saved({}),
     "another network": saved({"conv9.weight": torch.zeros(3)}),
     "another shape": saved({"conv1.weight": torch.zeros(3)}),
-    "other numbers": converted(torch.complex64),
+    "other numbers": each(lambda one: one.to(torch.complex64)),
+    "NaN": each(lambda one: one * torch.nan if one.is_floating_point() else one),
+    "infinity": each(lambda one: one / 0 if one.is_floating_point() else one),
+    "one number for a whole shape": each(
+        lambda one: one.flatten()[:1].clone().expand(one.shape) if one.dim() else one
+    ),
     "a sparse tensor": saved({"conv1.weight": torch.eye(3).to_sparse()}),
     "text as weights": saved({"conv1.weight": "x"}),
 }

@@ -6,16 +6,19 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
+from torch import nn
 
 from gradflow.present.markdown import markdown
 from gradflow.present.report.content import collect
 from gradflow.present.report.story import story
+from gradflow.training import rundir
 
 
 @pytest.fixture(autouse=True)
@@ -278,6 +281,45 @@ def test_what_never_ends_is_not_read(
     assert command("data", pictures).code == 0
 
 
+# --- what is built -----------------------------------------------------------------------------
+
+
+def configure(run: Path, **fields: Any) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | fields, sort_keys=False))
+
+
+def test_a_network_takes_no_memory_until_its_weights_are_known_to_fit(
+    run: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 GB, which the 4 channels of the weights do not fill."""
+    load, built = rundir.load_weights, []
+
+    def spied(model: nn.Module, path: Path, **more: Any) -> None:
+        built.extend(tensor.is_meta for tensor in model.state_dict().values())
+        load(model, path, **more)
+
+    monkeypatch.setattr(rundir, "load_weights", spied)
+    configure(run, width=16.0)
+    said = command("saliency", picture(run), "--run", run)
+    assert (said.code, "plain_18-s0/best.pt" in said.err) == (2, True)
+    assert built
+    assert all(built)
+
+
+def test_pictures_of_a_size_that_fills_the_memory_are_refused(run: Path, command: Any) -> None:
+    """The outputs of the first convolution alone: 4 channels of 4096 × 4096 numbers, 0.25 GiB."""
+    configure(run, image_size=4096)
+    said = command("saliency", picture(run), "--run", run)
+    assert (said.code, "at most 2 GiB" in said.err) == (2, True)
+
+
+def picture(run: Path) -> Path:
+    path = run.parent / "mine.png"
+    Image.new("RGB", (8, 8), "red").save(path)
+    return path
+
+
 # --- what a terminal and a page obey -----------------------------------------------------------
 
 OBEYED = re.compile("[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e]|\x1b(?!\\[[0-9;]*m)")
@@ -342,6 +384,23 @@ def test_no_value_leaves_its_place_in_markdown(run: Path) -> None:
     assert not fence, "every fence is closed"
     assert not any("<script>" in line or line.startswith("rm ") for line in outside)
     assert not re.search("^rm -rf", written, re.M)
+
+
+CUT_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01\0\0\0\x06"
+
+
+def test_what_a_decoder_warns_of_names_the_file_and_only_some_of_many(
+    pictures: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(*warning: Any) -> None:  # as without pytest, which keeps them
+        sys.stderr.write(warnings.formatwarning(*warning[:4]))
+
+    monkeypatch.setattr(warnings, "showwarning", show)
+    for i in range(12):
+        Image.new("RGB", (9, 9), (i, 9, 9)).save(pictures / "red" / f"odd{i}.jpg", exif=CUT_EXIF)
+    said = command("data", pictures)
+    named = re.findall(r"^gradflow: .*red/odd\d+\.jpg: Corrupt EXIF data", said.err, re.M)
+    assert (said.code, len(named), said.err.count("and more such files")) == (0, 10, 1)
 
 
 # --- one writer --------------------------------------------------------------------------------

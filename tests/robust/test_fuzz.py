@@ -22,7 +22,7 @@ from gradflow.cli import main
 from gradflow.record import Recorder, Trace
 from gradflow.training.config import TrainConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # hundreds of examples
 
 DOCUMENTED = {0, 1, 2, 3, 130}
 LONG = settings(max_examples=int(os.environ.get("FUZZ", "500")), deadline=None, database=None,

@@ -15,7 +15,7 @@ import torch
 
 from gradflow.record import Trace
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the first of them trains a study
 
 FLAGS = ["--image-size", "8", "--arch", "plain_18,resnet_18", "--width", "0.125", "--epochs", "2",
          "--batch-size", "8", "--device", "cpu", "--wandb", "off", "--log-grads",
@@ -26,12 +26,12 @@ MOMENTS = [
     ("step-000010.pt", 0), ("step-000010.pt", 1), ("part-000000000.parquet", 0),
     ("part-000000006.parquet", 0), ("best.pt", 0), ("best.pt", 1), ("history.json", 0),
     ("history.json", 1), ("history.json", 3), ("checkpoint.pt", 0), ("checkpoint.pt", 2),
-    ("last.pt", 0), ("last.pt", 1), ("interventions.json", 0), ("report.txt", 0),
+    ("last.pt", 0), ("last.pt", 1), ("interventions.json", 0),
     ("evaluation.json", 0), ("evaluation.json", 1), ("examination.json", 0),
     ("summary.json", 0),
 ]  # fmt: skip
 
-Server = Callable[..., dict[str, Any]]
+Server = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +43,11 @@ def server() -> Iterator[Server]:
     assert process.stdin is not None
     assert process.stdout is not None
 
-    def ask(*arguments: str | Path, at: int | None = None, before: bool = False) -> dict[str, Any]:
+    def ask(*arguments: str | Path, at: tuple[str, int] | None = None, before: bool = False) -> int:
         asked = {"arguments": list(map(str, arguments)), "at": at, "before": before}
         process.stdin.write(json.dumps(asked) + "\n")
         process.stdin.flush()
-        answer: dict[str, Any] = json.loads(process.stdout.readline())
-        return answer
+        return int(process.stdout.readline())
 
     yield ask
     process.communicate()
@@ -57,23 +56,13 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def whole(
     server: Server, draw_pictures: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[str], list[str]]:
-    """A run that was never stopped, how it was begun, and what it wrote in its order."""
+) -> tuple[Path, list[str]]:
+    """A run that was never stopped, and how it was begun."""
     home = tmp_path_factory.mktemp("killed")
     begin = ["train", "--data", str(draw_pictures(home)), *FLAGS, "--out"]
-    done = server(*begin, home / "runs")
-    assert done["code"] == 0
+    assert server(*begin, home / "runs") == 0
     (run,) = (home / "runs").iterdir()
-    return run, begin, done["files"]
-
-
-def of(files: list[str], name: str, number: int) -> int:
-    """The number, among all files, of the one that comes so often before."""
-    found = [i for i, file in enumerate(files) if Path(file).name == name]
-    assert len(found) > number, (
-        f"{name}: {len(found)} of {sorted({Path(one).name for one in files})}"
-    )
-    return found[number]
+    return run, begin
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
@@ -81,15 +70,13 @@ def of(files: list[str], name: str, number: int) -> int:
 def test_a_run_killed_while_it_writes_ends_as_if_it_had_not_been(
     name: str, number: int, before: bool, whole: Any, server: Server, tmp_path: Path
 ) -> None:
-    expected, begin, files = whole
-    killed = server(*begin, tmp_path, at=of(files, name, number), before=before)
-    assert killed["code"] == -signal.SIGKILL
+    expected, begin = whole
+    assert server(*begin, tmp_path, at=(name, number), before=before) == -signal.SIGKILL
     (run,) = tmp_path.iterdir()
     if not all((run / one).exists() for one in ("config.yaml", "data.json", "environment.json")):
-        said = server("train", "--resume", run)
-        assert said["code"] in (0, 2), "nothing was trained yet"
+        assert server("train", "--resume", run) in (0, 2), "nothing was trained yet"
         return
-    assert server("train", "--resume", run, "--json")["code"] == 0
+    assert server("train", "--resume", run, "--json") == 0
     same(expected, run)
 
 
@@ -128,20 +115,51 @@ arms:
 """
 
 
+@pytest.fixture(scope="module")
+def whole_study(
+    server: Server, draw_pictures: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A study file, and the folder of that study, which was never stopped."""
+    home = tmp_path_factory.mktemp("study")
+    file = home / "tiny.yaml"
+    file.write_text(STUDY.format(data=draw_pictures(home)), encoding="utf-8")
+    assert server("study", file, "--out", home / "whole", "--workers", "1") == 0
+    return file, home / "whole"
+
+
 @pytest.mark.parametrize("name", ["study.yaml", "cells.json", "results.json", "times.json"])
 def test_a_study_killed_while_it_writes_comes_to_the_same_results(
-    name: str, server: Server, pictures: Path, tmp_path: Path
+    name: str, server: Server, whole_study: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    file = tmp_path / "tiny.yaml"
-    file.write_text(STUDY.format(data=pictures), encoding="utf-8")
-    whole = server("study", file, "--out", tmp_path / "whole", "--workers", "1")
-    assert whole["code"] == 0
-    for copy in ("dry", "killed"):  # trained already
-        shutil.copytree(tmp_path / "whole" / "cells", tmp_path / copy / "cells")
-    dry = server("study", file, "--out", tmp_path / "dry", "--workers", "1")
+    file, whole = whole_study
+    shutil.copytree(whole / "cells", tmp_path / "killed" / "cells")  # trained already
     again = ("study", file, "--out", tmp_path / "killed", "--workers", "1")
-    at = of(dry["files"], name, 0)
-    assert server(*again, at=at, before=True)["code"] == -signal.SIGKILL
-    assert server(*again)["code"] == 0
-    results = [(tmp_path / one / "results.json").read_text("utf-8") for one in ("whole", "killed")]
+    assert server(*again, at=(name, 0), before=True) == -signal.SIGKILL
+    assert server(*again) == 0
+    results = [(one / "results.json").read_text("utf-8") for one in (whole, tmp_path / "killed")]
     assert results[0] == results[1]
+    assert (tmp_path / "killed" / "times.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("state.json", 2), ("best.pt", 1), ("part-000000000.parquet", 2)]
+)
+def test_a_study_killed_while_it_trains_comes_to_the_same_results(
+    name: str, number: int, server: Server, whole_study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    file, whole = whole_study
+    again = ("study", file, "--out", tmp_path / "killed", "--workers", "1")
+    assert server(*again, at=(name, number), before=True) == -signal.SIGKILL
+    assert server(*again) == 0
+    found, expected = (
+        without_seconds(json.loads((one / "results.json").read_text("utf-8")))
+        for one in (tmp_path / "killed", whole)
+    )
+    assert found == expected
+
+
+def without_seconds(found: Any) -> Any:
+    """The same results, but for how long the trainings took."""
+    if isinstance(found, dict):
+        return {k: without_seconds(v) for k, v in found.items() if k != "seconds"}
+    return [without_seconds(one) for one in found] if isinstance(found, list) else found

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradflow.data import BadImage
 from gradflow.data.photos import printable
+from gradflow.files import DamagedFile
 from gradflow.present import plots
 from gradflow.present.saliency.attribution import Attribution
 from gradflow.present.saliency.gallery import Gallery, make_gallery
@@ -28,6 +29,8 @@ from gradflow.present.saliency.pictures import (
 from gradflow.present.saliency.trust import Trust, check_method
 from gradflow.training.config import TrainConfig
 from gradflow.training.rundir import NetworkDir, RunDir, Weights, build_network
+
+LARGEST_PASS = 2 * 2**30  # bytes of outputs for one picture; a ResNet-34 takes 0.1 GiB at 224 px
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +86,11 @@ class Networks:
             )
         config, names = run.config(), tuple(run.data()["classes"])
         dirs = {one.name: one for one in trained if one.seed in asked}
-        models = {name: one.load_model(config, len(names), which) for name, one in dirs.items()}
+        models = {}
+        for name, one in dirs.items():
+            models[name] = one.load_model(config, len(names), which)
+            _refuse_nonfinite(models[name], one.weights(which))
+            _refuse_large_pass(one.arch, len(names), config)
         return cls(config, names, dirs, models)
 
     @property
@@ -102,6 +109,39 @@ class Networks:
     def _untrained(self, name: str) -> Callable[[int], nn.Module]:
         arch, n_classes = self.dirs[name].arch, len(self.class_names)
         return lambda seed: build_network(arch, n_classes, self.config, seed=seed).eval()
+
+
+def _refuse_nonfinite(model: nn.Module, path: Path) -> None:
+    """Whatever such a network says is NaN, or comes from the weights that are not: DamagedFile."""
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            advice = "Its training came to nothing: ask an earlier epoch, or train it anew."
+            raise DamagedFile(path, "finite weights", f"{name} has NaN or infinity", advice)
+
+
+def _refuse_large_pass(arch: str, n_classes: int, config: TrainConfig) -> None:
+    """A config of somebody else can name pictures that fill the memory: ValueError.
+
+    The pass is made without memory, to see what its outputs would take.
+    """
+    n_bytes, side = 0, config.image_size
+    assert side is not None, "a run's config is resolved"
+
+    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        nonlocal n_bytes
+        n_bytes += 0 if list(module.children()) else output.nbytes
+
+    with torch.device("meta"):
+        model = build_network(arch, n_classes, config, seed=0).eval()
+        for module in model.modules():
+            module.register_forward_hook(count)
+        model(torch.zeros(1, 3, side, side))
+    if n_bytes > LARGEST_PASS:
+        raise ValueError(
+            f"Expected one picture in {arch} to take at most {LARGEST_PASS / 2**30:.0f} GiB, but "
+            f"at {side} px it takes {n_bytes / 2**30:.0f}. Train with a smaller "
+            "--image-size, or with --stem photo."
+        )
 
 
 def first_readable(networks: Networks, paths: Sequence[Path], n: int) -> Tensor | None:

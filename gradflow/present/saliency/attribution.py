@@ -49,6 +49,11 @@ class Attribution:
                 f"Expected `maps` of shape ({len(self.map_classes)}, S, S), one for each class "
                 f"shown, but got {self.maps.shape}."
             )
+        if not (np.isfinite(self.probabilities).all() and np.isfinite(self.maps).all()):
+            raise ValueError(
+                "Expected finite probabilities and maps, but the network's are not: its weights "
+                "are too large, or a variance is negative. Ask another epoch, or train it anew."
+            )
 
     @property
     def predicted(self) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import wandb.errors
 
 from gradflow.analysis.profile import GRADIENT_SIZES
-from gradflow.analysis.vanishing import JUDGED_SIZES
+from gradflow.analysis.sentences import SIZE_WORDS
 from gradflow.present.tracking import verdict_log
 from gradflow.present.tracking.sink import LAYER, STEP
 from gradflow.present.tracking.wandb_sink import unattended
@@ -18,7 +18,12 @@ with warnings.catch_warnings():
 
 # The stages of gradflow's networks, as in the keys of rows.py.
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4", "fc")
-NORMS = {"weight": "‖∂L/∂w‖ (loss / weight)", "output": "‖∂L/∂z‖ (loss / activation)"}
+# Of each norm: what one sees, and its formula.
+NORMS = {
+    "weight": ("gradient of the weights", "‖∂L/∂w‖ (loss / weight)"),
+    "output": ("gradient passed on", "‖∂L/∂z‖ (loss / activation)"),
+}
+SEEN = {**SIZE_WORDS, "gradient_rms": "the gradient of a weight, which proves nothing by itself"}
 MAX_RUNS = 100  # W&B draws 10 otherwise: five seeds of two networks, and no more
 
 
@@ -87,14 +92,16 @@ def _verdict_panels() -> list[Any]:
     return [
         wr.WeavePanelSummaryTable(table_name=verdict_log.ANSWER),
         wr.WeavePanelSummaryTable(table_name=verdict_log.FINDINGS),
-        wr.MediaBrowser(title="Profiles of the verdict", media_keys=[verdict_log.PROFILES]),
+        wr.MediaBrowser(
+            title="Where the gradient changes by depth, with what the verdict holds it to",
+            media_keys=[verdict_log.PROFILES],
+        ),
     ]
 
 
 def _profile(size: str) -> wr.LinePlot:
     meaning = GRADIENT_SIZES[size]
-    remark = "" if size in JUDGED_SIZES else " (proves nothing by itself)"
-    title = f"{meaning.symbol} by depth{remark}"
+    title = f"By depth: {SEEN[size]} ({meaning.symbol})"
     return _line(title, f"profile/{size}", f"{meaning.formula} ({meaning.unit})", x=LAYER)
 
 
@@ -102,25 +109,25 @@ def _pictures() -> list[Any]:
     return [
         wr.MediaBrowser(title=title, media_keys=[key], num_columns=2)
         for title, key in (
-            ("Every layer at every step", "gradient/heatmap"),
-            ("‖∂L/∂w‖ by depth, last epoch drawn and all", "gradient/depth_profile"),
+            ("Gradient of every layer's weights at every step", "gradient/heatmap"),
+            ("Gradient of the weights by depth: the last epoch, and all", "gradient/depth_profile"),
         )
     ]
 
 
 def _stage_panels() -> list[Any]:
     return [
-        _line(f"{stage}: {kind}", f"stage/{stage}/{kind}", unit)
-        for kind, unit in NORMS.items()
+        _line(f"{stage}: {seen}", f"stage/{stage}/{kind}", formula)
+        for kind, (seen, formula) in NORMS.items()
         for stage in STAGES
     ]
 
 
 def _training_panels() -> list[Any]:
     return [
-        _line("Training loss, per step", "train/loss", "nats, with label smoothing"),
-        _line("Validation loss", "val/loss", "nats, with label smoothing"),
-        _line("Training accuracy", "train/accuracy", "share of images", log=False),
-        _line("Validation accuracy", "val/accuracy", "share of images", log=False),
-        _line("Learning rate", "lr", "lr"),
+        _line("Training loss of each batch", "train/loss", "nats, with label smoothing"),
+        _line("Validation loss of each epoch", "val/loss", "nats, with label smoothing"),
+        _line("Training accuracy of each epoch", "train/accuracy", "share of images", log=False),
+        _line("Validation accuracy of each epoch", "val/accuracy", "share of images", log=False),
+        _line("Learning rate of each epoch", "lr", "lr"),
     ]
