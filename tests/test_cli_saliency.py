@@ -12,7 +12,8 @@ from gradflow.cli import main
 from gradflow.data import BadImage
 from gradflow.training.config import TrainConfig
 from gradflow.training.images import load_data
-from gradflow.training.rundir import RunDir, build_network, save_tensors
+from gradflow.training.rundir import RunDir
+from gradflow.training.weights import build_network, save_tensors
 
 
 @pytest.fixture

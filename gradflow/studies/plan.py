@@ -24,8 +24,8 @@ from gradflow.training.evaluate import predict
 from gradflow.training.fit import make_accelerator, start_training, train_steps
 from gradflow.training.images import Data
 from gradflow.training.intervening import check_interventions
-from gradflow.training.rundir import build_network
 from gradflow.training.train import RECORDED
+from gradflow.training.weights import build_network
 
 N_TIMED = 4  # steps, of which the first is not counted: it also sets up what later ones reuse
 

@@ -16,7 +16,7 @@ from gradflow.record import PARAMETER_MEASURES, Recorder
 from gradflow.record.schedule import DEFAULT_CADENCE, N_FULL_AT_FIRST
 from gradflow.training.config import TrainConfig
 from gradflow.training.fit import TrainingState, start_training, train_steps
-from gradflow.training.rundir import build_network
+from gradflow.training.weights import build_network
 
 MAX_TIMED = 10_000  # rounds, and steps of one
 BARE = "bare PyTorch loop"

@@ -15,7 +15,8 @@ from gradflow.training.fit import TrainingState
 from gradflow.training.images import Data
 from gradflow.training.intervening import Intervening
 from gradflow.training.original import published, published_text
-from gradflow.training.rundir import NetworkDir, Weights, load_weights
+from gradflow.training.rundir import NetworkDir, Weights
+from gradflow.training.weights import load_weights
 
 
 def evaluate_network(

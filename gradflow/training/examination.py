@@ -24,7 +24,8 @@ from gradflow.examine.reset import reset_layers
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import Predictions, evaluate
 from gradflow.training.images import Data
-from gradflow.training.rundir import NetworkDir, load_tensors
+from gradflow.training.rundir import NetworkDir
+from gradflow.training.weights import load_tensors
 from gradflow.typed import to_json
 
 MAX_IMAGES = 1000  # of each part, so that a large data set takes no longer

@@ -11,7 +11,8 @@ from gradflow.interventions import Applied, CheckInputs
 from gradflow.training.config import TrainConfig
 from gradflow.training.fit import TrainingState
 from gradflow.training.images import Data
-from gradflow.training.rundir import NetworkDir, build_network
+from gradflow.training.rundir import NetworkDir
+from gradflow.training.weights import build_network
 
 
 def check_interventions(config: TrainConfig, n_classes: int) -> None:

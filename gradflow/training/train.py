@@ -26,8 +26,9 @@ from gradflow.training.fit import (
 )
 from gradflow.training.images import Data, load_data
 from gradflow.training.intervening import Intervening, check_interventions
-from gradflow.training.rundir import NetworkDir, RunDir, build_network, load_tensors, save_tensors
+from gradflow.training.rundir import NetworkDir, RunDir
 from gradflow.training.summary import environment, summarise
+from gradflow.training.weights import build_network, load_tensors, save_tensors
 
 CHECKPOINT_SHARE = 0.03  # of the time may go into checkpoints (250 MB each for a ResNet-34)
 

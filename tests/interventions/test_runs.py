@@ -15,9 +15,10 @@ from gradflow.present import terminal
 from gradflow.training.config import TrainConfig
 from gradflow.training.fit import make_accelerator
 from gradflow.training.images import Data, load_data
-from gradflow.training.rundir import NetworkDir, RunDir, load_tensors
+from gradflow.training.rundir import NetworkDir, RunDir
 from gradflow.training.summary import summarise
 from gradflow.training.train import train_network
+from gradflow.training.weights import load_tensors
 
 TINY: dict[str, Any] = {
     "image_size": 8, "epochs": 2, "batch_size": 16, "log_grads": False, "rivals": False,

@@ -50,7 +50,8 @@ from gradflow.present.section import Box
 from gradflow.record.trace import Table, Trace
 from gradflow.training import original
 from gradflow.training.evaluate import Predictions, evaluate
-from gradflow.training.rundir import RunDir, build_network
+from gradflow.training.rundir import RunDir
+from gradflow.training.weights import build_network
 
 HARM = "<script>alert(1)</script>"
 

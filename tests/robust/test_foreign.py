@@ -18,7 +18,7 @@ from torch import nn
 from gradflow.present.markdown import markdown
 from gradflow.present.report.content import collect
 from gradflow.present.report.story import story
-from gradflow.training import rundir
+from gradflow.training import weights
 
 
 @pytest.fixture(autouse=True)
@@ -293,13 +293,13 @@ def test_a_network_takes_no_memory_until_its_weights_are_known_to_fit(
     run: Path, command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """8 GB, which the 4 channels of the weights do not fill."""
-    load, built = rundir.load_weights, []
+    load, built = weights.load_weights, []
 
     def spied(model: nn.Module, path: Path, **more: Any) -> None:
         built.extend(tensor.is_meta for tensor in model.state_dict().values())
         load(model, path, **more)
 
-    monkeypatch.setattr(rundir, "load_weights", spied)
+    monkeypatch.setattr(weights, "load_weights", spied)
     configure(run, width=16.0)
     said = command("saliency", picture(run), "--run", run)
     assert (said.code, "plain_18-s0/best.pt" in said.err) == (2, True)

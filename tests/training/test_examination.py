@@ -27,8 +27,9 @@ from gradflow.training.examination import (
 )
 from gradflow.training.fit import make_accelerator
 from gradflow.training.images import Data, load_data
-from gradflow.training.rundir import NetworkDir, RunDir, build_network, load_tensors
+from gradflow.training.rundir import NetworkDir, RunDir
 from gradflow.training.train import train_network
+from gradflow.training.weights import build_network, load_tensors
 
 Run = tuple[NetworkDir, TrainConfig, Data]
 MODES = {"running", "recalibrated", "batch"}

@@ -18,9 +18,10 @@ from gradflow.cli import main
 from gradflow.training.config import TrainConfig
 from gradflow.training.fit import NonFiniteLoss, make_accelerator
 from gradflow.training.images import BadFiles, check_same_data, load_data
-from gradflow.training.rundir import NetworkDir, RunDir, load_tensors
+from gradflow.training.rundir import NetworkDir, RunDir
 from gradflow.training.summary import summarise
 from gradflow.training.train import train_network
+from gradflow.training.weights import load_tensors
 
 TINY: dict[str, Any] = {
     "image_size": 8,

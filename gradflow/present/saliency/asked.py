@@ -28,7 +28,8 @@ from gradflow.present.saliency.pictures import (
 )
 from gradflow.present.saliency.trust import Trust, check_method
 from gradflow.training.config import TrainConfig
-from gradflow.training.rundir import NetworkDir, RunDir, Weights, build_network
+from gradflow.training.rundir import NetworkDir, RunDir, Weights
+from gradflow.training.weights import build_network
 
 LARGEST_PASS = 2 * 2**30  # bytes of outputs for one picture; a ResNet-34 takes 0.1 GiB at 224 px
 
