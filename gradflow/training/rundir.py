@@ -225,6 +225,8 @@ class RunDir:
     @property
     def is_trained_here(self) -> bool:
         """Whether this user trained it on this machine, with the data that its config names."""
+        if not (self.path / "environment.json").exists():
+            return False
         mark = self.environment().get("mark")
         return bool(mark) and mark == origin.mark(self.path, self.config().data)
 

@@ -40,6 +40,7 @@ def image():
 
 def test_what_is_not_finite_is_no_map_and_no_probability(tiny, image):
     """inf · 0 is NaN: the weights are finite, and what comes of them is not."""
+    torch.nn.init.constant_(tiny.conv.weight, 1e3)
     torch.nn.init.constant_(tiny.fc.weight, 3e38)
     with pytest.raises(ValueError, match="Expected finite probabilities and maps"):
         saliency.attribute(tiny, image, CLASSES)

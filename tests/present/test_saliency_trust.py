@@ -94,7 +94,7 @@ def test_a_reinitialised_network_has_other_weights_and_leaves_the_first_alone(li
 @pytest.mark.parametrize("method", ["gradient", "integrated-gradients", "smoothgrad"])
 def test_a_linear_networks_own_gradient_leaves_nothing_unexplained(method, linear, images):
     how, targets = METHODS[method], torch.tensor([0, 2])
-    raw = trust.explain(how, linear, images, targets)
+    raw = trust.values_for(how, linear, images, targets)
     with torch.no_grad():
         shares = trust.unexplained(linear, images, raw, targets, how.is_local)
         assert shares == pytest.approx([0, 0], abs=1e-6)

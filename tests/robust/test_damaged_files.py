@@ -14,6 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from gradflow.files import DamagedFile
+from gradflow.record.trace import load_parts
+
 PLAIN = "plain_18-s0"
 PART = f"{PLAIN}/records/part-000000000.parquet"
 
@@ -129,11 +132,17 @@ BY_FILE: list[tuple[str, str, Callable[[Path], None]]] = [
     (PART, "size is a fraction", parquet(size=lambda i: 0.5)),
     (PART, "size is negative", parquet(size=lambda i: -1)),
     (PART, "a norm is negative", parquet(grad_norm=lambda i: -1.0)),
-    (PART, "a share is 7", parquet(output_zero_fraction=lambda i: 7.0)),
     (PART, "a measure is text", parquet(grad_norm=lambda i: "x")),
     (PART, "site is a number", parquet(site=lambda i: i)),
     (PART, "kind is null", parquet(kind=lambda i: None)),
 ]  # fmt: skip
+
+
+def test_a_share_above_1_is_no_record(run: Path) -> None:
+    """`diagnose` reads no shares, the report does."""
+    parquet(output_zero_fraction=lambda i: 7.0)(run / PART)
+    with pytest.raises(DamagedFile, match="shares above 1"):
+        load_parts((run / PART).parent)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ OPTIONS: list[tuple[list[str], str]] = [
     (["check", "plain_18", "--input", "3,8,8", "--batch-size", "0"], "`batch_size`"),
     (["check", "plain_18", "--input", "3,8,8", "--batch-size", "1000000000000"], "`batch_size`"),
     (["check", "plain_18", "--input", ""], "--input"),
-    (["check", "plain_18", "--input", "3,99999999999,8"], "`input`"),
+    (["check", "plain_18", "--input", "3,99999999999,8"], "`input_size`"),
     (["check", "mine:zero_d", "--input", "3"], "one row for each"),
     (["check", "mine:lazy", "--input", "3"], "mine:lazy"),
     (["check", "mine:sparse", "--input", "3"], "sparse"),
