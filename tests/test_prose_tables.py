@@ -1,6 +1,5 @@
 """Rows of the tables in prose, number by number, are those of the stored results."""
 
-import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradflow.analysis.rivals import TRIED
-from tests.test_prose import OVERVIEW, ROOT, WORKED, stored
+from tests.test_prose import OVERVIEW, ROOT, stored
 
 STUDIES = {"vanishing-control": True, "photographs-64px-8-epochs": False, "digits": True}
 
@@ -120,76 +119,6 @@ def test_the_row_of_the_original_study(split: str, i: int, epoch: str) -> None:
     )
     measured = [ratio[when] for when in ("first_recorded_step", "over_training")]
     assert [*map(float, row[6:])] == [float(f"{one:.3g}") for one in measured]
-
-
-def test_the_table_of_the_worked_example() -> None:
-    found = stored("vanishing-verdict-64px")
-    accuracies = found["accuracies"]
-    loss, accuracy = found["verdict"]["gap"]["evidence"]
-
-    def mean(network: str, part: str) -> str:
-        return f"{np.mean([seed[part] for seed in accuracies[network].values()]):.3f}"
-
-    named = {row[0]: row[1:] for row in rows(WORKED)}
-    assert named["training accuracy"][:2] == [mean(one, "train") for one in accuracies]
-    assert named["balanced test accuracy"] == [
-        *(mean(one, "test_balanced") for one in accuracies), spread(accuracy, 3),
-    ]  # fmt: skip
-    (losses,) = (row for name, row in named.items() if name.startswith("training loss, nats"))
-    assert losses[2] == spread(loss, 3)
-    assert float(losses[0]) - float(losses[1]) == pytest.approx(loss["mean"], abs=1e-3)
-    bands = {one["network"]: one["mean"] for one in found["verdict"]["profiles"]
-             if one["size"] == "output_gradient"}  # fmt: skip
-    assert named["δ, early, first over last layer, decades"][:2] == [
-        f"{bands[network][0] - bands[network][-1]:+.2f}" for network in accuracies
-    ]
-
-
-# Phrase of the worked example -> the evidence whose interval stands in it, and its scale.
-EVIDENCE = (
-    ("costs {} nats ({} to {})", "reset_cost", 2, 1.0, False),
-    ("much ({1} to {2})", "output_gradient_to_reference", 1, 1.0, True),
-    ("span {0} times the directions of ResNet-34's at the start ({1} to {2})",
-     "rank_to_reference", 2, 1.0, True),
-    ("loses {0} accuracy on the way ({1} to {2})", "probe_drop", 2, 1.0, False),
-    ("({0} nats per step, {1} to {2})", "slope_at_drop", 4, 1.0, False),
-    ("had fallen {0} times as far", "fall_to_reference", 2, 1.0, False),
-    ("training loss fell {0} times as far as ResNet-34's ({1} to {2})", "fall_to_reference",
-     2, 1.0, False),
-    ("δ grows by +{0} decades (95 % over seeds +{1} to +{2})", "output_gradient_decades", 2, 1.0,
-     False),
-    ("ŝ by +{0} (+{1} to +{2})", "scale_invariant_decades", 2, 1.0, False),
-    ("√v̂/(√v̂+ε) is {0}", "adam_attenuation", 3, 1.0, False),
-    ("δ +{0} decades by its slope", "start_decades", 2, 1.0, False),
-    ("{0} more than in ResNet-34", "start_excess", 2, 1.0, False),
-    ("bring {0} % of what", "early_linearity", 1, 100.0, False),
-    ("kept over {0} times the way of ResNet-34's ({1} to {2})", "decorrelation_0", 3, 1.0, True),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize(("phrase", "name", "digits", "scale", "is_log"), EVIDENCE,
-                         ids=lambda one: one if isinstance(one, str) else "")  # fmt: skip
-def test_the_evidence_of_the_worked_example(
-    phrase: str, name: str, digits: int, scale: float, is_log: bool
-) -> None:
-    verdict = stored("vanishing-verdict-64px")["verdict"]
-    (one,) = (one for finding in (*verdict["links"], *verdict["rivals"])
-              for one in finding["evidence"] if one["name"] == name)  # fmt: skip
-    numbers = [10**x if is_log else x * scale for x in (one["mean"], *one["interval"])]
-    page = " ".join((ROOT / WORKED).read_text(encoding="utf-8").split())
-    assert all(map(math.isfinite, numbers))
-    filled = phrase.format(*(f"{x:.{digits}f}".replace("-", "−") for x in numbers))
-    assert filled in page
-
-
-@pytest.mark.parametrize("who", ["plain_34", "resnet_34", "plain_34 less resnet_34"])
-def test_the_generalisation_gaps_of_the_worked_example(who: str) -> None:
-    found = stored("vanishing-verdict-64px")["claim 1: training less test accuracy"][who]
-    page = " ".join((ROOT / WORKED).read_text(encoding="utf-8").split())
-    low, high = (f"{end:.3f}".replace("-", "−") for end in found["interval"])
-    mean = f"{found['mean']:.3f}".replace("-", "−")
-    assert f"{mean} ({low} to {high})" in page or f"(95 % {low} to {high})" in page
-    assert mean in page
 
 
 def test_the_front_page_shows_what_the_zoo_says() -> None:

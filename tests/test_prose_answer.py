@@ -1,0 +1,146 @@
+"""The numbers of the worked example are those of the photographs' study."""
+
+import json
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.test_prose import CELLS, RESULTS, ROOT, WORKED
+
+STUDY = "photographs-64px"
+
+
+def stored(what: str = "") -> Any:
+    path = RESULTS / "studies" / f"{STUDY}{what}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def signed(number: float, digits: int, sign: str = "") -> str:
+    return f"{number:{sign}.{digits}f}".replace("-", "−")
+
+
+def spread(mean: float, interval: list[float], digits: int) -> str:
+    low, high = (signed(end, digits) for end in interval)
+    return f"{signed(mean, digits)} ({low} to {high})"
+
+
+def evaluations(arm: str, place: str) -> list[Any]:
+    """After the last epoch, seed by seed."""
+    paths = sorted((CELLS / arm).glob(f"{place}-s*/*/evaluation.json"))
+    return [json.loads(path.read_text(encoding="utf-8"))["last"] for path in paths]
+
+
+def over_seeds(values: list[float], digits: int) -> str:
+    """Mean and 95 % interval by Student's t."""
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    mean = float(np.mean(values))
+    return spread(mean, [mean - half, mean + half], digits)
+
+
+@cache
+def numbers() -> dict[str, str]:
+    """What stands in the page, by name."""
+    found, verdict = stored(), stored("-verdict")
+    baseline, cosine = (
+        next(one for one in found["arms"] if one["name"] == name) for name in ("baseline", "cosine")
+    )
+    share, accuracy = (cosine["shares"][name] for name in ("train_loss", "test_accuracy"))
+    evidence = {one["name"]: one for part in (*verdict["links"], *verdict["rivals"])
+                for one in part["evidence"]}  # fmt: skip
+    rates = {(one["network"], one["size"], one["window"]): one for one in verdict["rates"]}
+    last = {place: evaluations("baseline", place) for place in ("accused", "reference")}
+    learned = {place: [one["train"]["recalibrated"]["accuracy"] for one in last[place]]
+               for place in last}  # fmt: skip
+    excess = {
+        place: [one["train"]["recalibrated"]["accuracy"] - one["test"]["accuracy"]
+                for one in last[place]]
+        for place in last
+    }  # fmt: skip
+    left = [
+        [one["train"]["recalibrated"]["loss"] for one in evaluations("cosine", place)]
+        for place in ("accused", "reference")
+    ]
+    gaps = list(np.subtract(*left))
+    accuracies = [
+        [one["test"]["balanced_accuracy"] for one in evaluations("cosine", place)]
+        for place in ("accused", "reference")
+    ]
+    rival = next(one for one in verdict["rivals"] if one["key"] == "H5")
+    said = {"yes": "consistent", "no": "inconsistent"}
+    gap = found["gap"]
+    result = {
+        "n_seeds": str(share["n_seeds"]),
+        "share": spread(share["mean"], share["interval"], 2),
+        "share_pct": f"{100 * share['mean']:.0f} %",
+        "status": share["status"],
+        "accshare": spread(accuracy["mean"], accuracy["interval"], 2),
+        "accstatus": accuracy["status"],
+        "gain_p": signed(share["accused_gain"]["mean"], 2, "+"),
+        "gain_r": signed(share["reference_gain"]["mean"], 2, "+"),
+        "gap": spread(gap["train_loss"]["mean"], gap["train_loss"]["interval"], 3),
+        "accgap": spread(gap["test_accuracy"]["mean"], gap["test_accuracy"]["interval"], 3),
+        "outcome": verdict["outcome"],
+        "lam": f"{rates['plain_34', 'output_gradient', 'start']['growth']:.2f}",
+        "adam": f"{evidence['adam_attenuation']['mean']:.3f}",
+        "h5": spread(evidence["left_to_learn"]["mean"], evidence["left_to_learn"]["interval"], 2),
+        "h5_status": said.get(rival["status"], rival["status"]),
+        "left": f"{np.mean(gaps):.2f}",
+        "accleft": over_seeds(list(np.subtract(*reversed(accuracies))), 3),
+        "left_interval": over_seeds(gaps, 2).partition("(")[2].rstrip(")"),
+        "over": over_seeds(list(np.subtract(excess["accused"], excess["reference"])), 3),
+    }
+    networks = {"p": ("accused", "plain_34"), "r": ("reference", "resnet_34")}
+    for letter, (place, network) in networks.items():
+        level = baseline["levels"][place]
+        result |= {
+            f"loss_{letter}": f"{level['train_loss']['mean']:.3f}",
+            f"acc_{letter}": f"{level['test_accuracy']['mean']:.3f}",
+            f"tracc_{letter}": f"{np.mean(learned[place]):.3f}",
+            f"over_{letter}": f"{np.mean(excess[place]):.3f}",
+        }
+        for symbol, size in (("delta", "output_gradient"), ("s", "scale_invariant")):
+            one = rates[network, size, "early"]["decades"]
+            mean, low, high = (10 ** one[end] for end in ("mean", "low", "high"))
+            times = f"{mean:.1f} times ({low:.1f} to {high:.1f})"
+            result[f"{symbol}_{letter}"] = times
+    return result
+
+
+PHRASES = (
+    "falls along a cosine instead, {share_pct} of the gap in training loss is gone",
+    "mean and range over {n_seeds} seeds",
+    "| {loss_p} | {loss_r} | {gap} |",
+    "| training accuracy | {tracc_p} | {tracc_r} | |",
+    "| balanced test accuracy | {acc_p} | {acc_r} | {accgap} |",
+    "| δ early in training, first layer over last | {delta_p} | {delta_r} | |",
+    "| ŝ early in training, first layer over last | {s_p} | {s_r} | |",
+    "The verdict is *{outcome}*",
+    "λ = {lam} per layer",
+    "√v̂ / (√v̂ + ε) is {adam}",
+    "| {share} | {gain_p} | {gain_r} | {status} |",
+    "Of the gap in test accuracy it takes {accshare}, which is {accstatus}",
+    "it would have lost {h5} nats more",
+    "(rival H5: {h5_status})",
+    "**{left} nats remain** under the cosine (95 % {left_interval})",
+    "less accurate than ResNet-34 by {accleft}, where it was {accgap} under the recipe",
+    "is {over_p} in Plain-34 and {over_r} in ResNet-34. The difference is {over}",
+    "learning rate alone takes {share_pct} of the gap in training loss away",
+)
+
+
+FRONT = (
+    "mean and range over {n_seeds} seeds",
+    "under a cosine {share_pct} of the gap in training loss is gone",
+)
+
+
+@pytest.mark.parametrize(
+    ("page", "phrase"),
+    [*((WORKED, one) for one in PHRASES), *(("README.md", one) for one in FRONT)],
+)
+def test_a_number_of_the_answer_is_that_of_the_study(page: str, phrase: str) -> None:
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    assert phrase.format(**numbers()) in text
