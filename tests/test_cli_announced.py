@@ -39,3 +39,8 @@ def test_a_pace_that_changes_is_announced_again(monkeypatch: pytest.MonkeyPatch)
     first, second, *_ = said([1.0, 10.0, 10.0, 10.0], monkeypatch)
     assert "1 min 20 s left" in first
     assert second.endswith("s left, the machine has become slower or faster")
+
+
+def test_a_few_seconds_at_the_end_are_not_worth_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three times slower in the last epoch but one, of a second each."""
+    assert len(said([0.05, 0.05, 0.15, 0.15], monkeypatch)) == 1

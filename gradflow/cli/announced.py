@@ -10,7 +10,8 @@ from rich.progress import TaskID, TextColumn
 from gradflow.cli.console import Bar, picture, progress
 from gradflow.training.remaining import Countdown, Work, time_text
 
-WRONG = 1.5  # an announcement that is wrong by this factor is made again after the epoch
+# An announcement that is wrong by this factor and by so many seconds is made again after an epoch.
+WRONG, WORTH_SAYING = 1.5, 15
 
 
 class Told:
@@ -55,7 +56,8 @@ class Told:
         left = self._countdown.left
         if left is not None and self._announced is not None:
             expected = self._announced - time.monotonic()
-            if not left / WRONG <= expected <= left * WRONG:
+            is_wrong = not left / WRONG <= expected <= left * WRONG
+            if is_wrong and abs(left - expected) > WORTH_SAYING:
                 self._say(left, "the machine has become slower or faster")
 
     def measured(self, n_done: int, n: int) -> None:
