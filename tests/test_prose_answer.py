@@ -1,6 +1,5 @@
 """The numbers of the worked example are those of the photographs' study."""
 
-import json
 from functools import cache
 from typing import Any
 
@@ -8,42 +7,28 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.test_prose import CELLS, RESULTS, ROOT, WORKED
+from tests.test_prose import PAIRS, ROOT, WORKED, kept, stored
+from tests.test_prose_tables import spread, text
 
-STUDY = "photographs-64px"
-
-
-def stored(what: str = "") -> Any:
-    path = RESULTS / "studies" / f"{STUDY}{what}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def signed(number: float, digits: int, sign: str = "") -> str:
-    return f"{number:{sign}.{digits}f}".replace("-", "−")
-
-
-def spread(mean: float, interval: list[float], digits: int) -> str:
-    low, high = (signed(end, digits) for end in interval)
-    return f"{signed(mean, digits)} ({low} to {high})"
+STUDY = "studies/photographs-64px"
 
 
 def evaluations(arm: str, place: str) -> list[Any]:
     """After the last epoch, seed by seed."""
-    paths = sorted((CELLS / arm).glob(f"{place}-s*/*/evaluation.json"))
-    return [json.loads(path.read_text(encoding="utf-8"))["last"] for path in paths]
+    return [kept(arm, seed, place) for one, seed in PAIRS if one == arm]
 
 
 def over_seeds(values: list[float], digits: int) -> str:
     """Mean and 95 % interval by Student's t."""
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     mean = float(np.mean(values))
-    return spread(mean, [mean - half, mean + half], digits)
+    return spread({"mean": mean, "interval": [mean - half, mean + half]}, digits)
 
 
 @cache
 def numbers() -> dict[str, str]:
     """What stands in the page, by name."""
-    found, verdict = stored(), stored("-verdict")
+    found, verdict = stored(STUDY), stored(f"{STUDY}-verdict")
     baseline, cosine = (
         next(one for one in found["arms"] if one["name"] == name) for name in ("baseline", "cosine")
     )
@@ -73,19 +58,19 @@ def numbers() -> dict[str, str]:
     gap = found["gap"]
     result = {
         "n_seeds": str(share["n_seeds"]),
-        "share": spread(share["mean"], share["interval"], 2),
+        "share": spread(share, 2),
         "share_pct": f"{100 * share['mean']:.0f} %",
         "status": share["status"],
-        "accshare": spread(accuracy["mean"], accuracy["interval"], 2),
+        "accshare": spread(accuracy, 2),
         "accstatus": accuracy["status"],
-        "gain_p": signed(share["accused_gain"]["mean"], 2, "+"),
-        "gain_r": signed(share["reference_gain"]["mean"], 2, "+"),
-        "gap": spread(gap["train_loss"]["mean"], gap["train_loss"]["interval"], 3),
-        "accgap": spread(gap["test_accuracy"]["mean"], gap["test_accuracy"]["interval"], 3),
+        "gain_p": text(share["accused_gain"]["mean"], "+"),
+        "gain_r": text(share["reference_gain"]["mean"], "+"),
+        "gap": spread(gap["train_loss"], 3),
+        "accgap": spread(gap["test_accuracy"], 3),
         "outcome": verdict["outcome"],
         "lam": f"{rates['plain_34', 'output_gradient', 'start']['growth']:.2f}",
         "adam": f"{evidence['adam_attenuation']['mean']:.3f}",
-        "h5": spread(evidence["left_to_learn"]["mean"], evidence["left_to_learn"]["interval"], 2),
+        "h5": spread(evidence["left_to_learn"], 2),
         "h5_status": said.get(rival["status"], rival["status"]),
         "left": f"{np.mean(gaps):.2f}",
         "accleft": over_seeds(list(np.subtract(*reversed(accuracies))), 3),
@@ -142,5 +127,5 @@ FRONT = (
     [*((WORKED, one) for one in PHRASES), *(("README.md", one) for one in FRONT)],
 )
 def test_a_number_of_the_answer_is_that_of_the_study(page: str, phrase: str) -> None:
-    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
-    assert phrase.format(**numbers()) in text
+    said = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    assert phrase.format(**numbers()) in said

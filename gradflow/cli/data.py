@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 
 from gradflow.cli.console import progress, show, show_json, stderr
 from gradflow.cli.options import FAILED, OK, Flag
@@ -63,14 +63,21 @@ def data(
 
 def data_of(run: "RunDir") -> tuple["TrainConfig", "Data"]:
     """The images of a run, as they were when it was trained; those of a foreign one are named."""
-    from gradflow.training.images import check_same_data, load_data
+    from gradflow.training.images import check_same_data
 
     log, config = stderr(), run.config()
     if not run.is_trained_here:
         log.print(f"images         {config.data}, which the run names", soft_wrap=True)
-    with progress(log, "images") as (bar, task):
-        config, data = load_data(
-            config, progress=lambda n_done, n: bar.update(task, completed=n_done, total=n)
-        )
+    config, data = load_shown(config, log)
     check_same_data(run, data.to_json())
     return config, data
+
+
+def load_shown(config: "TrainConfig", log: Console) -> tuple["TrainConfig", "Data"]:
+    """`load_data`, with a bar for the images."""
+    from gradflow.training.images import load_data
+
+    with progress(log, "images") as (bar, task):
+        return load_data(
+            config, progress=lambda n_done, n: bar.update(task, completed=n_done, total=n)
+        )

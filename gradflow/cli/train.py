@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from gradflow.cli.announced import Told, announced
-from gradflow.cli.console import progress, show, show_json, stderr
+from gradflow.cli.console import show, show_json, stderr
+from gradflow.cli.data import load_shown
 from gradflow.cli.options import INTERRUPTED, OK, Config, ConfigFile, Flag
 from gradflow.files import held
 from gradflow.training.config import TrainConfig
@@ -88,14 +89,11 @@ def _open_run(
 ) -> tuple["RunDir", TrainConfig, "Data"]:
     """Load the data and make the run's folder, or check that they still fit each other."""
     from gradflow.present import terminal
-    from gradflow.training.images import check_same_data, load_data
+    from gradflow.training.images import check_same_data
     from gradflow.training.rundir import RunDir
     from gradflow.training.train import begin_run
 
-    with progress(log, "images") as (bar, task):
-        config, data = load_data(
-            config, progress=lambda n_done, n: bar.update(task, completed=n_done, total=n)
-        )
+    config, data = load_shown(config, log)
     facts = data.to_json()
     log.print(terminal.audit_view(facts["audit"]), terminal.split_view(facts["split"]))
     if resume is not None:

@@ -91,7 +91,8 @@ class Networks:
         for name, one in dirs.items():
             models[name] = one.load_model(config, len(names), which)
             _refuse_nonfinite(models[name], one.weights(which))
-            _refuse_large_pass(one.arch, len(names), config)
+        for arch in dict.fromkeys(one.arch for one in dirs.values()):
+            _refuse_large_pass(arch, len(names), config)
         return cls(config, names, dirs, models)
 
     @property

@@ -21,7 +21,6 @@ from gradflow.present.saliency.attribution import inspecting, predict_all
 from gradflow.present.saliency.methods import METHODS, Method, per_batch, seeded
 from gradflow.typed import to_json
 
-N_IMAGES = 4  # on which a method is checked where there are more: some 60 passes for each
 SEEDS = (1001, 1002, 1003)  # of the networks that know nothing; no training seed is as large
 N_SQUARES = 16  # perturbations of an image for the infidelity, as many for its scale
 SQUARE = 1 / 4  # side of a removed square, of the image's: a part of a dish, not a pixel
