@@ -13,17 +13,28 @@ from typing import NoReturn
 from gradflow.data.photos import HEIF_SUFFIXES, picture_suffixes, printable
 
 # What systems and programs leave beside a person's own files, in any case. Hidden names, such as
-# .DS_Store, ._a.jpg and .ipynb_checkpoints, begin with a dot; ~$a.xlsx says that a.xlsx is open.
+# .DS_Store, ._a.jpg, .Trash-1000 and .dropbox.cache, begin with a dot; ~$a.xlsx says that a.xlsx is
+# open.
 SYSTEM_NAMES = frozenset(
     {
         *("__macosx", "icon\r", "network trash folder", "temporary items"),  # macOS
-        *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
-        *("$winreagent", "$windows.~bt", "$sysreset", "config.msi", "found.000"),
-        *("@eadir", "#recycle", "#snapshot", "@tmp", "@recycle", "@recently-snapshot"),  # NAS
-        *("@__thumb", "@synoresource", "@synoeastream", "@transcode"),
-        *("picasa.ini", "zbthumbnail.info", "ehthumbs_vista.db", "lost+found", "__pycache__"),
+        *("thevolumesettingsfolder", "recovered files", "recovered items"),
+        *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "autorun.inf"),  # Windows
+        *("$recycle.bin", "recycler", "recycled", "system volume information", "wpsystem"),
+        *("$winreagent", "$windows.~bt", "$windows.~ws", "$sysreset", "$getcurrent", "$extend"),
+        *("config.msi", "msocache", "lost+found", "lost.dir"),  # the last two: Linux, Android
+        *("@eadir", "#recycle", "#snapshot", "~snapshot", "@tmp", "@recycle"),  # NAS
+        *("@recently-snapshot", "@__thumb", "@synoresource", "@synoeastream", "@transcode"),
+        *(
+            "_gsdata_",
+            "recyclebin.ffs_tmp",
+            "sync.ffs_db",
+            "sync.ffs_lock",
+        ),  # sync
+        *("picasa.ini", "zbthumbnail.info", "__pycache__"),
     }
 )
+_RECOVERED = re.compile(r"found\.\d{3}", re.IGNORECASE)  # what chkdsk found, each time a new one
 
 MOST_OTHERS = 250_000  # files that are no pictures, where they are most of all
 SAID_EVERY = 3.0  # seconds: who sees nothing for longer takes it for a hang
@@ -33,7 +44,8 @@ _log = logging.getLogger("gradflow")
 
 def is_visible(name: str) -> bool:
     """Whether a file or folder of this name is a person's own, neither hidden nor a system's."""
-    return not name.startswith((".", "~$")) and name.lower() not in SYSTEM_NAMES
+    is_systems = name.lower() in SYSTEM_NAMES or _RECOVERED.fullmatch(name)
+    return not (is_systems or name.startswith((".", "~$", "~syncthing~")))
 
 
 def files_in(folder: Path) -> list[Path]:

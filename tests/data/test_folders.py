@@ -211,8 +211,10 @@ def test_the_files_of_systems_are_ignored_everywhere(tmp_path):
     save(tmp_path / "a" / "0.jpg")
     save(tmp_path / "b" / "0.jpg")
     for place in ("@eaDir/a", "a/@eaDir/0.jpg", "__MACOSX/a", "a/.ipynb_checkpoints", "#recycle",
-                  "b/$RECYCLE.BIN", "a/.AppleDouble", "$WinREAgent", "found.000",
-                  "@__thumb"):  # fmt: skip
+                  "b/$RECYCLE.BIN", "a/.AppleDouble", "$WinREAgent", "found.000", "FOUND.012",
+                  "@__thumb", "Recovered Files", "_gsdata_", "a/_gsdata_/_saved_", "lost+found",
+                  "System Volume Information", ".dropbox.cache", ".stversions", ".Trash-1000",
+                  "RecycleBin.ffs_tmp", "LOST.DIR", "RECYCLER", "~snapshot"):  # fmt: skip
         save(tmp_path / place / "1.jpg")
     for name in (
         "Thumbs.db",
@@ -221,6 +223,8 @@ def test_the_files_of_systems_are_ignored_everywhere(tmp_path):
         "b/._0.jpg",
         "~$t.csv",
         "a/Picasa.ini",
+        "sync.ffs_db",
+        "b/~syncthing~0.jpg",
     ):
         (tmp_path / name).write_bytes(b"x")
     source = open_source(tmp_path)
