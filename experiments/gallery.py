@@ -54,7 +54,7 @@ def draw(run: RunDir, digits: RunDir, out: Path) -> dict[str, Path]:
         "loss": run.figures / "loss.png",
         "depth-profile": run.figures / "depth_profile.png",
         "heat-map": run.figures / "heatmap-plain_34-s0.png",
-        **{name: out / "report-figures" / f"{name}.png" for name in OF_REPORT},
+        **{name: out / "figures" / f"{name}.png" for name in OF_REPORT},
         "saliency": out / "saliency.png",
         "saliency-by-class": digits.figures / "saliency-gradcam-plain_34-s0.png",
         "saliency-mean": run.figures / "saliency-gradcam-mean.png",

@@ -75,7 +75,7 @@ def keep_cells(cells: Path, kept: Path) -> None:
         cell, there = state.parent, kept / state.parent.relative_to(cells)
         if not CellDir(cell).is_done or there.exists():
             continue
-        ignored = shutil.ignore_patterns(FOLDER, "*.pt", ".lock", "report.txt")
+        ignored = shutil.ignore_patterns(FOLDER, "*.pt", ".lock")
         shutil.copytree(cell, there, ignore=ignored)
         for records in cell.glob(f"*/{FOLDER}"):
             load_parts(records).save_part(there / records.parent.name / FOLDER)

@@ -39,6 +39,10 @@ def test_train_prints_one_json_object_or_a_summary_a_person_reads(
     assert saved == summary
     figures = {path.name for path in (Path(summary["run"]) / "figures").iterdir()}
     assert figures >= {"depth_profile.png", "heatmap-plain_18-s0.png"}
+    index = (Path(summary["run"]) / "index.md").read_text("utf-8")
+    unsaid = {"index.md", ".lock"}
+    there = {path.name for path in Path(summary["run"]).rglob("*") if path.suffix != ".parquet"}
+    assert {name for name in there - unsaid - figures if name not in index} <= {"step-000000.pt"}
 
     monkeypatch.setattr("gradflow.present.plots.save", lambda figure, path: path)
     assert main(["train", "--resume", summary["run"]]) == 0

@@ -76,8 +76,10 @@ def diagnose(
         show_json(verdict.to_json())
     else:
         from gradflow.present.figures import save_verdict_figure
+        from gradflow.training.index import write_index
 
         picture = save_verdict_figure(verdict, output or runs[0] / "figures" / "verdict.png")
+        write_index(runs[0])
         if full:
             _show_all(verdict, found)
             show(f"\npicture  {picture}")

@@ -253,13 +253,15 @@ def _track_verdict(run: "RunDir", config: TrainConfig, log: Console) -> None:
 
 
 def _print_summary(run: "RunDir", *, as_json: bool) -> None:
-    """The end of a run: summary.json, the figures, and what a person reads."""
+    """The end of a run: summary.json, figures, index.md, and what a person reads."""
     from gradflow.present import terminal
     from gradflow.present.figures import save_figures
+    from gradflow.training.index import write_index
     from gradflow.training.summary import summarise
 
     summary = summarise(run)
     profiles = save_figures(run)
+    write_index(run.path)
     if as_json:
         show_json(summary)
     else:

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from gradflow.examine.batchnorm import recalibrated
-from gradflow.files import write_text
 from gradflow.record import MaxOverhead, Recorder
-from gradflow.training.evaluate import evaluate, predict, report_text
+from gradflow.training.evaluate import evaluate, predict
 from gradflow.training.fit import TrainingState
 from gradflow.training.images import Data
 from gradflow.training.intervening import Intervening
-from gradflow.training.original import published, published_text
+from gradflow.training.original import published
 from gradflow.training.rundir import NetworkDir, Weights
 from gradflow.training.weights import load_weights
 
@@ -32,7 +31,6 @@ def evaluate_network(
     `first` are the weights before training, to tell how far they have turned.
     """
     evaluation: dict[str, Any] = {}
-    text = []
     epochs: dict[Weights, int] = {"last": state.epoch - 1, "best": state.best_epoch}
     for which, epoch in epochs.items():
         load_weights(state.model, network.weights(which))
@@ -48,17 +46,9 @@ def evaluate_network(
             )
             if (which, part) == ("last", "train"):
                 evaluation[which][part]["recalibrated"] = _recalibrated(model, data, state, network)
-            text.append(
-                f"{network.name}, {which} epoch ({epoch + 1}), {part} set\n"
-                + report_text(predictions, data.class_names)
-            )
     evaluation["optimizer"] = state.optimizer_facts
     evaluation["recording"] = _recording(recorder)
     evaluation["published"] = published(network.arch, data.class_names)
-    original = published_text(network.arch, data.class_names)
-    if original is not None:
-        text.append(original)
-    write_text(network.report, "\n".join(text))
     network.save_evaluation(evaluation)
 
 

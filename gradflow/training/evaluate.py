@@ -127,28 +127,6 @@ def evaluate(
     }
 
 
-def report_text(predictions: Predictions, class_names: Sequence[str]) -> str:
-    """scikit-learn's classification report and the confusion matrix, as text."""
-    everyone = list(range(len(class_names)))
-    report = classification_report(
-        predictions.labels,
-        predictions.predicted,
-        labels=everyone,
-        target_names=list(class_names),
-        digits=3,
-        zero_division=0,
-    )
-    matrix = confusion_matrix(predictions.labels, predictions.predicted, labels=everyone)
-    width = max(map(len, class_names))
-    rows = [
-        f"{name:>{width}} " + " ".join(f"{count:4d}" for count in row)
-        for name, row in zip(class_names, matrix, strict=True)
-    ]
-    return f"{report}\nconfusion matrix (rows: true class, columns: predicted, same order)\n" + (
-        "\n".join(rows) + "\n"
-    )
-
-
 def wilson(n_correct: int, n: int) -> list[float]:
     """The 95 % interval of a proportion (Wilson 1927), good for small n and near 0 and 1."""
     interval = binomtest(n_correct, n).proportion_ci(CONFIDENCE, method="wilson")

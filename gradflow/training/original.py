@@ -47,20 +47,3 @@ def published(arch: str, class_names: Sequence[str]) -> dict[str, Any] | None:
     if sorted(class_names) != sorted(CLASSES):
         return None
     return PUBLISHED.get(arch)
-
-
-def published_text(arch: str, class_names: Sequence[str]) -> str | None:
-    """The published classification report of `arch`, as text to stand beside ours."""
-    results = published(arch, class_names)
-    if results is None:
-        return None
-    width = max(map(len, class_names))
-    lines = [
-        f"{arch} as published: train accuracy {results['train_accuracy']:.4f}, "
-        f"test accuracy {results['test_accuracy']:.4f} ({results['n_test']} images, random split)",
-        f"{'':>{width}}  precision    recall  f1-score",
-    ]
-    for name in class_names:
-        row = "".join(f"{value:10.2f}" for value in results["report"][name])
-        lines.append(f"{name:>{width}} {row}")
-    return "\n".join(lines) + "\n"

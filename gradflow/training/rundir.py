@@ -1,11 +1,12 @@
 """The run on disk: the only module that knows file names inside a run.
 
 runs/20261123-210000-digits/
-    config.yaml  environment.json  data.json  summary.json  figures/  saliency/
+    config.yaml  environment.json  data.json  summary.json  index.md
+    report.html  report.md  report.json  figures/  saliency/
     wandb/  tensorboard/
     plain_34-s0/
-        history.json  evaluation.json  examination.json  report.txt  records/part-*.parquet
-        interventions.json
+        history.json  evaluation.json  examination.json  interventions.json
+        records/part-*.parquet
         best.pt  last.pt  step-000010.pt …  checkpoint.pt (while unfinished)
 """
 
@@ -70,10 +71,6 @@ class NetworkDir:
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint.pt"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.txt"
 
     def weights(self, which: Weights | int) -> Path:
         """The weights of the best or last epoch, or after so many optimizer steps."""

@@ -25,6 +25,7 @@ from gradflow.training.fit import (
     start_training,
 )
 from gradflow.training.images import Data, load_data
+from gradflow.training.index import write_index
 from gradflow.training.intervening import Intervening, check_interventions
 from gradflow.training.rundir import NetworkDir, RunDir
 from gradflow.training.summary import environment, summarise
@@ -51,6 +52,7 @@ def train(config: TrainConfig) -> RunDir:
             accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         summarise(run)
+        write_index(run.path)
     return run
 
 

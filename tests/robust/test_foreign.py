@@ -92,6 +92,7 @@ LINKS = {
     "report.md": ("report", "--static"),
     "report.json": ("report", "--static"),
     "report.tmp": ("report", "--static"),
+    "index.md": ("report", "--static"),
     "figures/verdict.png": ("diagnose",),
 }
 
@@ -107,7 +108,7 @@ def test_a_link_in_a_run_is_replaced_and_not_followed(
     assert secret.read_text() == SECRET
 
 
-@pytest.mark.parametrize("name", ["report-figures", "figures", "saliency", "plain_18-s0",
+@pytest.mark.parametrize("name", ["figures", "saliency", "plain_18-s0",
                                   "plain_18-s0/records", "tensorboard"])  # fmt: skip
 @pytest.mark.parametrize("which", ["report", "diagnose"])
 def test_a_folder_that_is_a_link_is_refused(
@@ -123,7 +124,7 @@ def test_a_folder_that_is_a_link_is_refused(
 
 @pytest.mark.parametrize("name", ["summary.tmp", "summary.json", "plain_18-s0/history.tmp",
                                   "plain_18-s0/history.json", "plain_18-s0/best.tmp",
-                                  "plain_18-s0/best.pt", "plain_18-s0/report.txt",
+                                  "plain_18-s0/best.pt", "index.md",
                                   "plain_18-s0/records/.part-000000000.parquet"])  # fmt: skip
 def test_training_writes_through_no_link(name: str, run: Path, secret: Path, command: Any) -> None:
     (run / "summary.json").unlink()
@@ -139,7 +140,8 @@ def test_a_picture_behind_a_link_is_not_shown(run: Path, tmp_path: Path, command
     Image.new("RGB", (8, 8), "red").save(private)
     (run / "figures" / "saliency-gradcam-mean.png").symlink_to(private)
     assert command("report", run, "--static").code == 0
-    assert not list((run / "report-figures").glob("saliency-*"))
+    assert "saliency-gradcam-mean" not in (run / "report.md").read_text("utf-8")
+    assert not list((run / "figures").glob("saliency-*.svg"))
 
 
 # --- output never replaces input -------------------------------------------------------------

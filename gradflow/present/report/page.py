@@ -39,8 +39,10 @@ from gradflow.present.report.words import (
 )
 from gradflow.present.section import Section
 from gradflow.present.verdict_story import how_sure
+from gradflow.training.index import write_index
 from gradflow.typed import to_json as as_json
 
+REPORT = "report"  # the page, where no other name is asked for
 GENERATOR = b'<meta name="generator" content="gradflow">'  # by which a page is known as a report
 
 
@@ -114,9 +116,11 @@ def write(
 ) -> list[Path]:
     """Write the page to `path`, and Markdown, JSON and every figure beside it.
 
-    The page comes last: where it is, the rest is whole.
+    The figures of report.html go into `figures`, as a run's others do; those of page.html into
+    `page-figures`. The page comes last: where it is, the rest is whole.
     """
-    folder = path.with_name(f"{path.stem}-figures")
+    own = "figures" if path.stem == REPORT else f"{path.stem}-figures"
+    folder = path.with_name(own)
     path.parent.mkdir(parents=True, exist_ok=True)
     page, text, numbers_ = _pages(path)
     sections = story(report, found)
@@ -130,6 +134,7 @@ def write(
         picture.copy_to(folder)
     for file, content in contents.items():
         write_text(file, content)
+    write_index(path.parent)
     return [page, text, numbers_, folder]
 
 

@@ -108,8 +108,9 @@ class SaliencyPicture:
         folder.mkdir(parents=True, exist_ok=True)
         for ending in (".png", ".svg", "-dark.png", "-dark.svg"):
             source = self.path.with_name(f"{self.path.stem}{ending}")
-            if source.exists() and not source.is_symlink():
-                with whole(folder / f"{self.key}{ending}") as unfinished:
+            copy = folder / f"{self.key}{ending}"
+            if source.exists() and not source.is_symlink() and source != copy:
+                with whole(copy) as unfinished:
                     shutil.copyfile(source, unfinished)
 
 
@@ -121,7 +122,8 @@ def saliency_pictures(runs: Sequence[RunDir]) -> tuple[SaliencyPicture, ...]:
         for path in run.saliency_figures():
             named = _method_and_shows(path, networks)
             if named is not None:  # else it shows no network that this run still has
-                name = path.stem if path.stem not in found else f"{path.stem}-{run.path.name}"
+                # A copy in the first run's figures must not pass for a map of that run.
+                name = path.stem if run == runs[0] else f"{run.path.name}-{path.stem}"
                 found[name] = SaliencyPicture(path, name, *named, _maps(run, *named))
     return tuple(found.values())
 

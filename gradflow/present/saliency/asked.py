@@ -28,6 +28,7 @@ from gradflow.present.saliency.pictures import (
 )
 from gradflow.present.saliency.trust import Trust, check_method
 from gradflow.training.config import TrainConfig
+from gradflow.training.index import write_index
 from gradflow.training.rundir import NetworkDir, RunDir, Weights
 from gradflow.training.weights import build_network
 
@@ -229,6 +230,7 @@ def save_galleries(
         "trust": {name: one.to_json() for name, one in trust.items()},
     }
     run.save_saliency(method, content, {name: one.mean_maps for name, one in found.items()})
+    write_index(run.path)
     return content, [run.saliency_figure(method, shows) for shows in ("mean", *found)]
 
 
