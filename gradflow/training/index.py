@@ -44,9 +44,17 @@ def write_index(folder: Path) -> None:
     To be called by whatever has put something there.
     """
     path = folder / INDEX
-    is_ours = not path.exists() or path.read_bytes().startswith(TITLE.encode())
-    if is_ours and any((folder / name).exists() for name in OF_RESULTS):
+    if _may_replace(path) and any((folder / name).exists() for name in OF_RESULTS):
         write_text(path, "\n".join([TITLE, "", "| | |", "|---|---|", *_rows(folder)]) + "\n")
+
+
+def _may_replace(path: Path) -> bool:
+    if path.is_symlink() or not path.exists():  # a link is replaced, not followed
+        return True
+    if not path.is_file():  # a pipe may never end
+        return False
+    with path.open("rb") as file:
+        return file.read(len(TITLE)) == TITLE.encode()
 
 
 def _rows(folder: Path) -> Iterator[str]:

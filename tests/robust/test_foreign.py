@@ -130,6 +130,7 @@ def test_training_writes_through_no_link(name: str, run: Path, secret: Path, com
     (run / "summary.json").unlink()
     shutil.rmtree(run / "plain_18-s0")
     (run / "plain_18-s0" / "records").mkdir(parents=True)
+    (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(secret)
     assert command("train", "--resume", run, "--json").code in (0, 2)
     assert secret.read_text() == SECRET
