@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         sigmoid_rate,
     )
     from gradflow.controls.gate import CaseResult, Gate, load_gate, run_all
-    from gradflow.controls.plain_34 import growth_with_norm, growth_without_norm
     from gradflow.controls.truths import CONTROLS, Control, ControlResult, Measured, measure, run
 
 __all__ = [
@@ -36,8 +35,6 @@ __all__ = [
     "expected_growth_bn_relu",
     "expected_growth_linear",
     "expected_growth_relu",
-    "growth_with_norm",
-    "growth_without_norm",
     "load_gate",
     "measure",
     "run",

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.rates import Label
-from gradflow.analysis.thresholds import CONFIDENCE, FALSE_ALARM_RATE, HIT_RATE
+from gradflow.analysis.statistics import wilson
+from gradflow.analysis.thresholds import FALSE_ALARM_RATE, HIT_RATE
 from gradflow.analysis.vanishing import Direction
 from gradflow.analysis.verdict import judge_case
 from gradflow.typed import to_json
@@ -76,7 +77,7 @@ class Gate:
     @property
     def hit_rate_interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the hit rate."""
-        return _wilson(*self._counts(healthy=False))
+        return wilson(*self._counts(healthy=False))
 
     @property
     def false_alarm_rate(self) -> float:
@@ -88,7 +89,7 @@ class Gate:
     def false_alarm_interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the false alarm rate."""
         n_right, n = self._counts(healthy=True)
-        return _wilson(n - n_right, n)
+        return wilson(n - n_right, n)
 
     @property
     def passed(self) -> bool:
@@ -128,13 +129,6 @@ class Gate:
         """
         cases = tuple(CaseResult(**case) for case in content["cases"])
         return Gate(cases, float(content["seconds"]))
-
-
-def _wilson(n_hits: int, n: int) -> tuple[float, float]:
-    from scipy.stats import binomtest
-
-    interval = binomtest(n_hits, n).proportion_ci(CONFIDENCE.value, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def gate(n_seeds: int = N_SEEDS) -> Gate:

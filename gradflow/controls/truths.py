@@ -17,7 +17,7 @@ from gradflow.analysis.layers import body, main_path
 from gradflow.analysis.rates import Label, trace_rate
 from gradflow.analysis.thresholds import HIT_RATE
 from gradflow.architectures import Init
-from gradflow.controls import closed_forms, networks, plain_34
+from gradflow.controls import closed_forms, networks
 from gradflow.controls.cases import KnownNetwork, record
 from gradflow.controls.networks import PRECISE
 from gradflow.typed import to_json
@@ -198,9 +198,13 @@ def _batchnorm_linear(batch_size: int) -> Control:
     )  # fmt: skip
 
 
-PIXELS = 64  # a side of the images for Plain-34
-IMAGES = (16, 3, PIXELS, PIXELS)
+IMAGES = (16, 3, 64, 64)  # for Plain-34
 STEM = (1, 0)
+# λ of Plain-34 for such images: experiments/plain_34_theory.py derives it pixel by pixel.
+WITHOUT_NORM: dict[Init, float] = {
+    "torch-default": 0.1318814890441882, "kaiming": 0.7365748551681753,
+}  # fmt: skip
+WITH_NORM = 1.401304191300718
 
 
 def _plain_34_without_norm(what: str, init: Init) -> Control:
@@ -208,8 +212,8 @@ def _plain_34_without_norm(what: str, init: Init) -> Control:
         f"C6 Plain-34 without BatchNorm, {what}",
         partial(networks.plain_34_without_norm, init), IMAGES, "vanishing",
         truth="λ = ½ σ_w² C_in times what zero padding leaves of 9 neighbours, pixel by pixel",
-        source="derived; see growth_without_norm",
-        expected=plain_34.growth_without_norm(init, PIXELS),
+        source="derived; see experiments/plain_34_theory.py",
+        expected=WITHOUT_NORM[init],
         why="64 to 512 channels: five networks leave about a per cent", rtol=0.05, skipped=STEM,
         n_seeds=5,
     )  # fmt: skip
@@ -245,9 +249,9 @@ CONTROLS: dict[str, Control] = {
             "C6 Plain-34 with BatchNorm",
             partial(networks.plain_34_with_norm, "kaiming"), IMAGES, "exploding",
             truth="λ = E[φ′²] / Var[φ] = π / (π − 1) but for zero padding, pixel by pixel",
-            source="derived; see growth_with_norm. Without padding Yang et al. 2019, "
+            source="derived; see experiments/plain_34_theory.py. Without padding Yang et al. 2019, "
             "arXiv:1902.08129, eq. 25",
-            expected=plain_34.growth_with_norm(PIXELS, IMAGES[0]),
+            expected=WITH_NORM,
             why="to first order in 1/N, and 16 images of 2×2 pixels are only N = 64", rtol=0.03,
             skipped=STEM, n_seeds=5,
         ),

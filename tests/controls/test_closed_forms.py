@@ -6,6 +6,7 @@ from math import log, pi
 
 import numpy as np
 import pytest
+from plain_34_theory import growth_with_norm, growth_without_norm
 from scipy.special import polygamma
 from torch import nn
 
@@ -14,12 +15,11 @@ from gradflow.controls import (
     expected_growth_bn_relu,
     expected_growth_linear,
     expected_growth_relu,
-    growth_with_norm,
-    growth_without_norm,
     networks,
     sigmoid_rate,
 )
 from gradflow.controls.cases import KnownNetwork, record
+from gradflow.controls.truths import IMAGES, WITH_NORM, WITHOUT_NORM
 
 YANG = {4: 3.084, 8: 1.788, 16: 1.590, 32: 1.522, 50: 1.501, 64: 1.493, 128: 1.480, 512: 1.470}
 
@@ -107,6 +107,13 @@ def growth_with_transitions(factor: float, at_transitions: float) -> float:
     logs = np.concatenate([[0], np.cumsum(steps[::-1])])
     depth = np.arange(32) - 15.5
     return float(np.exp(depth @ logs / (depth @ depth)))
+
+
+def test_the_controls_hold_plain_34_to_these_numbers() -> None:
+    size = IMAGES[2]
+    assert growth_with_norm(size, IMAGES[0]) == pytest.approx(WITH_NORM, rel=1e-12)
+    for init, growth in WITHOUT_NORM.items():
+        assert growth_without_norm(init, size) == pytest.approx(growth, rel=1e-12)
 
 
 def test_without_padding_plain_34_is_a_relu_network() -> None:

@@ -14,9 +14,9 @@ from gradflow.analysis.rates import Rate
 from gradflow.controls import (
     expected_growth_bn_bias,
     expected_growth_bn_leaky,
-    growth_without_norm,
 )
 from gradflow.controls.networks import batchnorm_mlp, plain_34_without_norm
+from gradflow.controls.truths import WITHOUT_NORM
 from gradflow.examine.initial import check
 from gradflow.interventions import CheckInputs, Intervention, parse
 from gradflow.nets import NETWORKS, ResNet
@@ -152,7 +152,7 @@ def test_norm_free_network_grows_as_mean_field_theory_says(init: str) -> None:
     model = build("plain_34", "norm_free()", stem="photo", init=init, width=1)
     found = check(model, (3, 64, 64), draws=1, batch_size=4).profiles["output_gradient"]
     behind_stem = Rate(found.median[1:])
-    expected = 6 * growth_without_norm("torch-default", 64)
+    expected = 6 * WITHOUT_NORM["torch-default"]
     assert behind_stem.growth == pytest.approx(expected, rel=0.05)
 
 

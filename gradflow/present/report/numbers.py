@@ -11,8 +11,13 @@ from gradflow.present.report.content import Report
 from gradflow.present.report.depth import ACTIVATIONS, UPDATES, Measure, Profile
 from gradflow.present.report.rows import evaluated
 from gradflow.present.report.saliency import maps_of
-from gradflow.training.classes import RecallDifference, part_reliability, recall_differences
-from gradflow.training.evaluate import Reliability, reliability
+from gradflow.training.evaluate import (
+    RecallDifference,
+    Reliability,
+    part_reliability,
+    recall_differences,
+    reliability,
+)
 
 
 def numbers(report: Report) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from PIL import Image
 from gradflow.analysis.statistics import t_interval
 from gradflow.data import Source, keys_sha256, open_source
 from gradflow.present.report.content import Report
-from gradflow.training.classes import Part, worst_mistakes
+from gradflow.training.evaluate import Part, worst_mistakes
 from gradflow.training.original import published
 
 N_MISTAKES = 6  # per network

@@ -1,4 +1,6 @@
-"""Plain-34 at its start, layer by layer, from mean-field theory: no network is built.
+"""Claim: λ of Plain-34 at its start follows from mean-field theory, pixel by pixel.
+
+No network is built; `gradflow check --controls` finds these numbers in networks (C6).
 
 Both functions follow the squared gradient from the pooling back to the first stage, pixel by pixel,
 and take the slope over all layers behind the stem, as the instrument does. Zero padding is what
@@ -207,3 +209,9 @@ def _growth(squares: Sequence[float]) -> float:
     Not the instrument's own `slopes`: a mistake there must not be in the truth as well.
     """
     return float(np.exp(np.polyfit(np.arange(len(squares)), np.log(squares), 1)[0]))
+
+
+if __name__ == "__main__":
+    for init in ("torch-default", "kaiming"):
+        print(f"without BatchNorm, {init}: {growth_without_norm(init, 64)!r}")
+    print(f"with BatchNorm, 16 images: {growth_with_norm(64, 16)!r}")
