@@ -18,8 +18,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from trained import begun_in, finished, gradflow
 
-from gradflow.present.report.charts import charts
 from gradflow.present.report.content import collect
+from gradflow.present.report.story import charts
 from gradflow.training.rundir import RunDir
 
 PICTURES = Path(__file__).parents[1] / "docs" / "images" / "gallery"

@@ -15,8 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from gradflow.analysis import thresholds as at
-from gradflow.analysis.findings import Evidence, Finding, all_of, any_of, decide
-from gradflow.analysis.outcome import Changes, outcome_of
+from gradflow.analysis.findings import (
+    Changes,
+    Evidence,
+    Finding,
+    all_of,
+    any_of,
+    decide,
+    outcome_of,
+)
 from gradflow.analysis.shares import gap_status
 from gradflow.analysis.statistics import holm, p_beyond, p_equivalent
 

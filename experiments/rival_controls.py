@@ -31,8 +31,8 @@ from gradflow.analysis.case import Case
 from gradflow.analysis.findings import decide
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.rivals import rivals
+from gradflow.examine.activations import by_stage, dead_channels
 from gradflow.examine.batchnorm import recalibrated
-from gradflow.examine.dead import by_stage, dead_channels
 from gradflow.examine.noise import gradient_noise
 from gradflow.examine.rank import effective_rank, features, probe_accuracy
 

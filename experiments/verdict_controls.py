@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from gradflow.analysis.case import Case
+from gradflow.analysis.findings import Changes, Outcome
 from gradflow.analysis.network import TrainedNetwork
-from gradflow.analysis.outcome import Changes, Outcome
 from gradflow.analysis.thresholds import MIN_SEEDS
 from gradflow.analysis.verdict import Restored, judge_case
 from gradflow.record import Trace

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from gradflow import record as record
     from gradflow.examine.initial import check
     from gradflow.nets import plain_18, plain_34, resnet_18, resnet_34
-    from gradflow.present.front import report, saliency
     from gradflow.present.live import watch
+    from gradflow.present.report.page import report
+    from gradflow.present.saliency.asked import saliency
     from gradflow.record import MaxOverhead, Recorder, Trace, every
     from gradflow.training.config import TrainConfig
     from gradflow.training.diagnosis import judge

@@ -41,11 +41,9 @@ OWNERS = {
     "matplotlib": {
         "present/plots/style.py",
         "present/plots/profiles.py",
-        "present/plots/curves.py",
-        "present/plots/classes.py",
         "present/plots/saliency.py",
         "present/plots/gallery.py",
-        "present/plots/study.py",
+        "present/plots/results.py",
     },
     "plotly": {"present/report/interactive.py"},
     "jinja2": {"present/report/page.py"},

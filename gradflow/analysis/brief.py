@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradflow.analysis import thresholds as at
+from gradflow.analysis.findings import OUTCOMES
 from gradflow.analysis.network import early
 from gradflow.analysis.numerals import part, plain
-from gradflow.analysis.outcome import OUTCOMES
 from gradflow.analysis.profile import GRADIENT_SIZES, layer_table, typical
 from gradflow.analysis.rates import Rate
 from gradflow.analysis.sentences import SEEDS, SIZE_WORDS, worse_by

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork, third
+from gradflow.analysis.statistics import mean
 from gradflow.analysis.thresholds import LEFT_TO_LEARN
 
 SHORTEST_STAGE = 4  # steps before the fall of the learning rate, for a slope over their second half
@@ -133,3 +135,42 @@ def _last_third(values: list[float | None]) -> list[float | None]:
 
 def log(value: float) -> float:
     return math.log10(value) if value > 0 else math.nan
+
+
+# -- further numbers beside the evidence: they decide nothing, and a reader wants them -------------
+
+
+def batchnorm_modes(case: Case) -> tuple[str, ...]:
+    """The final loss by BatchNorm mode, part and transform: means over seeds."""
+    return tuple(
+        line
+        for group in (case.accused, case.reference)
+        for part in ("train", "test")
+        for transform in ("plain", "augmented")
+        for line in _modes(group, part, transform)
+    )
+
+
+def _modes(group: tuple[TrainedNetwork, ...], part: str, transform: str) -> list[str]:
+    losses = {
+        mode: mean(tuple(at_the_end(one, part, mode, transform) for one in group))
+        for mode in ("running", "recalibrated", "batch")
+    }
+    if not all(math.isfinite(loss) for loss in losses.values()):
+        return []
+    numbers = ", ".join(f"{mode} {loss:.3f}" for mode, loss in losses.items())
+    return [
+        f"loss of {group[0].name} on {transform} {part} images by BatchNorm statistics: {numbers}"
+    ]
+
+
+def decomposition(case: Case) -> tuple[str, ...]:
+    """Gap on test images = gap on training images + what comes with generalising."""
+    at_test = mean(case.pairs(lambda a, b: test_loss(a) - test_loss(b)))
+    at_training = mean(case.pairs(lambda a, b: train_loss(a) - train_loss(b)))
+    if not math.isfinite(at_test + at_training):
+        return ()
+    return (
+        f"the gap on test images, {at_test:+.3f} nats, is {at_training:+.3f} on training images "
+        f"and {at_test - at_training:+.3f} from generalising",
+    )

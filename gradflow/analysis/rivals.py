@@ -8,7 +8,6 @@ networks with that very defect, planted, and on networks with another: see `TRIE
 import math
 from dataclasses import dataclass, replace
 
-from gradflow.analysis import details
 from gradflow.analysis import mediators as read
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Case
@@ -137,7 +136,7 @@ def batchnorm_mismatch(case: Case) -> Finding:
     )  # fmt: skip
     return _of_a_gap(case, "H6", "BatchNorm: training against evaluation",
                      "Does the network only look bad because its BatchNorm statistics lag behind?",
-                     evidence, details.batchnorm_modes(case))  # fmt: skip
+                     evidence, read.batchnorm_modes(case))  # fmt: skip
 
 
 def overfitting(case: Case) -> Finding:
@@ -159,7 +158,7 @@ def overfitting(case: Case) -> Finding:
     )  # fmt: skip
     return _of_a_gap(case, "H7", "overfitting",
                      f"Does {case.name} learn the training images and fail to generalise?",
-                     evidence, details.decomposition(case))  # fmt: skip
+                     evidence, read.decomposition(case))  # fmt: skip
 
 
 def gradient_noise(case: Case) -> Finding:

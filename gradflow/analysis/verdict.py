@@ -12,10 +12,18 @@ from typing import Any, Protocol
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.brief import brief, title
 from gradflow.analysis.case import Case
-from gradflow.analysis.findings import Evidence, Finding, Status, decide
+from gradflow.analysis.findings import (
+    OUTCOMES,
+    Changes,
+    Evidence,
+    Finding,
+    Outcome,
+    Status,
+    decide,
+    outcome_of,
+)
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.notebook import verdict_html
-from gradflow.analysis.outcome import OUTCOMES, Changes, Outcome, outcome_of
 from gradflow.analysis.overview import Band, RateOfGroup, bands, rates
 from gradflow.analysis.rivals import rivals
 from gradflow.analysis.sentences import next_steps, sentences

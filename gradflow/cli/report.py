@@ -42,14 +42,13 @@ def report(
     """
     from gradflow.present.letter import letter, profiles
     from gradflow.present.report import page
-    from gradflow.present.report.charts import charts
     from gradflow.present.report.content import collect
-    from gradflow.present.report.story import answer
+    from gradflow.present.report.story import answer, charts
     from gradflow.present.study_story import study_section
     from gradflow.present.terminal_plot import can_show_braille
 
     runs = runs or (newest_run(),)
-    path = runs[0] / "report.html" if output is None else page.page_path(output)
+    path = page.page_path(runs, output)
     content = collect(runs, accused=accused, reference=reference, images=images)
     written = page.write(content, charts(content), path, static=static)
     if json:

@@ -112,10 +112,10 @@ def _train_all(
     run: "RunDir", config: TrainConfig, data: "Data", accelerator: "Accelerator", log: Console
 ) -> None:
     """Every network of every seed that is not finished yet."""
+    from gradflow.cli.announced import work_of_one
     from gradflow.present.live import Shown
     from gradflow.present.terminal_plot import can_show_braille
     from gradflow.present.tracking.budget import Budget
-    from gradflow.training.remaining import work_of_one
     from gradflow.training.train import finish_network
 
     budget = Budget()

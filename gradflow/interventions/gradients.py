@@ -5,7 +5,7 @@ the block that it ends. Norms of gradients are those of the layer's weight.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import exp, isfinite
 from pathlib import Path
 from typing import ClassVar, Literal, Self, get_args
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradflow.analysis.outcome import Changes
+from gradflow.analysis.findings import Changes
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.examine.path import belonging
-from gradflow.interventions.intervention import Check, CheckInputs, GradientChange, Intervention
-from gradflow.interventions.layers import ALL, NONE, check_layers, chosen_layers
+from gradflow.interventions.intervention import Check, CheckInputs, GradientChange
+from gradflow.interventions.layers import ALL, OfLayers, chosen_layers
 from gradflow.record.trace import Trace
 
 # Records are float32, whose numbers lie 1.2e-7 apart, and the norm that they hold was summed in
@@ -34,7 +34,7 @@ Size = Literal["scale_invariant", "gradient_rms"]
 
 
 @dataclass(frozen=True)
-class GradientScale(Intervention):
+class GradientScale(OfLayers):
     """Multiply the gradients of `layers` by `factor` before every step.
 
     AdamW divides by the gradient's own size, so it must not mind (as long as factor · rms(g) stays
@@ -43,11 +43,12 @@ class GradientScale(Intervention):
 
     name: ClassVar[str] = "gradient_scale"
     changes: ClassVar[Changes] = "gradients"
+    no_dose = {"factor": 1.0}
     layers: str = ALL
     factor: float = 1.0
 
     def __post_init__(self) -> None:
-        check_layers(self.layers)
+        super().__post_init__()
         if not (isfinite(self.factor) and self.factor > 0):
             raise ValueError(
                 f"Expected `factor` to be a finite number above 0, but got {self.factor}. "
@@ -56,9 +57,6 @@ class GradientScale(Intervention):
 
     def describe(self) -> str:
         return f"The gradients of layers {self.layers} are multiplied by {self.factor:g}."
-
-    def sham(self) -> Self:
-        return replace(self, factor=1.0)
 
     def gradient_change(self, model: nn.Module, arch: str, seed: int) -> GradientChange:
         layers = chosen_layers(model, self.layers)
@@ -70,13 +68,14 @@ class GradientScale(Intervention):
 
 
 @dataclass(frozen=True)
-class Transplant(Intervention):
+class Transplant(OfLayers):
     """Give the gradients of `layers` the sizes that another run recorded at the same step.
 
     With the recorded size s*_l(t) of layer l at step t, the gradient of the layer is multiplied by
     s*_l(t) / s_l(t), where `size` is `scale_invariant`, ŝ = ‖g‖ ‖w‖ / √n, or `gradient_rms`,
     ‖g‖ / √n. Directions within a layer stay. A step that was not recorded takes the sizes of the
-    last recorded one before it. `profile` is the folder of a recorded network; `{arch}` and
+    last recorded one before it. No layer is the sham; replaying a network's own profile is the
+    stricter one. `profile` is the folder of a recorded network; `{arch}` and
     `{seed}` in it stand for those of the network in training.
     """
 
@@ -87,7 +86,7 @@ class Transplant(Intervention):
     size: Size = "scale_invariant"
 
     def __post_init__(self) -> None:
-        check_layers(self.layers)
+        super().__post_init__()
         if self.size not in get_args(Size):
             raise ValueError(f"Expected `size` in {get_args(Size)}, but got {self.size!r}.")
         if not self.profile:
@@ -98,10 +97,6 @@ class Transplant(Intervention):
             f"The gradients of layers {self.layers} get, step by step, the size "
             f"({GRADIENT_SIZES[self.size].symbol}) that {self.profile} recorded."
         )
-
-    def sham(self) -> Self:
-        """No layer; replaying a network's own profile is the stricter sham."""
-        return replace(self, layers=NONE)
 
     def gradient_change(self, model: nn.Module, arch: str, seed: int) -> GradientChange:
         layers = chosen_layers(model, self.layers)
@@ -119,7 +114,7 @@ class Transplant(Intervention):
 
 
 @dataclass(frozen=True)
-class Freeze(Intervention):
+class Freeze(OfLayers):
     """Leave `layers` as they were initialised: the optimizer gets no gradient for them.
 
     So there is no weight decay either. Gradients still pass through to the layers before; running
@@ -130,14 +125,8 @@ class Freeze(Intervention):
     changes: ClassVar[Changes] = "gradients"
     layers: str = ALL
 
-    def __post_init__(self) -> None:
-        check_layers(self.layers)
-
     def describe(self) -> str:
         return f"Layers {self.layers} keep their initial weights."
-
-    def sham(self) -> Self:
-        return replace(self, layers=NONE)
 
     def gradient_change(self, model: nn.Module, arch: str, seed: int) -> GradientChange:
         layers = chosen_layers(model, self.layers)

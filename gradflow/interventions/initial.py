@@ -5,24 +5,24 @@ negative controls, whose check is that λ is what it is without them. Without no
 whether a deep network trains at all.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import isfinite
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from gradflow.interventions.growth import growth_checks
-from gradflow.interventions.intervention import Check, CheckInputs, Intervention
-from gradflow.interventions.layers import ALL, NONE, check_layers
+from gradflow.interventions.intervention import Check, CheckInputs
+from gradflow.interventions.layers import ALL, OfLayers
 from gradflow.interventions.network import convolutions
 
 ORTHOGONAL_TOLERANCE = 1e-5  # products of up to 512 float32 weights, summed in float64
 
 
 @dataclass(frozen=True)
-class DeltaOrthogonal(Intervention):
+class DeltaOrthogonal(OfLayers):
     """Start convolutions as an orthogonal matrix in the centre tap and zeros around it.
 
     With W (C_out, C_in) the centre tap, W Wᵀ = gain² I, or WᵀW = gain² I where C_out > C_in. W is
@@ -37,15 +37,12 @@ class DeltaOrthogonal(Intervention):
     layers: str = ALL
 
     def __post_init__(self) -> None:
-        check_layers(self.layers)
+        super().__post_init__()
         if not (isfinite(self.gain) and self.gain > 0):
             raise ValueError(f"Expected `gain` to be a finite number above 0, but got {self.gain}.")
 
     def describe(self) -> str:
         return f"The convolutions of layers {self.layers} start delta-orthogonal."
-
-    def sham(self) -> Self:
-        return replace(self, layers=NONE)
 
     @torch.no_grad()
     def change_network(self, model: nn.Module) -> None:
@@ -93,7 +90,7 @@ def _of_weight(weight: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LayerVariance(Intervention):
+class LayerVariance(OfLayers):
     """LSUV: scale the first weights of each layer so that its output on the first batch has var 1.
 
     Layer after layer, input first, each on what the scaled layers before it give it. A convolution
@@ -105,14 +102,8 @@ class LayerVariance(Intervention):
     name: ClassVar[str] = "lsuv"
     layers: str = ALL
 
-    def __post_init__(self) -> None:
-        check_layers(self.layers)
-
     def describe(self) -> str:
         return f"The outputs of layers {self.layers} start with variance 1 on the first batch."
-
-    def sham(self) -> Self:
-        return replace(self, layers=NONE)
 
     def change_start(self, model: nn.Module, images: Tensor) -> None:
         convs = convolutions(model, self.layers)

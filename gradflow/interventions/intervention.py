@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from torch import Tensor, nn
 
-from gradflow.analysis.outcome import Changes
+from gradflow.analysis.findings import Changes
 from gradflow.typed import to_json
 
 
@@ -51,6 +51,11 @@ class CheckInputs:
     steps_per_epoch: float
 
 
+def check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"Expected `{name}` from 0 to 1, but got {value}.")
+
+
 class GradientChange(Protocol):
     """Changes the gradients of one network in training, and watches that it did."""
 
@@ -78,6 +83,7 @@ class Intervention:
     name: ClassVar[str]  # in the text form
     # What it touches: only what acts on gradients alone can show that gradients were the cause.
     changes: ClassVar[Changes] = "signal and gradients"
+    no_dose: ClassVar[Mapping[str, Any]]  # the fields at the dose that changes nothing
 
     def describe(self) -> str:
         """In one sentence, what it changes."""
@@ -85,7 +91,7 @@ class Intervention:
 
     def sham(self) -> Self:
         """The twin that goes through the same motions and changes nothing."""
-        raise NotImplementedError
+        return dataclasses.replace(self, **self.no_dose)  # type: ignore[type-var]
 
     def checks(self, evidence: CheckInputs) -> list[Check]:
         """Whether it changed what it says; a GradientChange has checks of its own."""

@@ -7,8 +7,19 @@ from torch import nn
 
 from gradflow.analysis.layers import stages_of
 from gradflow.examine.path import path_layers
+from gradflow.interventions.intervention import Intervention
 
 ALL, NONE = "all", "none"
+
+
+class OfLayers(Intervention):
+    """An intervention on `layers`, of which none is the dose that changes nothing."""
+
+    layers: str
+    no_dose = {"layers": NONE}
+
+    def __post_init__(self) -> None:
+        check_layers(self.layers)
 
 
 def chosen_layers(model: nn.Module, text: str) -> list[str]:

@@ -1,16 +1,16 @@
 """Interventions on the network itself: skip connections, activations, norms."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
-from typing import ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from gradflow.examine.path import belonging, path_layers
 from gradflow.interventions.growth import growth_checks
-from gradflow.interventions.intervention import Check, CheckInputs, Intervention
-from gradflow.interventions.layers import ALL, NONE, check_layers, chosen_layers
+from gradflow.interventions.intervention import Check, CheckInputs, Intervention, check_share
+from gradflow.interventions.layers import ALL, NONE, OfLayers, chosen_layers
 from gradflow.nets import BasicBlock, PadShortcut
 
 NormFreeInit = Literal["fan_in", "keep"]
@@ -26,17 +26,14 @@ class SkipStrength(Intervention):
     """
 
     name: ClassVar[str] = "skip"
+    no_dose = {"alpha": 1.0}
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"Expected `alpha` from 0 to 1, but got {self.alpha}.")
+        check_share("alpha", self.alpha)
 
     def describe(self) -> str:
         return f"Every skip connection is multiplied by {self.alpha:g}."
-
-    def sham(self) -> Self:
-        return replace(self, alpha=1.0)
 
     def change_network(self, model: nn.Module) -> None:
         blocks = _blocks(model)
@@ -70,7 +67,7 @@ def _blocks(model: nn.Module) -> list[BasicBlock]:
 
 
 @dataclass(frozen=True)
-class NormBias(Intervention):
+class NormBias(OfLayers):
     """Start the bias β of every BatchNorm on the main path at `beta`, not at 0.
 
     A dose on the explosion of gradients in BatchNorm networks: the squared gradient grows per layer
@@ -79,19 +76,17 @@ class NormBias(Intervention):
     """
 
     name: ClassVar[str] = "norm_bias"
+    no_dose = {"beta": 0.0}
     beta: float = 0.0
     layers: str = ALL
 
     def __post_init__(self) -> None:
-        check_layers(self.layers)
+        super().__post_init__()
         if not isfinite(self.beta):
             raise ValueError(f"Expected `beta` to be finite, but got {self.beta}.")
 
     def describe(self) -> str:
         return f"The biases of the norms of layers {self.layers} start at {self.beta:g}."
-
-    def sham(self) -> Self:
-        return replace(self, beta=0.0)
 
     def change_network(self, model: nn.Module) -> None:
         for norm in _norms(model, self.layers):
@@ -136,17 +131,14 @@ class LeakySlope(Intervention):
     """
 
     name: ClassVar[str] = "leaky"
+    no_dose = {"slope": 0.0}
     slope: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.slope <= 1:
-            raise ValueError(f"Expected `slope` from 0 to 1, but got {self.slope}.")
+        check_share("slope", self.slope)
 
     def describe(self) -> str:
         return f"Every ReLU has the slope {self.slope:g} for negative inputs."
-
-    def sham(self) -> Self:
-        return replace(self, slope=0.0)
 
     def change_network(self, model: nn.Module) -> None:
         if self.slope == 0:
@@ -167,7 +159,7 @@ class LeakySlope(Intervention):
 
 
 @dataclass(frozen=True)
-class NormFree(Intervention):
+class NormFree(OfLayers):
     """Take BatchNorm away: its layer gets a bias, which starts at 0, and no norm.
 
     `init` says with what weights such a network starts. `fan_in` rescales each layer's drawn
@@ -184,16 +176,13 @@ class NormFree(Intervention):
     layers: str = ALL
 
     def __post_init__(self) -> None:
-        check_layers(self.layers)
+        super().__post_init__()
         if self.init not in get_args(NormFreeInit):
             raise ValueError(f"Expected `init` in {get_args(NormFreeInit)}, but got {self.init!r}.")
 
     def describe(self) -> str:
         weights = "He's by fan-in" if self.init == "fan_in" else "as drawn"
         return f"Layers {self.layers} have a bias in place of BatchNorm; initial weights {weights}."
-
-    def sham(self) -> Self:
-        return replace(self, layers=NONE)
 
     def change_network(self, model: nn.Module) -> None:
         chosen = chosen_layers(model, self.layers)

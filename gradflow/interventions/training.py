@@ -1,19 +1,18 @@
 """Interventions on the data, on the batch of a step, and on what is evaluated."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gradflow.examine.batchnorm import divergence, recalibrated
-from gradflow.examine.path import belonging
-from gradflow.examine.reset import reset_layers
+from gradflow.examine.path import belonging, reset_layers
 from gradflow.interventions.gradients import changed_fraction
-from gradflow.interventions.intervention import Check, CheckInputs, Intervention
-from gradflow.interventions.layers import ALL, NONE, check_layers, chosen_layers
+from gradflow.interventions.intervention import Check, CheckInputs, Intervention, check_share
+from gradflow.interventions.layers import ALL, OfLayers, chosen_layers
 
 # A channel that is the same for every image, such as a dead one, has the same statistics both ways.
 REPLACED_TOLERANCE = 0.05
@@ -29,20 +28,17 @@ class RandomLabels(Intervention):
     """
 
     name: ClassVar[str] = "random_labels"
+    no_dose = {"share": 0.0}
     share: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"Expected `share` from 0 to 1, but got {self.share}.")
+        check_share("share", self.share)
         if self.seed < 0:
             raise ValueError(f"Expected `seed` of 0 or more, but got {self.seed}.")
 
     def describe(self) -> str:
         return f"The labels of {self.share:.0%} of the training images are shuffled."
-
-    def sham(self) -> Self:
-        return replace(self, share=0.0)
 
     def change_labels(self, labels: Tensor, train: np.ndarray) -> Tensor:
         random = np.random.default_rng(self.seed)
@@ -71,6 +67,7 @@ class Accumulate(Intervention):
     """
 
     name: ClassVar[str] = "accumulate"
+    no_dose = {"batches": 1}
     batches: int = 0
 
     def __post_init__(self) -> None:
@@ -80,9 +77,6 @@ class Accumulate(Intervention):
     def describe(self) -> str:
         of = f"{self.batches} batches" if self.batches else "all batches of an epoch"
         return f"Each optimizer step takes the mean gradient of {of}."
-
-    def sham(self) -> Self:
-        return replace(self, batches=1)
 
     @property
     def batches_per_step(self) -> int:
@@ -95,7 +89,7 @@ class Accumulate(Intervention):
 
 
 @dataclass(frozen=True)
-class Reset(Intervention):
+class Reset(OfLayers):
     """Evaluate the trained network with `layers` as they were before training.
 
     BatchNorm is recalibrated on training images, since running statistics of other weights would
@@ -106,14 +100,8 @@ class Reset(Intervention):
     name: ClassVar[str] = "reset"
     layers: str = ALL
 
-    def __post_init__(self) -> None:
-        check_layers(self.layers)
-
     def describe(self) -> str:
         return f"Layers {self.layers} are evaluated with their initial weights."
-
-    def sham(self) -> Self:
-        return replace(self, layers=NONE)
 
     def change_evaluated(
         self, model: nn.Module, initial: Mapping[str, Tensor], images: Iterable[Tensor]
@@ -143,17 +131,14 @@ class Recalibrate(Intervention):
     """
 
     name: ClassVar[str] = "recalibrate"
+    no_dose = {"share": 0.0}
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"Expected `share` from 0 to 1, but got {self.share}.")
+        check_share("share", self.share)
 
     def describe(self) -> str:
         return "The evaluation normalises by the statistics of all training images."
-
-    def sham(self) -> Self:
-        return replace(self, share=0.0)
 
     def change_evaluated(
         self, model: nn.Module, initial: Mapping[str, Tensor], images: Iterable[Tensor]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from gradflow.analysis.outcome import Changes
+from gradflow.analysis.findings import Changes
 from gradflow.analysis.thresholds import ATTENUATION
 from gradflow.interventions import (
     GradientScale,

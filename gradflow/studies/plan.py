@@ -17,8 +17,8 @@ from gradflow.studies.cell import load_once
 from gradflow.studies.folder import CellDir, StudyDir
 from gradflow.studies.judging import analyse
 from gradflow.studies.outcomes import MEASURES
+from gradflow.studies.run import open_trials
 from gradflow.studies.study import Study
-from gradflow.studies.tuning import open_trials
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import predict
 from gradflow.training.fit import make_accelerator, start_training, train_steps

@@ -1,16 +1,15 @@
 """Run a study: tune, train what is left, combine the strongest arms if that is asked, analyse."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
 
-from gradflow.studies.arms import Cell
+from gradflow.studies.arms import Cell, Place, Tuned
 from gradflow.studies.cell import CellEnd
 from gradflow.studies.engine import Engine
 from gradflow.studies.folder import CellDir, StudyDir
 from gradflow.studies.judging import analyse
 from gradflow.studies.results import Results
 from gradflow.studies.study import Study
-from gradflow.studies.times import training_times
-from gradflow.studies.tuning import choose, open_trials
 
 
 def run_study(
@@ -108,3 +107,67 @@ def _pair(study: Study, folder: StudyDir) -> tuple[str, str] | None:
         return None
     ranked = [one.arm.name for one in analyse(folder).strongest if one.moved]
     return next(study.combinable(ranked), None)
+
+
+def training_times(folder: StudyDir, study: Study) -> Mapping[str, Mapping[Place, float]]:
+    """By arm and network, the mean seconds of a training over the seeds that are done.
+
+    Those of all epochs, as the history has them: without validation and evaluation.
+    """
+    seconds: dict[str, dict[Place, list[float]]] = {}
+    for cell in study.cells(folder.cells):
+        network = CellDir(cell.folder).network()
+        if network is not None:
+            took = seconds.setdefault(cell.arm, {}).setdefault(cell.place, [])
+            took.append(network.training_seconds())
+    return {
+        arm: {place: fmean(taken) for place, taken in places.items()}
+        for arm, places in seconds.items()
+    }
+
+
+# -- tuning ----------------------------------------------------------------------------------------
+
+
+def open_trials(study: Study, folder: StudyDir) -> list[Cell]:
+    """The trials of every network whose value has not been chosen."""
+    return [
+        one
+        for one in study.trials(folder.cells)
+        if study.choice(study.arm(one.arm), one.place) is None
+    ]
+
+
+def choose(study: Study, folder: StudyDir) -> list[Tuned]:
+    """For each network whose trials have all ended: the value with the lowest validation loss.
+
+    That of the last epoch, as a person would choose it: by the training loss a trial would choose
+    the value that fits its own images best. None is chosen where every value diverged.
+    """
+    by_network: dict[tuple[str, str], list[Cell]] = {}
+    for trial in open_trials(study, folder):
+        by_network.setdefault((trial.arm, trial.place), []).append(trial)
+    found = []
+    for trials in by_network.values():
+        if all(CellDir(one.folder).is_done for one in trials):
+            losses = [_validation_loss(CellDir(one.folder)) for one in trials]
+            found += _best(study, trials, losses)
+    return found
+
+
+def _best(study: Study, trials: Sequence[Cell], losses: Sequence[float | None]) -> list[Tuned]:
+    arm, place = study.arm(trials[0].arm), trials[0].place
+    ((name, values),) = arm.tune.items()
+    known = [(loss, value) for value, loss in zip(values, losses, strict=True) if loss is not None]
+    if not known:
+        return []
+    value = min(known, key=lambda one: one[0])[1]
+    return [Tuned(arm.name, place, name, value, tuple(zip(values, losses, strict=True)))]
+
+
+def _validation_loss(folder: CellDir) -> float | None:
+    """Of a trial that is done, in nats; None where it diverged."""
+    network = folder.network()
+    if network is None or not network.is_finished:
+        return None
+    return float(network.history()[-1]["val_loss"])

@@ -10,8 +10,8 @@ from typing import Any, get_args
 import numpy as np
 
 from gradflow.analysis.case import Case
+from gradflow.analysis.findings import Changes
 from gradflow.analysis.network import TrainedNetwork
-from gradflow.analysis.outcome import Changes
 from gradflow.analysis.verdict import Restored, Verdict, judge_case
 from gradflow.controls.gate import load_gate
 from gradflow.files import refuse_links

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gradflow.data import Batch, Batches
+from gradflow.examine.activations import by_stage, dead_channels
 from gradflow.examine.batchnorm import divergence, recalibrated, with_batch_statistics
-from gradflow.examine.dead import by_stage, dead_channels
 from gradflow.examine.noise import MIN_BATCHES, gradient_noise
-from gradflow.examine.path import path_layers, path_weights, thirds
+from gradflow.examine.path import path_layers, path_weights, reset_layers, thirds
 from gradflow.examine.rank import effective_rank, features, probe_accuracy, stable_rank
-from gradflow.examine.reset import reset_layers
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import Predictions, evaluate
 from gradflow.training.images import Data

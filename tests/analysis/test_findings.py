@@ -2,10 +2,23 @@
 
 import math
 from collections.abc import Sequence
+from itertools import product
+from typing import get_args
 
 import pytest
 
-from gradflow.analysis.findings import Evidence, Finding, Side, Status, all_of, any_of, decide
+from gradflow.analysis.findings import (
+    OUTCOMES,
+    Changes,
+    Evidence,
+    Finding,
+    Side,
+    Status,
+    all_of,
+    any_of,
+    decide,
+    outcome_of,
+)
 from gradflow.analysis.statistics import p_beyond, seeds_needed
 from gradflow.analysis.thresholds import Threshold
 
@@ -156,3 +169,36 @@ def test_json_of_a_finding() -> None:
     assert content["status"] == "yes"
     assert math.isclose(content["p_for"], evidence(CLEAR).p_for)
     assert [one["name"] for one in content["evidence"]] == ["size"]
+
+
+# -- the table from links to outcome ---------------------------------------------------------------
+
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+COMBINATIONS = list(product(*[STATUSES] * 4, get_args(Changes)))
+
+
+def test_the_rules_in_words_hold_of_every_combination() -> None:
+    for gap, exists, reaches, causes, changes in COMBINATIONS:
+        outcome = outcome_of(gap, exists, reaches, causes, changes)
+        is_asked = gap != "no"
+        is_present = is_asked and exists == "yes"
+        is_tested = is_present and gap == "yes" and causes != "not measured"
+        rules = {
+            "nothing to explain": not is_asked,
+            "refuted": is_asked and exists == "no",
+            "present, cause not tested": is_present and causes == "not measured",
+            "present, not causal": is_tested and causes == "no",
+            "supported": is_tested and causes == "yes" and reaches != "no"
+            and changes == "gradients",
+            "supported for signal and gradient": is_tested and causes == "yes"
+            and reaches != "no" and changes == "signal and gradients",
+        }  # fmt: skip
+        given = [name for name, holds in rules.items() if holds]
+        assert len(given) <= 1, "the outcomes exclude each other"
+        assert outcome == (given[0] if given else "undetermined"), (gap, exists, reaches, causes)
+
+
+def test_every_outcome_but_that_of_a_failed_instrument_is_in_the_table() -> None:
+    found = {outcome_of(*one) for one in COMBINATIONS}
+    assert found == set(OUTCOMES) - {"no verdict"}

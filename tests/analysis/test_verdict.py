@@ -23,7 +23,7 @@ from traces import (
 
 import gradflow.analysis
 from gradflow.analysis.case import Case
-from gradflow.analysis.outcome import OUTCOMES, Outcome
+from gradflow.analysis.findings import OUTCOMES, Outcome
 from gradflow.analysis.vanishing import directions
 from gradflow.analysis.verdict import Restored, Verdict, judge_case
 

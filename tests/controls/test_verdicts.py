@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from verdict_controls import PLANTED, Planted, Tally, simulate
 
-from gradflow.analysis.outcome import Outcome
+from gradflow.analysis.findings import Outcome
 
 ROOT = Path(__file__).parents[2]
 SAVED = ROOT / "experiments" / "results" / "verdict-controls.json"

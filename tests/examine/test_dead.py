@@ -8,8 +8,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from gradflow.examine.activations import by_stage, dead_channels
 from gradflow.examine.batchnorm import recalibrated
-from gradflow.examine.dead import by_stage, dead_channels
 from gradflow.nets import plain_18, resnet_18
 
 

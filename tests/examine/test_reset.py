@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradflow.examine.path import path_layers, path_weights, thirds
-from gradflow.examine.reset import reset_layers
+from gradflow.examine.path import path_layers, path_weights, reset_layers, thirds
 from gradflow.nets import plain_18, plain_34, resnet_18
 
 

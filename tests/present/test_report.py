@@ -28,7 +28,6 @@ from gradflow.present import plots
 from gradflow.present.markdown import markdown, plain
 from gradflow.present.report import interactive, page, words
 from gradflow.present.report.chart import save_charts
-from gradflow.present.report.charts import charts
 from gradflow.present.report.charts_by_depth import depth_title, heat_title
 from gradflow.present.report.charts_of_training import (
     _differences,
@@ -45,7 +44,7 @@ from gradflow.present.report.rows import (
     seed_rows,
 )
 from gradflow.present.report.saliency import Maps, saliency_pictures
-from gradflow.present.report.story import answer, story
+from gradflow.present.report.story import answer, charts, story
 from gradflow.present.section import Box
 from gradflow.record.trace import Table, Trace
 from gradflow.training import original
@@ -195,7 +194,7 @@ def few_charts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The command draws two figures, each in four files, instead of all; returns their keys."""
     keys = ["gradient-profiles", "loss-by-epoch"]
     monkeypatch.setattr(
-        "gradflow.present.report.charts.charts",
+        "gradflow.present.report.story.charts",
         lambda report: [one for one in charts(report) if one.key in keys],
     )
     return keys
@@ -241,8 +240,8 @@ def test_a_page_that_is_not_called_one_is_refused_before_anything_is_read(
 
 
 def test_a_page_without_a_suffix_gets_one() -> None:
-    assert page.page_path(Path("a/page")) == Path("a/page.html")
-    assert page.page_path(Path("page.HTM")) == Path("page.HTM")
+    assert page.page_path([], Path("a/page")) == Path("a/page.html")
+    assert page.page_path([], Path("page.HTM")) == Path("page.HTM")
 
 
 def test_a_space_in_the_name_of_a_page_breaks_no_link(report: Report) -> None:

@@ -24,7 +24,7 @@ from gradflow.training import weights
 @pytest.fixture(autouse=True)
 def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of the time of a report, and hold none of what is tested here."""
-    monkeypatch.setattr("gradflow.present.report.charts.charts", lambda report: [])
+    monkeypatch.setattr("gradflow.present.report.story.charts", lambda report: [])
 
 
 SECRET = "a file of the reader's"

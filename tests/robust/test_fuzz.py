@@ -82,7 +82,7 @@ def test_any_damage_to_any_file_ends_with_a_documented_code(
     trained: Path, number: int, damage: Callable[[Path], None], command: str
 ) -> None:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as home:
-        patch.setattr("gradflow.present.report.charts.charts", lambda report: [])
+        patch.setattr("gradflow.present.report.story.charts", lambda report: [])
         run = Path(shutil.copytree(trained, Path(home) / "run"))
         files = sorted(path for path in run.rglob("*") if path.is_file() and path.suffix != ".png")
         damage(files[number % len(files)])

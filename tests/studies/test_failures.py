@@ -12,7 +12,7 @@ from filelock import FileLock
 from tiny import run_here, tiny, write
 
 from gradflow.cli import main
-from gradflow.present.report.charts import charts
+from gradflow.present.report.story import charts
 from gradflow.studies import Cell, Study, StudyDir
 from gradflow.studies.cell import load_once, run_cell
 from gradflow.studies.engine import Engine
@@ -409,7 +409,7 @@ def test_a_study_ends_in_a_table_a_verdict_and_a_report(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "gradflow.present.report.charts.charts",
+        "gradflow.present.report.story.charts",
         lambda report: [one for one in charts(report) if one.section == "study"],
     )
     content = tiny(pictures, seeds=3, base={"log_grads": True, "epochs": 1})

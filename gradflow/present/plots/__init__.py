@@ -2,10 +2,6 @@
 
 from matplotlib.axes import Axes as Axes
 
-from gradflow.present.plots.classes import confusion_plot as confusion_plot
-from gradflow.present.plots.classes import reliability_plot as reliability_plot
-from gradflow.present.plots.curves import curves_plot as curves_plot
-from gradflow.present.plots.curves import rate_ticks as rate_ticks
 from gradflow.present.plots.gallery import gallery_grid as gallery_grid
 from gradflow.present.plots.gallery import mean_maps_grid as mean_maps_grid
 from gradflow.present.plots.profiles import COLORMAP as COLORMAP
@@ -14,9 +10,13 @@ from gradflow.present.plots.profiles import NO_VALUE as NO_VALUE
 from gradflow.present.plots.profiles import kinds_of_layers as kinds_of_layers
 from gradflow.present.plots.profiles import layer_step_heatmap as layer_step_heatmap
 from gradflow.present.plots.profiles import profile_bands_plot as profile_bands_plot
+from gradflow.present.plots.results import confusion_plot as confusion_plot
+from gradflow.present.plots.results import curves_plot as curves_plot
+from gradflow.present.plots.results import dose_response_plot as dose_response_plot
+from gradflow.present.plots.results import forest_plot as forest_plot
+from gradflow.present.plots.results import rate_ticks as rate_ticks
+from gradflow.present.plots.results import reliability_plot as reliability_plot
 from gradflow.present.plots.saliency import saliency_grid as saliency_grid
-from gradflow.present.plots.study import dose_response_plot as dose_response_plot
-from gradflow.present.plots.study import forest_plot as forest_plot
 from gradflow.present.plots.style import FORMATS as FORMATS
 from gradflow.present.plots.style import GRAD_NORM as GRAD_NORM
 from gradflow.present.plots.style import GROUND as GROUND

@@ -13,6 +13,7 @@ from gradflow.analysis.overview import Band, bands
 from gradflow.analysis.verdict import Verdict, judge_case
 from gradflow.controls.gate import load_gate
 from gradflow.files import DamagedFile
+from gradflow.present.figures import of_run, without_short
 from gradflow.present.report.depth import (
     Profile,
     activations,
@@ -38,7 +39,6 @@ from gradflow.training.diagnosis import (
 )
 from gradflow.training.evaluate import mcnemar
 from gradflow.training.rundir import NetworkDir, RunDir
-from gradflow.training.short_batches import of_run, without_short
 
 # Where the profiles are taken; the verdict is about the first.
 WINDOWS = {

@@ -15,7 +15,7 @@ from gradflow.present import plots
 from gradflow.present.markdown import markdown
 from gradflow.present.report import interactive
 from gradflow.present.report.chart import Chart, save_charts
-from gradflow.present.report.content import Report
+from gradflow.present.report.content import Report, collect
 from gradflow.present.report.numbers import numbers
 from gradflow.present.report.rows import (
     accuracy_rows,
@@ -25,7 +25,7 @@ from gradflow.present.report.rows import (
     seed_rows,
 )
 from gradflow.present.report.saliency import SaliencyPicture, webp
-from gradflow.present.report.story import story
+from gradflow.present.report.story import charts, story
 from gradflow.present.report.words import (
     commands,
     data_lines,
@@ -40,6 +40,7 @@ from gradflow.present.report.words import (
 from gradflow.present.section import Section
 from gradflow.present.verdict_story import how_sure
 from gradflow.training.index import write_index
+from gradflow.training.rundir import RunDir
 from gradflow.typed import to_json as as_json
 
 REPORT = "report"  # the page, where no other name is asked for
@@ -86,12 +87,14 @@ def to_json(report: Report) -> dict[str, Any]:
     return content
 
 
-def page_path(path: Path) -> Path:
-    """Where the page goes; a name without a suffix gets .html.
+def page_path(runs: Sequence[Path], path: Path | None) -> Path:
+    """Where the page goes, by default into the first run; a name without a suffix gets .html.
 
     Raises ValueError for another suffix, and where a file stands in its way that is not of an
     earlier report: data.json of a run, or notes.md of the reader's.
     """
+    if path is None:
+        return runs[0] / "report.html"
     if path.suffix.lower() not in ("", ".html", ".htm"):
         raise ValueError(
             f"Expected the name of a page, which ends in .html, but got {path.name}. Markdown and "
@@ -136,6 +139,21 @@ def write(
         write_text(file, content)
     write_index(path.parent)
     return [page, text, numbers_, folder]
+
+
+def report(
+    runs: RunDir | Path | str | Sequence[Path | str], output: Path | str | None = None
+) -> Path:
+    """Write the report of runs, as `gradflow report`; by default into the first run's folder.
+
+    Beside the page stand the same as Markdown and JSON, and its figures. Returns the page. Raises
+    FileNotFoundError, ValueError.
+    """
+    several = [runs] if isinstance(runs, RunDir | Path | str) else runs
+    folders = [one.path if isinstance(one, RunDir) else Path(one) for one in several]
+    path = page_path(folders, None if output is None else Path(output))
+    content = collect(folders)
+    return write(content, charts(content), path)[0]
 
 
 def _answer(report: Report) -> dict[str, Any]:

@@ -5,6 +5,12 @@ from typing import Any
 
 from gradflow.analysis import thresholds as at
 from gradflow.present.report.chart import SECTIONS, Chart
+from gradflow.present.report.charts_by_depth import (
+    activation_charts,
+    gradient_charts,
+    update_charts,
+)
+from gradflow.present.report.charts_of_training import class_charts, training_charts
 from gradflow.present.report.content import Report
 from gradflow.present.report.rows import (
     accuracy_rows,
@@ -26,6 +32,7 @@ from gradflow.present.report.words import (
     setting,
 )
 from gradflow.present.section import Box, Code, Part, Section, TextTable, Tiles
+from gradflow.present.study_figures import study_charts
 from gradflow.present.study_story import study_section
 from gradflow.present.verdict_story import changed, how_sure, why
 
@@ -141,3 +148,15 @@ def _again(report: Report) -> Iterator[Part]:
         several = len(report.environments) > 1
         title = f"The whole config{f' of the first run{others}' if several else ''}"
         yield Code([f"{name}: {value}" for name, value in report.config.items()], "yaml", title)
+
+
+def charts(report: Report) -> list[Chart]:
+    """What the runs hold: a figure without data is left out."""
+    return [
+        *(() if report.study is None else study_charts(report.study)),
+        *gradient_charts(report),
+        *activation_charts(report),
+        *update_charts(report),
+        *training_charts(report),
+        *class_charts(report),
+    ]

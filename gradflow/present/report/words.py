@@ -11,8 +11,8 @@ import numpy as np
 
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.compare import MEANINGS
+from gradflow.analysis.findings import OUTCOMES
 from gradflow.analysis.numerals import p_text, plain
-from gradflow.analysis.outcome import OUTCOMES
 from gradflow.analysis.statistics import Interval
 from gradflow.analysis.thresholds import MIN_SEEDS
 from gradflow.present.report.content import Report, Trained

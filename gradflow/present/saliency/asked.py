@@ -243,3 +243,26 @@ def _figures(found: Mapping[str, Gallery]) -> Iterator[tuple[str, Callable[[], p
 
 def _gallery_figure(name: str, gallery: Gallery) -> plots.Figure:
     return plots.figure_of(plots.gallery_grid(name, gallery)[0][0])
+
+
+def saliency(
+    run: RunDir | Path | str,
+    image: Path | str,
+    *,
+    method: str = "gradcam",
+    n_classes: int | None = None,
+    weights: Weights = "best",
+) -> dict[str, Attribution]:
+    """By network of a run's first seed: what it says of a picture, and a map for each class.
+
+    As `gradflow saliency IMAGE`, of which it writes nothing and checks no method. Raises BadImage,
+    FileNotFoundError, ValueError.
+    """
+    networks = Networks.load(run if isinstance(run, RunDir) else RunDir.open(Path(run)), weights)
+    picture = read_pictures([Path(image)], ["picture"], networks.image_size)
+    found = next(
+        explain(networks.models, picture, networks.class_names, method=method, n_classes=n_classes)
+    )
+    if isinstance(found, BadImage):
+        raise found
+    return found[1]

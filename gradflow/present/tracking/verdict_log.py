@@ -3,8 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from gradflow.analysis.findings import Finding
-from gradflow.analysis.outcome import OUTCOMES
+from gradflow.analysis.findings import OUTCOMES, Finding
 from gradflow.analysis.verdict import Verdict
 from gradflow.present import plots
 from gradflow.present.figures import verdict_figure
