@@ -33,7 +33,7 @@ KEPT_RIVALS = ("H4", "H6", "H7", "H9")
 
 # Of each saved verdict: its study's arm that restores the gradients, if it may decide link 4.
 VERDICTS: dict[str, tuple[Path, str, Changes]] = {
-    "photographs, 64 px": (RESULTS / "vanishing-verdict-64px.json", "", "gradients"),
+    "photographs, 64 px": (RESULTS / "vanishing-verdict-64px-20-epochs.json", "", "gradients"),
     "digits": (STUDIES / "digits-verdict.json", "", "gradients"),
     "vanishing-control, restored by fixed-init": (
         STUDIES / "vanishing-control-verdict.json", "fixed-init", "signal and gradients",

@@ -34,7 +34,7 @@ from gradflow.training.diagnosis import open_case
 from gradflow.training.rundir import NetworkDir, RunDir
 
 RESULTS = Path(__file__).parent / "results"
-NAME = "vanishing-verdict-64px"
+NAME = "vanishing-verdict-64px-20-epochs"
 
 RECIPE = (
     "--image-size", "64", "--epochs", "20", "--patience", "0", "--log-grads",

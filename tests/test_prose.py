@@ -26,12 +26,12 @@ def first_over_last(verdict: Any, network: str, size: str) -> float:
 
 
 def photographs(network: str, size: str = "output_gradient") -> float:
-    return first_over_last(stored("vanishing-verdict-64px")["verdict"], network, size)
+    return first_over_last(stored("vanishing-verdict-64px-20-epochs")["verdict"], network, size)
 
 
 def evidence(name: str) -> str:
     """Mean and interval, of the run over 20 epochs."""
-    verdict = stored("vanishing-verdict-64px")["verdict"]
+    verdict = stored("vanishing-verdict-64px-20-epochs")["verdict"]
     (one,) = (one for finding in (*verdict["links"], *verdict["rivals"])
               for one in finding["evidence"] if one["name"] == name)  # fmt: skip
     low, high = one["interval"]
