@@ -79,8 +79,3 @@ def test_one_seed_twice() -> None:
 def test_no_seed_in_common() -> None:
     with pytest.raises(ValueError, match=r"with a seed in common, but got \[0, 1\] and \[5\]"):
         Case.of(group(2), [make_network("residual", 5)])
-
-
-def test_networks_that_share_no_layers() -> None:
-    with pytest.raises(ValueError, match="at least two layers of the same name"):
-        Case.of(group(2), group(2, name="stack", names=STACK))

@@ -1,6 +1,5 @@
 """How evidence combines into answers, and Holm's correction over all questions."""
 
-import math
 from collections.abc import Sequence
 from itertools import product
 from typing import get_args
@@ -137,14 +136,6 @@ def test_decisions_keep_their_order() -> None:
     assert [(one.key, one.status) for one in found] == [("a", "no"), ("b", "yes")]
 
 
-@pytest.mark.parametrize("n", [1, 2, 4])
-def test_few_seeds_decide_nothing(n: int) -> None:
-    for values in (CLEAR, AGAINST):
-        assert status_of(values[:n]) == "undetermined"
-        assert status_of([*values[:n], NAN, NAN]) == "undetermined"
-        assert status_of(values[:5]) != "undetermined"
-
-
 # -- how many seeds --------------------------------------------------------------------------------
 
 
@@ -162,13 +153,6 @@ def test_no_number_of_seeds_where_all_is_decided_or_hopeless() -> None:
     assert finding("H", evidence(CLEAR)).seeds_needed is None
     assert finding("H", evidence(NONE)).seeds_needed is None
     assert finding("H", evidence((0.0, 1.0, 2.0)), evidence(OPEN)).seeds_needed is None
-
-
-def test_json_of_a_finding() -> None:
-    content = decide([finding("H", evidence(CLEAR))])[0].to_json()
-    assert content["status"] == "yes"
-    assert math.isclose(content["p_for"], evidence(CLEAR).p_for)
-    assert [one["name"] for one in content["evidence"]] == ["size"]
 
 
 # -- the table from links to outcome ---------------------------------------------------------------

@@ -104,15 +104,6 @@ def test_a_geometric_profile_has_its_own_rate(decades: float, scale: float, n_la
     assert found.growth == pytest.approx(10 ** (-2 * decades), rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("decades", "label"),
-    [(-1.5, "vanishing"), (-0.5, "healthy"), (0.5, "healthy"), (1.5, "exploding")],
-)
-def test_labels_follow_the_change_over_the_whole_depth(decades: float, label: str) -> None:
-    for n_layers in (2, 34):
-        assert Rate(10 ** np.linspace(decades, 0, n_layers)).label == label
-
-
 def test_a_rate_that_could_not_be_formed_is_unknown() -> None:
     assert Rate(np.array([1.0, np.nan])).label == "unknown"
 

@@ -119,12 +119,6 @@ def test_what_is_printed_of_the_controls_is_what_was_measured(key: str) -> None:
     assert str(TRIED[key]) in judged(make_case({}, {}))[key].details
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_one_seed_decides_nothing(key: str) -> None:
-    for given in CASES[key]:
-        assert judged(make_case(*given, n_seeds=1))[key].status == "undetermined"
-
-
 def part(found: Finding, name: str) -> tuple[float, ...]:
     return next(one.values for one in found.evidence if one.name == name)
 
@@ -150,11 +144,6 @@ def test_what_a_schedule_took_is_a_closed_form() -> None:
     assert part(found, "fallen_until_then") == pytest.approx([0.47] * 5)
 
 
-def test_a_network_that_learned_nothing_at_all_was_not_stopped_by_the_schedule() -> None:
-    found = judged(make_case(scheduled(0.0), scheduled(1.5)))["H5"]
-    assert found.status == "no"
-
-
 def test_a_schedule_that_falls_a_little_every_epoch_is_read_where_it_has_halved() -> None:
     falling = {**scheduled(0.6), "learning_rates": np.linspace(1e-3, 1e-5, N_LONG)}
     assert fall_of_rate(make_case(falling).accused[0]) == 50
@@ -178,14 +167,6 @@ def test_shares_of_a_gap_that_is_not_there_are_not_formed() -> None:
         assert found[key].missing == ("a gap in test loss that is surely above zero",)
 
 
-def test_a_mismatch_that_the_reference_shares_explains_no_gap() -> None:
-    case = make_case(
-        {"examined": lambda s: batchnorm(running=1.0, recalibrated=0.7, seed=s)},
-        {"examined": lambda s: batchnorm(running=0.6, recalibrated=0.2, seed=s)},
-    )
-    assert judged(case)["H6"].status == "no"
-
-
 def test_what_could_not_be_measured_is_null_and_left_out() -> None:
     """None stands for what was not finite, as the examination writes it."""
     nulls = merged(rank(3, 0.3), noise_scale(0.5), batchnorm())
@@ -197,13 +178,6 @@ def test_what_could_not_be_measured_is_null_and_left_out() -> None:
     assert np.isfinite(part(found["H9"], "rank_to_reference")).all()
     assert part(found["H9"], "probe_drop") == pytest.approx([0.3] * 5, abs=0.01)
     assert found["H6"].status == found["H7"].status == found["H8"].status == "not measured"
-
-
-def test_dead_channels_are_compared_in_the_stage_with_the_largest_excess() -> None:
-    case = make_case({"examined": lambda s: dead(0.4, s)}, {"examined": lambda s: dead(0.1, s)})
-    assert part(judged(case)["H4"], "dead_excess") == pytest.approx([0.3] * 5, abs=0.01)
-    late = make_case({"examined": dead(0.4, step="end")}, {"examined": dead(0.1, step="end")})
-    assert part(judged(late)["H4"], "dead_excess") == pytest.approx([0.3] * 5, abs=0.01)
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(0.0, 1.0), (50.0, 0.5), (450.0, 0.1)])

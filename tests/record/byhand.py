@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradflow import Trace
+from gradflow import Recorder, Trace
 
 DEAD_WINDOW = 16
 LAYERS = (nn.ReLU, nn.GELU, nn.Tanh, nn.MultiheadAttention, nn.modules.batchnorm._NormBase)
@@ -278,6 +278,47 @@ def watched_step(hand: ByHand, optimizer: Optimizer, seed: int = 1) -> None:
     loss.backward()
     with hand.step():
         optimizer.step()
+
+
+def train_by_hand(
+    model: nn.Module,
+    loss: Callable[[int, int], Tensor],
+    *,
+    n_steps: int = 3,
+    n_passes: int = 1,
+    every: int = 1,
+    optimizer: Optimizer | None = None,
+    unpack: Callable[[Any], Tensor] = first,
+    before: Callable[[int, Optimizer], None] = lambda step, optimizer: None,
+    set_to_none: bool = True,
+    compare: bool = True,
+    **options: Any,
+) -> Trace:
+    """Train with a Recorder on `loss(step, part)`, and compare every value.
+
+    A step has so many passes; `before` is told of each step.
+    """
+    optimizer, hand = optimizer or sgd(model), ByHand(model, unpack)
+    with Recorder(model, optimizer, every=every, **options) as recorder:
+        for step in range(n_steps):
+            before(step, optimizer)
+            optimizer.zero_grad(set_to_none=set_to_none)
+            for part in range(n_passes):
+                with hand.forward():
+                    value = loss(step, part)
+                value.backward()
+            with hand.step():
+                optimizer.step()
+    if compare:
+        hand.compare(recorder.trace, steps=range(0, n_steps, every))
+    assert recorder.skipped_steps == []
+    return recorder.trace
+
+
+def draw(*shape: int, seed: int = 0) -> Callable[..., Tensor]:
+    """Another batch of this shape at each call."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *_: torch.randn(shape, generator=generator)
 
 
 def assert_same_trace(got: Trace, want: Trace, rtol: float = 1e-5) -> None:

@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from byhand import ByHand, assert_same_trace, batch, loss_of, output_row, sgd, small_net
+from byhand import (
+    ByHand,
+    assert_same_trace,
+    batch,
+    draw,
+    loss_of,
+    output_row,
+    sgd,
+    small_net,
+    train_by_hand,
+)
 from byhand import watched_step as train_step
 from torch import Tensor, nn
 
@@ -33,17 +43,12 @@ def test_plain_steps_recorded_and_not() -> None:
 @pytest.mark.parametrize("interval", [1, 2])
 def test_uneven_micro_batches(interval: int) -> None:
     model = small_net()
-    optimizer, hand = sgd(model), ByHand(model)
-    with Recorder(model, optimizer, every=interval) as recorder:
-        for step in range(3):
-            optimizer.zero_grad()
-            for n in (8, 3, 2):
-                with hand.forward():
-                    loss = loss_of(model, seed=10 * step + n, n=n)
-                (loss * n / 13).backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace, steps=range(0, 3, interval))
+
+    def loss(step: int, part: int) -> Tensor:
+        n = (8, 3, 2)[part]
+        return loss_of(model, seed=10 * step + n, n=n) * n / 13
+
+    train_by_hand(model, loss, n_passes=3, every=interval)
 
 
 def test_clipping_counts_and_leaves_the_output_gradients() -> None:
@@ -68,19 +73,11 @@ def test_both_ways_of_zeroing_gradients_give_one_trace(accumulate: int) -> None:
     traces = []
     for set_to_none in (True, False):
         model = small_net()
-        optimizer, hand = sgd(model), ByHand(model)
-        with Recorder(model, optimizer) as recorder:
-            for step in range(3):
-                optimizer.zero_grad(set_to_none=set_to_none)
-                for part in range(accumulate):
-                    with hand.forward():
-                        loss = loss_of(model, 10 * step + part)
-                    loss.backward()
-                with hand.step():
-                    optimizer.step()
-        hand.compare(recorder.trace)
-        assert recorder.skipped_steps == []
-        traces.append(recorder.trace)
+
+        def loss(step: int, part: int, model: nn.Module = model) -> Tensor:
+            return loss_of(model, 10 * step + part)
+
+        traces.append(train_by_hand(model, loss, n_passes=accumulate, set_to_none=set_to_none))
     assert_same_trace(*traces)
 
 
@@ -269,20 +266,12 @@ def n_forward_passes() -> int:
 def test_parts_of_a_model_called_one_by_one(accumulate: int) -> None:
     """The model itself is never called."""
     model = nn.ModuleDict({"encoder": nn.Linear(6, 4), "act": nn.ReLU(), "head": nn.Linear(4, 2)})
-    optimizer, hand = sgd(model), ByHand(model)
-    generator = torch.Generator().manual_seed(0)
-    with Recorder(model, optimizer) as recorder:
-        for _ in range(3):
-            optimizer.zero_grad()
-            for _ in range(accumulate):
-                with hand.forward():
-                    hidden = model["act"](model["encoder"](torch.randn(5, 6, generator=generator)))
-                    loss = model["head"](hidden).square().mean()
-                loss.backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
-    assert "head#1" not in recorder.trace.sites
+    images = draw(5, 6)
+
+    def loss(step: int, part: int) -> Tensor:
+        return model["head"](model["act"](model["encoder"](images()))).square().mean()
+
+    assert "head#1" not in train_by_hand(model, loss, n_passes=accumulate).sites
 
 
 @pytest.mark.parametrize("mode", ["eval", "no_grad", "inference_mode"])
@@ -415,32 +404,22 @@ def test_an_optimizer_without_hooks_is_refused_with_a_way_out() -> None:
 @pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.SparseAdam])
 def test_sparse_gradients_of_an_embedding(optimizer_class: Any) -> None:
     model = nn.EmbeddingBag(9, 4, mode="sum", sparse=True)
-    optimizer, hand = optimizer_class(model.parameters(), lr=0.05), ByHand(model)
-    with Recorder(model, optimizer) as recorder:
-        for step in range(3):
-            optimizer.zero_grad()
-            with hand.forward():
-                out = model(torch.tensor([[1, 1, 5], [step, 7, 7]]))
-            out.square().sum().backward()
-            assert model.weight.grad.is_sparse
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
+    optimizer = optimizer_class(model.parameters(), lr=0.05)
+
+    def loss(step: int, part: int) -> Tensor:
+        return model(torch.tensor([[1, 1, 5], [step, 7, 7]])).square().sum()
+
+    train_by_hand(model, loss, optimizer=optimizer)
+    assert model.weight.grad.is_sparse
 
 
 def test_sparse_and_dense_gradients_in_one_model() -> None:
     model = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Linear(4, 2))
-    optimizer, hand = sgd(model), ByHand(model)
-    with Recorder(model, optimizer) as recorder:
-        for step in range(2):
-            optimizer.zero_grad()
-            for shift in range(2):  # accumulated sparse gradients
-                with hand.forward():
-                    out = model(torch.tensor([[1, 2, 2 + step, 5 + shift]]))
-                out.square().sum().backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
+
+    def loss(step: int, shift: int) -> Tensor:  # sparse gradients that add up
+        return model(torch.tensor([[1, 2, 2 + step, 5 + shift]])).square().sum()
+
+    train_by_hand(model, loss, n_steps=2, n_passes=2)
 
 
 # -- errors ------------------------------------------------------------------------------------

@@ -10,33 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from byhand import ByHand, assert_same_trace, batch, loss_of, output_row, sgd, small_net
-from byhand import watched_step as train_step
+from byhand import assert_same_trace, draw, loss_of, output_row, sgd, small_net, train_by_hand
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from gradflow import Recorder
+from gradflow import Recorder, Trace
 from gradflow.record import DEFAULT_MEASURES, OUTPUT_MEASURES, outputs
 
 WITH_COPIES = [*DEFAULT_MEASURES, "angle_from_start", "grad_cosine"]
 
 
 def train(
-    model: nn.Module, n_steps: int = 3, shape: tuple[int, ...] = (5, 6), interval: int = 1
-) -> ByHand:
+    model: nn.Module, n_steps: int = 3, shape: tuple[int, ...] = (5, 6), **options: Any
+) -> Trace:
     """Train with a Recorder, and compare every value."""
-    optimizer, hand = sgd(model, 0.05), ByHand(model)
-    generator = torch.Generator().manual_seed(0)
-    with Recorder(model, optimizer, every=interval) as recorder:
-        for _ in range(n_steps):
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = (model(torch.randn(shape, generator=generator)) - 1).square().mean()
-            loss.backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace, steps=range(0, n_steps, interval))
-    return hand
+    images = draw(*shape)
+    return train_by_hand(
+        model, lambda *_: (model(images()) - 1).square().mean(), n_steps=n_steps, **options
+    )
 
 
 # -- in place, and the ReLU that is measured with its input ------------------------------------
@@ -223,20 +214,8 @@ class Reused(nn.Module):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_reused_modules_are_told_apart_by_their_call(accumulate: int) -> None:
-    model = Reused()
-    optimizer, hand = sgd(model), ByHand(model)
-    generator = torch.Generator().manual_seed(0)
-    with Recorder(model, optimizer) as recorder:
-        for _ in range(2):
-            optimizer.zero_grad()
-            for _ in range(accumulate):
-                with hand.forward():
-                    loss = model(torch.randn(5, 6, generator=generator)).square().sum()
-                loss.backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
-    assert [site for site in recorder.trace.sites if "." not in site] == [
+    trace = train(Reused(), 2, n_passes=accumulate)
+    assert [site for site in trace.sites if "." not in site] == [
         "layer", "relu", "layer#1", "relu#1", "layer#2", "relu#2"
     ]  # fmt: skip
 
@@ -270,16 +249,14 @@ def test_a_module_under_two_names_is_one_site() -> None:
 def test_parameters_frozen_at_first_and_unfrozen_later() -> None:
     """No gradient while frozen, a gradient and an update from then on."""
     model = small_net()
-    model[0].requires_grad_(False)
     model.unused = nn.Linear(2, 2)
     model.forward = lambda x: nn.Sequential.forward(model[:5], x)  # type: ignore[method-assign]
-    optimizer, hand = torch.optim.AdamW(model.parameters(), lr=1e-2), ByHand(model)
-    with Recorder(model, optimizer) as recorder:
-        for step in range(4):
-            model[0].requires_grad_(step >= 2)
-            train_step(hand, optimizer, step)
-    hand.compare(recorder.trace)
-    norms = recorder.trace.values["grad_norm"][:, recorder.trace.sites.index("0.weight")]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    trace = train_by_hand(
+        model, lambda step, _: loss_of(model, step), n_steps=4, optimizer=optimizer,
+        before=lambda step, _: model[0].requires_grad_(step >= 2),
+    )  # fmt: skip
+    norms = trace.values["grad_norm"][:, trace.sites.index("0.weight")]
     assert np.isnan(norms).tolist() == [True, True, False, False]
 
 
@@ -316,18 +293,11 @@ class Packs(nn.Module):
     ids=["tuple", "integers first", "dict", "dataclass", "nested", "complex", "double", "strided"],
 )  # fmt: skip
 def test_the_first_floating_tensor_is_measured_wherever_it_is(pack: Any, unpack: Any) -> None:
-    model = nn.Sequential(Packs(pack))
-    optimizer, hand = sgd(model, 0.01), ByHand(model, unpack)
-    generator = torch.Generator().manual_seed(0)
-    with Recorder(model, optimizer) as recorder:
-        for _ in range(2):
-            optimizer.zero_grad()
-            with hand.forward():
-                z = unpack(model(torch.randn(5, 3, generator=generator)))
-            (z.abs().square().sum()).backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
+    model, images = nn.Sequential(Packs(pack)), draw(5, 3)
+    train_by_hand(
+        model, lambda *_: unpack(model(images())).abs().square().sum(), n_steps=2,
+        optimizer=sgd(model, 0.01), unpack=unpack,
+    )  # fmt: skip
 
 
 def test_a_layer_of_integers_has_no_output_to_measure() -> None:
@@ -371,20 +341,7 @@ def test_an_lstm_and_attention() -> None:
             mixed, _ = self.attention(hidden, hidden, hidden)
             return self.head(mixed)
 
-    model = Net()
-    # attention calls no forward of its output layer: it reads the weights
-    hand = ByHand(model)
-    optimizer = sgd(model)
-    generator = torch.Generator().manual_seed(0)
-    with Recorder(model, optimizer) as recorder:
-        for _ in range(2):
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = model(torch.randn(3, 5, 6, generator=generator)).square().sum()
-            loss.backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
+    train(Net(), 2, (3, 5, 6))  # attention calls no forward of its output layer
 
 
 def test_a_transformer_encoder() -> None:
@@ -395,18 +352,10 @@ def test_a_transformer_encoder() -> None:
 
 
 def test_channels_last() -> None:
-    model = small_net().to(memory_format=torch.channels_last)
-    optimizer, hand = sgd(model), ByHand(model)
-    with Recorder(model, optimizer) as recorder:
-        for seed in range(3):
-            images, labels = batch(seed=seed)
-            optimizer.zero_grad()
-            with hand.forward():
-                logits = model(images.to(memory_format=torch.channels_last))
-            nn.functional.cross_entropy(logits, labels).backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
+    model, images = small_net().to(memory_format=torch.channels_last), draw(8, 3, 6, 6)
+    train_by_hand(
+        model, lambda *_: model(images().to(memory_format=torch.channels_last)).square().mean()
+    )
 
 
 # -- activation checkpointing ------------------------------------------------------------------
@@ -432,22 +381,8 @@ class Segments(nn.Module):
         return self.last(x)
 
 
-def train_segments(run: Callable[..., Any] | None, accumulate: int, interval: int) -> Any:
-    model = Segments(run)
-    optimizer, hand = sgd(model), ByHand(model)
-    generator = torch.Generator().manual_seed(0)
-    with Recorder(model, optimizer, every=interval) as recorder:
-        for _ in range(4):
-            optimizer.zero_grad()
-            for _ in range(accumulate):
-                with hand.forward():
-                    loss = model(torch.randn(5, 6, generator=generator)).square().mean()
-                loss.backward()
-            with hand.step():
-                optimizer.step()
-    if run is None:
-        hand.compare(recorder.trace, steps=range(0, 4, interval))
-    return recorder.trace
+def train_segments(run: Callable[..., Any] | None, accumulate: int, interval: int) -> Trace:
+    return train(Segments(run), 4, n_passes=accumulate, every=interval, compare=run is None)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -491,17 +426,7 @@ def test_a_lazily_built_model() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten())
     model.append(nn.LazyLinear(3))
-    optimizer, hand = sgd(model), ByHand(model)
-    with Recorder(model, optimizer, measures=WITH_COPIES) as recorder:
-        for seed in range(3):
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = loss_of(model, seed)
-            loss.backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
-    assert recorder.trace.kinds[0] == "conv"
+    assert train(model, shape=(8, 3, 6, 6), measures=WITH_COPIES).kinds[0] == "conv"
 
 
 def test_a_lazy_layer_that_has_not_run_yet_has_no_values() -> None:
@@ -523,46 +448,34 @@ def test_modules_that_are_added_removed_and_replaced() -> None:
     """What comes between two steps has its parameters measured at once, its output as well."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Tanh())
-    optimizer, hand = sgd(model), ByHand(model)
-    generator = torch.Generator().manual_seed(0)
-    with Recorder(model, optimizer) as recorder:
-        for step in range(5):
-            if step == 1:
-                model.append(nn.Linear(6, 6))
-            if step == 2:
-                gone, model[2] = model[2], nn.Linear(6, 6)
-            if step == 3:
-                del model[1]
-            optimizer.param_groups[0]["params"] = list(model.parameters())
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = model(torch.randn(5, 6, generator=generator)).square().mean()
-            loss.backward()
-            with hand.step():
-                optimizer.step()
-        assert not gone._forward_hooks
-    hand.compare(recorder.trace)
+    gone: list[nn.Module] = []
+
+    def change(step: int, optimizer: torch.optim.Optimizer) -> None:
+        assert not any(module._forward_hooks for module in gone)
+        if step == 1:
+            model.append(nn.Linear(6, 6))
+        if step == 2:
+            gone.append(model[2])
+            model[2] = nn.Linear(6, 6)
+        if step == 3:
+            del model[1]
+        optimizer.param_groups[0]["params"] = list(model.parameters())
+
+    train(model, 5, before=change)
 
 
 def test_parameters_that_are_replaced() -> None:
     """Pruning, quantisation and low-rank methods put others in their place."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
-    optimizer, hand = sgd(model), ByHand(model)
-    generator = torch.Generator().manual_seed(0)
-    with Recorder(model, optimizer) as recorder:
-        for step in range(3):
-            if step == 1:
-                model[0].weight = nn.Parameter(torch.randn(6, 6, generator=generator))
-                model[2] = nn.Linear(6, 2, bias=False)
-                optimizer.param_groups[0]["params"] = list(model.parameters())
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = model(torch.randn(5, 6, generator=generator)).square().mean()
-            loss.backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
+
+    def change(step: int, optimizer: torch.optim.Optimizer) -> None:
+        if step == 1:
+            model[0].weight = nn.Parameter(torch.randn(6, 6))
+            model[2] = nn.Linear(6, 2, bias=False)
+            optimizer.param_groups[0]["params"] = list(model.parameters())
+
+    train(model, before=change)
 
 
 def test_weights_computed_by_a_parametrization() -> None:
