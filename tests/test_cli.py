@@ -125,15 +125,6 @@ def test_wrong_usage_ends_with_2_and_says_what_is_wrong(
     assert not out
 
 
-def test_unknown_config_keys_are_an_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "config.yaml"
-    file.write_text("arhc: both\n")
-    assert main(["train", "--config", str(file)]) == 2
-    assert "arhc" in capsys.readouterr().err
-
-
 def test_data_audits_and_fails_on_bad_files(
     pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,15 +190,6 @@ def test_check_says_what_happens_at_the_start(
     assert content["cause"] == "vanishing"
     assert content["paths"][0]["profiles"]["output_gradient"]["slope_decades_per_layer"] < -0.2
     assert main([*command, "--fail-on", "vanishing", "--json"]) == 3
-
-
-def test_check_of_a_given_name_repeats_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["check", "plain_18", "--input", "3x32x32", "--draws", "1", "--batch-size", "4"]
-    printed = []
-    for _ in range(2):
-        assert main([*command, "--seed", "3", "--json"]) == 0
-        printed.append(capsys.readouterr().out)
-    assert printed[0] == printed[1]
 
 
 @pytest.mark.parametrize(("n_right", "code"), [(20, 0), (3, 1)])

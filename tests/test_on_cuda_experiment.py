@@ -1,8 +1,5 @@
 """experiments/on_cuda.py: a part that fails or hangs is told, and the next one runs."""
 
-import argparse
-import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -66,31 +63,3 @@ def test_a_wrong_sum_shows(on_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch)
     assert {name: error for name, error in errors().items() if error > 1e-6} == {
         "gradient square": pytest.approx(1e-3, rel=1e-3)
     }
-
-
-def test_it_fits_into_eight_minutes(on_cuda: ModuleType, tmp_path: Path) -> None:
-    options = argparse.Namespace(quick=False, photographs=tmp_path, out=tmp_path)
-    parts = list(on_cuda.all_parts(options))
-    benches = [part for part in parts if part.name.startswith("bench")]
-    others = [part for part in parts if part not in benches]
-    before = sum(part.limit for part in others if not part.counts_when_stopped)
-    assert before < on_cuda.BENCHES_END
-    trainings = sum(part.limit + on_cuda.GRACE for part in others if part.counts_when_stopped)
-    assert on_cuda.BENCHES_END + on_cuda.GRACE + trainings <= 8 * 60
-    assert all(part.end == on_cuda.BENCHES_END for part in benches)
-
-
-@pytest.mark.slow
-def test_it_runs_from_end_to_end_on_a_cpu(tmp_path: Path) -> None:
-    command = [sys.executable, EXPERIMENTS / "on_cuda.py", "--quick", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "on-cuda.json").read_text())
-    states = {part["name"]: part["state"] for part in found["parts"]}
-    assert set(states.values()) == {"done"}, done.stdout
-    assert len(states) == 7
-    trained = {part["name"]: part["facts"] for part in found["parts"] if "train" in part["name"]}
-    assert all(facts["epochs"] == 1 for facts in trained.values())
-    assert all(facts["recorded_steps"] > 0 for facts in trained.values())
-    for name in ("sums by PyTorch", "bench 8 px, 4, fp32", "train plain_34"):
-        assert name in done.stdout

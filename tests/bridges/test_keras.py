@@ -111,19 +111,6 @@ def test_a_failed_training_gives_the_optimizer_back_and_keeps_its_records(
     assert Trace.load(tmp_path).steps.tolist() == [0, 1, 2]
 
 
-def test_a_training_after_a_failed_one_is_recorded_once_and_goes_on_counting(
-    net: nn.Sequential, batches: list[Any]
-) -> None:
-    model, callback = same_in_keras(net), RecorderCallback()
-    model.compile(keras.optimizers.SGD(gradient_accumulation_steps=2), loss="mse")
-    with pytest.raises(ZeroDivisionError):
-        fit(model, batches, callback, FailsAfter(4))
-    assert callback.recorder.trace.steps.tolist() == [0, 1]
-    fit(model, batches, callback)
-    assert callback.recorder.trace.steps.tolist() == [2, 3, 4]
-    assert is_as_keras_made_it(model.optimizer)
-
-
 def test_scaled_gradients_have_true_size_and_skipped_updates_do_not_count(
     net: nn.Sequential, batches: list[Any]
 ) -> None:

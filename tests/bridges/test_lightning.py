@@ -117,16 +117,6 @@ def test_a_failed_training_leaves_no_hook_and_keeps_its_records(
     assert Trace.load(tmp_path / "records").steps.tolist() == [0, 1, 2]
 
 
-def test_a_training_that_never_starts_can_be_closed(tmp_path: Path, net: nn.Module) -> None:
-    def fails() -> None:
-        raise ZeroDivisionError
-
-    model = Regression(net)
-    model.configure_optimizers = fails  # type: ignore[method-assign, assignment]
-    with pytest.raises(ZeroDivisionError):
-        trainer(tmp_path, RecorderCallback()).fit(model, loader([]))
-
-
 def test_a_resumed_training_goes_on_counting(
     tmp_path: Path, net: nn.Module, batches: list[Any]
 ) -> None:

@@ -121,22 +121,6 @@ def test_a_failed_training_leaves_no_hook_and_keeps_its_records(
     assert Trace.load(tmp_path / "records").steps.tolist() == [0, 1, 2]
 
 
-def test_a_training_after_a_failed_one_is_recorded_once(
-    tmp_path: Path, net: nn.Module, batches: list[Any], n_hooks: Callable[..., int]
-) -> None:
-    model = Fails(net)
-    hugging_face = trainer(tmp_path, model, batches)
-    callback = recorded(hugging_face)
-    with pytest.raises(ZeroDivisionError):
-        hugging_face.train()
-    failed = callback.recorder
-    model.n_left = 100
-    hugging_face.train()
-    assert len(failed.trace) == 3
-    assert len(callback.recorder.trace) == 6
-    assert n_hooks(model, callback.recorder.optimizers[0]) == 0
-
-
 def test_a_resumed_training_goes_on_counting(
     tmp_path: Path, net: nn.Module, batches: list[Any]
 ) -> None:

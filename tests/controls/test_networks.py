@@ -71,24 +71,8 @@ def test_pytorchs_default_is_the_one_of_pytorch() -> None:
         assert one.abs().max().item() <= 0.05
 
 
-def test_activations_stand_between_the_layers_and_not_at_the_ends() -> None:
-    kinds = [type(one).__name__ for one in networks.relu_mlp(3, 4, 1.0, 0)]
-    assert kinds == ["Linear", "ReLU", "Linear", "ReLU", "Linear"]
-    kinds = [type(one).__name__ for one in networks.batchnorm_mlp(2, 4, 0)]
-    assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
-
-
 def test_residual_blocks_begin_as_the_identity() -> None:
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     first, *blocks, _ = networks.identity_residual(3, 8, seed=0)
     start = first(x)
     assert torch.equal(nn.Sequential(*blocks)(start), start)
-
-
-def test_plain_34_without_norm_has_its_weights_and_no_norm() -> None:
-    with_norm = networks.plain_34_with_norm("kaiming", 3)
-    without = networks.plain_34_without_norm("kaiming", 3)
-    assert not any(isinstance(one, nn.BatchNorm2d) for one in without.modules())
-    theirs = with_norm.state_dict()
-    for name, weight in without.state_dict().items():
-        assert torch.equal(weight, theirs[name]), name

@@ -122,35 +122,6 @@ def test_depth_read_from_the_wrong_end_is_seen(monkeypatch: pytest.MonkeyPatch) 
     assert not found.passed
 
 
-def test_a_ratio_read_from_the_wrong_end_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    decades = rates.Rate.decades.fget
-    assert decades is not None
-    monkeypatch.setattr(rates.Rate, "decades", property(lambda self: -decades(self)))
-    (found,) = run([GAIN_2], 2)
-    assert found.n_labels_right == 0
-    assert not found.passed
-
-
-def test_the_size_of_another_layer_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every second layer's place taken by the one after it: the slope alone might hide that."""
-    line = rates.line
-
-    def shifted(values: np.ndarray) -> tuple[float, float]:
-        wrong = values.copy()
-        wrong[:-1:2] = values[1::2][: len(wrong[:-1:2])]
-        return line(wrong)
-
-    monkeypatch.setattr(rates, "line", shifted)
-    assert not run([GAIN_2], 1)[0].passed
-
-
-def test_the_wrong_size_is_seen() -> None:
-    """ŝ of a linear network is flat: activations shrink forward as gradients do backward."""
-    (found,) = run([replace(GAIN_2, size="scale_invariant")], 1)
-    assert found.mean == pytest.approx(1)
-    assert not found.passed
-
-
 def test_ends_are_left_out_of_the_rate_and_not_of_the_label() -> None:
     control = replace(GAIN_2, skipped=(5, 5))
     assert trace_rate(record(control, 0), "output_gradient").n_layers == 11

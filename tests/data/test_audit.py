@@ -1,6 +1,5 @@
 """The audit finds what would spoil a measurement: bad files, twins, conflicting labels."""
 
-import json
 import os
 import threading
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gradflow.data import NEAR_TWIN_BITS, Audit, Source, audit, open_source, split
+from gradflow.data import NEAR_TWIN_BITS, Source, audit, open_source, split
 from gradflow.data.twins import by_first_appearance, content_hash, group_near, perceptual_hash
 
 # The original study's photographs are not part of the repository: name their folder to test them.
@@ -75,15 +74,6 @@ def test_missing_files_are_bad_and_unlabelled_ones_are_listed(tmp_path):
     assert [(file.key, file.reason) for file in found.bad] == [("9.png", "no such file")]
     assert found.unlabelled == ("3.png",)
     assert found.usable.all()
-
-
-def test_the_findings_are_plain_json(folder):
-    report = audit(open_source(folder)).to_json()
-    again = json.loads(json.dumps(report))
-    assert again == report
-    assert report["sizes"]["width"] == {"min": 96, "median": 96.0, "max": 96}
-    assert report["n_usable"] == 6
-    assert report["near_bits"] == NEAR_TWIN_BITS
 
 
 def test_a_source_of_bad_files_only_is_reported_and_cannot_be_split(tmp_path):
@@ -195,12 +185,6 @@ def test_a_chain_of_near_twins_is_one_group():
     chain = np.array([0, 0b1, 0b11, 0b111, 0b111 << 40], dtype=np.uint64)
     assert group_near(chain, 1).tolist() == [0, 0, 0, 0, 1]
     assert group_near(chain[:0], 1).tolist() == []
-
-
-def test_an_audit_checks_its_shapes():
-    found = audit(source_of([scene(0), scene(1)], [0, 1]))
-    with pytest.raises(ValueError, match=r"`near` of shape \(2,\), but got \(1,\)"):
-        Audit(**(vars(found) | {"near": np.zeros(1)}))
 
 
 @pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="the original study's photographs are absent")

@@ -76,14 +76,6 @@ def test_augmentation_is_torchvisions_flip_then_counter_clockwise_rotation(degre
     torch.testing.assert_close(_resample(images, maps), expected, atol=2e-4, rtol=0)
 
 
-def test_a_positive_angle_turns_counter_clockwise():
-    images = torch.zeros(1, 3, 9, 9)
-    images[..., 4, 8] = 1.0  # a point at three o'clock
-    maps = affine(torch.tensor([False]), torch.tensor([90.0]))
-    turned = _resample(images, maps)
-    assert turned[0, 0, 0, 4] == pytest.approx(1.0, abs=1e-5)  # goes to twelve o'clock
-
-
 def test_what_comes_in_at_the_corners_is_black_before_normalisation():
     white = ImageStore(
         torch.full((4, 3, 32, 32), 255, dtype=torch.uint8), torch.zeros(4).long(), ("a", "b")

@@ -29,20 +29,6 @@ def test_unequal_singular_values() -> None:
     assert stable_rank(table) == pytest.approx(4 / 3)
 
 
-def test_gaussian_features_have_the_rank_of_marchenko_and_pastur() -> None:
-    """E[λ ln λ] = c/2 for c = C/N (Page 1993), so erank = C exp(−c/2); srank = C / (1 + √c)².
-
-    Both are limits for large N; the largest eigenvalue comes to its own from below, slowly.
-    """
-    n, c = 1500, 150
-    random = np.random.default_rng(0)
-    ranks = [effective_rank(random.normal(size=(n, c))) for _ in range(8)]
-    error = 3 * float(np.std(ranks, ddof=1)) / math.sqrt(len(ranks))
-    assert np.mean(ranks) == pytest.approx(c * math.exp(-c / n / 2), abs=error + c / n)
-    limit = c / (1 + math.sqrt(c / n)) ** 2
-    assert stable_rank(random.normal(size=(n, c))) == pytest.approx(limit, rel=0.05)
-
-
 @pytest.mark.parametrize("table", [np.ones((5, 3)), np.full((5, 3), np.nan), np.zeros((1, 3))])
 def test_features_that_do_not_vary_have_no_rank(table: np.ndarray) -> None:
     assert math.isnan(effective_rank(table))

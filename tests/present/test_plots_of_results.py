@@ -121,15 +121,6 @@ def test_an_answer_is_drawn_by_dose_with_its_interval_over_seeds() -> None:
     assert (ax.get_xscale(), ax.get_xlabel(), ax.get_ylabel()) == ("log", "factor", "loss (nats)")
 
 
-@pytest.mark.parametrize("log", [True, False])
-def test_a_dose_may_stand_on_a_linear_axis(log: bool) -> None:
-    one = np.array([0.0 if not log else 0.5, 1.0])
-    ax = plots.dose_response_plot(
-        {"net": (one, one, np.stack([one, one], 1))}, "β", "loss", log=log
-    )
-    assert ax.get_xscale() == ("log" if log else "linear")
-
-
 # -- short batches ---------------------------------------------------------------------------------
 
 

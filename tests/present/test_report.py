@@ -22,7 +22,7 @@ from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.overview import Band, bands
 from gradflow.analysis.profile import weight_table
-from gradflow.analysis.statistics import Interval, t_interval
+from gradflow.analysis.statistics import Interval
 from gradflow.cli import main
 from gradflow.present import plots
 from gradflow.present.markdown import markdown, plain
@@ -37,11 +37,9 @@ from gradflow.present.report.charts_of_training import (
 from gradflow.present.report.content import Report, Trained, collect
 from gradflow.present.report.depth import UPDATES, Measure, Profile, angles, drawn_seeds, tables
 from gradflow.present.report.rows import (
-    accuracy_rows,
     class_rows,
     mistakes,
     photos_of_test_set,
-    seed_rows,
 )
 from gradflow.present.report.saliency import Maps, saliency_pictures
 from gradflow.present.report.story import answer, charts, story
@@ -120,22 +118,6 @@ def test_the_layer_that_differs_most_is_the_largest_of_those_that_surely_do(repo
     found = replace(report, comparisons=(replace(one, layers=(chance, sure)),)).largest_difference
     assert found is not None
     assert found[1].layer == "sure"
-
-
-def test_the_layer_that_differs_most_is_the_largest_ratio_of_the_comparison(report: Report) -> None:
-    (rows,) = (
-        one.layers
-        for one in report.comparisons
-        if (one.size, one.at) == ("output_gradient", "equal step")
-    )
-    largest = max(rows, key=lambda row: abs(np.log10(row.factor)))
-    found = report.largest_difference
-    assert found is not None
-    assert found[1].layer == largest.layer
-    staged = words.place_in_stage(largest.layer)
-    where = f"{largest.layer}, {staged}, " if staged else f"{largest.layer}, "
-    place = f"at {where}layer {rows.index(largest) + 1} of {len(rows)} from the input:"
-    assert place in words.differs(report)
 
 
 @pytest.mark.parametrize(
@@ -416,13 +398,6 @@ def test_no_other_picture_is_shown_for_a_mistake_where_the_images_have_changed(
     assert expected in written
 
 
-def test_unchanged_images_of_an_older_run_are_shown(report: Report) -> None:
-    facts = {key: one for key, one in report.data.items() if key != "keys_sha256"}
-    photos, where = photos_of_test_set(replace(report, data=facts))
-    assert where.startswith("The pictures are those at ")
-    assert photos(0) == photos_of_test_set(report)[0](0)
-
-
 def embedded(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
 
@@ -465,16 +440,6 @@ def test_page_and_markdown_answer_in_the_order_in_which_a_reader_asks(
     assert headings == re.findall("\n## (.+)", written)
 
 
-def test_records_of_ones_own_loop_make_a_report(run: Path, tmp_path: Path) -> None:
-    alone = tmp_path / "mine-s0"
-    shutil.copytree(run / "plain_18-s0" / "records", alone / "records")
-    report = collect([alone])
-    text = page.html(story(report, charts(report)), static=True)
-    assert "The records come from a loop of your own" in text
-    assert "There is only one network" in text
-    assert "Worst mistakes" not in text
-
-
 def test_records_of_ones_own_loop_show_activations_and_updates(run: Path, tmp_path: Path) -> None:
     alone = tmp_path / "mine-s0"
     shutil.copytree(run / "plain_18-s0" / "records", alone / "records")
@@ -494,18 +459,6 @@ def test_records_of_ones_own_loop_show_activations_and_updates(run: Path, tmp_pa
 def test_channels_off_in_a_step_stand_in_until_a_window_is_full(report: Report) -> None:
     assert "output_dead_window" not in report.activations, "6 steps fill no window of 16"
     assert set(report.activations["output_dead_fraction"]) == set(report.names)
-
-
-def test_the_angle_travelled_is_that_of_the_last_step() -> None:
-    angle = np.array([[0.1, 0.2], [0.3, 0.4]])
-    sites = ("conv1.weight", "fc.weight")
-    trace = Trace(
-        np.arange(2), sites, ("conv.weight", "linear.weight"), np.ones(2, np.int64),
-        {"angle_from_start": angle},
-    )  # fmt: skip
-    profile = angles({"net": [trace, trace]}, {})["angle_from_start"]["net"]
-    np.testing.assert_array_equal(profile.mean, angle[-1])
-    assert angles({"net": [replace(trace, values={})]}, {}) == {}
 
 
 @pytest.mark.parametrize("arch", ["plain_18", "resnet_18"])
@@ -636,16 +589,6 @@ def test_an_unfinished_run_says_how_to_go_on(
     assert f"gradflow train --resume {without_records}" in capsys.readouterr().err
 
 
-def test_titles_say_what_was_found(run: Path, report: Report) -> None:
-    titles = {chart.key: chart.title for chart in charts(report)}
-    first, last = report.verdict.bands[0].mean[[0, -1]] if report.verdict else (0, 0)
-    assert ("larger in plain_18" in titles["gradient-profiles"]) == (first > last)
-    ends = [one.history()[-1]["val_loss"] for one in RunDir.open(run).networks()
-            if one.arch == "plain_18"]  # fmt: skip
-    assert f"plain_18 {np.mean(ends):.3g}" in titles["loss-by-epoch"]
-    assert titles["output-rms"].startswith("Size of the output: most in plain_18 at ")
-
-
 def test_thinning_is_told_where_it_happens_and_only_there(report: Report) -> None:
     captions = {chart.key: chart.caption for chart in charts(report)}
     assert "are drawn" not in captions["gradient-heat-map"]
@@ -770,17 +713,6 @@ def test_layers_of_networks_of_other_depth_stand_by_their_number_from_the_input(
     at = {line.get_label(): line.get_xdata()[0] for line in ax.lines}
     assert (at["differ most of flat"], at["differ most of deep"]) == (2, 3)
     assert ax.xaxis.get_major_formatter()(at["differ most of deep"], 0) == "4", "counted from 1"
-
-
-def test_updates_of_networks_of_other_depth_are_numbered_and_of_the_same_are_named() -> None:
-    shown = Measure("says", "axis", log=False, by_kind=False)
-    of = {name: Profile(layers, *np.ones((3, len(layers))))
-          for name, layers in (("flat", SHALLOW), ("deep", DEEP))}  # fmt: skip
-    figure = interactive.layer_profiles(["flat", "deep"], of, shown)
-    assert [list(one.x) for one in figure.data if one.name] == [[1, 2, 3], [1, 2, 3, 4, 5]]
-    figure = interactive.layer_profiles(["flat", "deep"], {"deep": of["deep"]}, shown)
-    assert [tuple(one.x) for one in figure.data if one.name] == [DEEP]
-    assert figure.layout.xaxis.title.text == "layer, input at the left"
 
 
 def test_an_option_cannot_break_out_of_its_element() -> None:
@@ -1026,17 +958,6 @@ def test_a_class_without_test_images_is_not_the_one_that_differs_most(report: Re
             assert any(f"The recall of {name} differs most" in title for name in expected)
 
 
-def test_the_heat_map_is_titled_for_each_network(report: Report) -> None:
-    layers = ("a", "b", "c")
-    rising = Table(np.arange(2), layers, np.array([[1.0, 2.0, 3.0]] * 2))
-    falling = replace(rising, values=rising.values[:, ::-1])
-    of = {("one", "output_gradient"): rising, ("two", "output_gradient"): falling}
-    assert heat_title(replace(report, tables=of)) == (
-        "Over the training δ of one is largest at c and smallest at a, that of two is largest at a "
-        "and smallest at c"
-    )
-
-
 @pytest.fixture
 def changed(run: Path, tmp_path: Path) -> Path:
     """The same run as if its gradients had been scaled, and one check had failed."""
@@ -1071,13 +992,6 @@ def test_a_run_that_was_changed_on_purpose_says_so_in_letter_and_report(
     assert content["changed"] == content["verdict"]["changed"] == said
 
 
-def test_a_run_that_was_not_changed_says_nothing_of_it(report: Report, text: str) -> None:
-    assert report.changed == ""
-    assert report.verdict is not None
-    assert report.verdict.to_json()["changed"] is None
-    assert "on purpose" not in text[: text.index("</header>")]
-
-
 def test_the_page_tells_how_to_train_the_same_again(report: Report, text: str) -> None:
     (command,) = words.commands(report)
     assert command.startswith("gradflow train --data ")
@@ -1097,13 +1011,6 @@ def test_a_loop_of_ones_own_is_started_by_its_own_program(
 ) -> None:
     own = [dict(one, command=arguments) for one in report.environments]
     assert words.commands(replace(report, environments=tuple(own))) == [typed]
-
-
-def test_a_run_that_is_not_there_is_a_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["report", str(tmp_path / "none")]) == 2
-    assert "there is no folder" in capsys.readouterr().err
 
 
 # -- in a browser ----------------------------------------------------------------------------------
@@ -1273,12 +1180,3 @@ def _hover_and_see(tab: Any) -> None:
     tab.mouse.move(area["x"] + area["width"] / 2 + 2, area["y"] + area["height"] / 2)
     said = tab.wait_for_selector("#gradient-heat-map .hoverlayer .hovertext").text_content()
     assert re.search(r"step \d+.*(conv|layer).*10\^-?\d", said)
-
-
-def test_means_over_seeds_stand_before_the_single_seeds(report: Report) -> None:
-    rows = [row for row in accuracy_rows(report) if row["network"] == report.names[0]]
-    found = t_interval([row["test"] for row in rows], bounds=(0.0, 1.0))
-    said = f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
-    assert seed_rows(report)[0]["test"] == said
-    text = markdown(story(report, []), "figures")
-    assert text.index(said) < text.index("| network | seed |")

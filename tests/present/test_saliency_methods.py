@@ -155,12 +155,3 @@ def test_a_batch_gives_the_maps_of_its_images_one_by_one(method, images, monkeyp
         alone = attribute(model, image[None], CLASSES, method=method, n_classes=2)
         assert alone.map_classes == found.map_classes
         np.testing.assert_allclose(found.maps, alone.maps, rtol=1e-4, atol=1e-6)
-
-
-def test_the_classes_can_be_named_for_each_image(linear, images):
-    named = torch.tensor([[2], [0], [1], [2]])
-    found = attribute_all(linear, images, CLASSES, method="gradient", classes=named)
-    for result, (of,) in zip(found, named.tolist(), strict=True):
-        assert result.map_classes == (of,)
-        want = rows(linear)[of].abs().amax(dim=0).numpy()
-        np.testing.assert_allclose(result.maps[0], want, rtol=1e-5)

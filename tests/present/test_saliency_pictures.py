@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import re
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,8 @@ from torch import nn
 from gradflow.data import BadImage
 from gradflow.present import plots
 from gradflow.present.saliency import attribute, pictures, views
-from gradflow.present.saliency.asked import first_of_each_class
 from gradflow.present.saliency.attribution import Attribution
-from gradflow.present.saliency.gallery import N_RIGHT, N_WRONG, Gallery, make_gallery, mean_map
+from gradflow.present.saliency.gallery import N_RIGHT, N_WRONG, make_gallery, mean_map
 from gradflow.present.saliency.methods import METHODS, ClassMaps
 from gradflow.present.saliency.trust import TRUST_THRESHOLDS, Trust, TrustCheck
 
@@ -55,39 +53,6 @@ def solid(mode: str, color: object, size: tuple[int, int] = (20, 30)) -> Image.I
 
 
 # -- odd pictures ------------------------------------------------------------------------------
-
-
-def test_cmyk_is_read_in_its_own_colours(tmp_path):
-    solid("CMYK", (255, 255, 0, 0)).save(tmp_path / "x.jpg")  # cyan and magenta ink: blue
-    assert says(tmp_path / "x.jpg") == "blue"
-
-
-def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
-    values = np.full((20, 20), 257 * 100, np.uint16)
-    Image.fromarray(values).save(tmp_path / "x.png")
-    assert (read(tmp_path / "x.png").pixels == 100).all()
-
-
-def test_of_an_animated_palette_gif_the_first_frame_counts(tmp_path):
-    frames = [solid("RGB", color).convert("P") for color in ("red", "blue")]
-    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
-    assert says(tmp_path / "x.gif") == "red"
-
-
-def test_grey_with_transparency_lies_on_white(tmp_path):
-    solid("LA", (0, 0)).save(tmp_path / "x.png")
-    assert (read(tmp_path / "x.png").pixels == 255).all()
-
-
-def test_a_picture_is_turned_upright(tmp_path):
-    photo = np.zeros((20, 20, 3), np.uint8)
-    photo[:10] = (255, 0, 0)  # red above, which orientation 6 turns to the right
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(photo).save(tmp_path / "x.png", exif=exif)
-    pixels = read(tmp_path / "x.png").photo
-    assert (pixels[:, -1, 0] == 255).all()
-    assert (pixels[:, 0, 0] == 0).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (4000, 3000)])
@@ -270,15 +235,6 @@ def test_the_gallery_says_once_how_many_sums_of_maps_miss_their_logit(monkeypatc
     assert right.notes == ()
 
 
-def test_a_gallery_of_edges_says_so_and_has_no_sums_to_miss():
-    pixels, labels = eight_of_each_class()
-    network = nn.Sequential(Colours(), nn.ReLU())
-    found = make_gallery(network, pixels, labels, CLASSES, "guided-backprop")
-    assert found.notes == ("mostly edges (Adebayo et al. 2018)",)
-    (example, *_), *_ = found.examples
-    assert (example.delta, example.change) == (None, None)
-
-
 def test_a_mean_map_weighs_each_picture_alike_and_leaves_empty_ones_out():
     maps = [np.array([[1.0, 0.5]]), np.array([[0.0, 40.0]]), np.array([[-1.0, 0.0]])]
     mean, n = mean_map(maps)
@@ -318,11 +274,6 @@ def test_mean_maps_share_one_scale_and_an_empty_one_says_so(tmp_path):
     plots.save(plots.figure_of(axes[0][0]), tmp_path / "mean.png")
 
 
-def test_images_for_the_checks_take_turns_through_the_classes():
-    labels = torch.tensor([2, 0, 0, 1, 0, 2])
-    assert first_of_each_class(labels, 5).tolist() == [1, 3, 0, 2, 5]
-
-
 # -- the terminal ------------------------------------------------------------------------------
 
 
@@ -338,23 +289,6 @@ def example(best: int = 1) -> Attribution:
     probabilities[best] = 0.8
     maps = np.stack([ramp, ramp[::-1], -ramp])
     return Attribution("gradcam", "layer4.1", CLASSES, probabilities, maps, (0, 1, 2))
-
-
-def test_the_terminal_says_where_a_map_was_taken_and_what_speaks_against_it():
-    empty = dataclasses.replace(example(0), maps=np.zeros((3, 8, 8)), notes=("fails: x",))
-    assert plain(views.maps_view({"plain": example(0), "res": empty})) == (
-        "plain: gradcam at layer4.1\nres: gradcam at layer4.1; no map: nothing above zero; fails: x"
-    )
-
-
-def test_the_terminal_says_how_many_test_pictures_of_each_class_are_named_right():
-    gallery = Gallery(
-        "gradcam", "layer4.1", ("bakso", "gado gado [raw]"), ((),) * 2, np.zeros((2, 4, 4)),
-        (4, 4), (3, 2), (4, 5), ("fails: does not depend on the weights",),
-    )  # fmt: skip
-    text = plain(views.gallery_view({"plain": gallery}), width=80)
-    assert re.search(r"gado gado \[raw\] │ +2 of 5", text)
-    assert "plain: fails: does not depend on the weights" in text
 
 
 def test_the_terminal_always_says_how_far_the_sums_of_maps_are_off():

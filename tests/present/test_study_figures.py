@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from gradflow.present import plots
-from gradflow.present.plots.style import styles
 from gradflow.present.study_figures import finding, save_study_figures, study_charts
 from gradflow.studies import Results, Study
 from gradflow.studies.judging import results
@@ -75,14 +74,6 @@ def test_a_title_goes_over_the_untouched_network_where_it_lies_between_the_doses
         "plain_18 goes from 1.50 at 0.0001 over 1.40 at 0.001 to 1.30 at 0.01,"
         in (titles["dose-learning-rate"])
     )
-
-
-def test_a_network_looks_the_same_where_the_other_one_has_no_doses() -> None:
-    (chart,) = (one for one in study_charts(doses()) if "skip" in one.key)
-    ax = chart.draw().axes[0]
-    (line,) = (one for one in ax.lines if one.get_marker() not in ("None", "", None, "_", "|"))
-    assert line.get_color() == styles(["resnet_18"])[0]["color"]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["resnet_18"]
 
 
 def test_a_dose_that_diverged_is_no_end_of_the_answer() -> None:

@@ -12,9 +12,9 @@ from gradflow.present.tracking import network_log
 from gradflow.present.tracking.budget import VALUES_PER_LOG, VALUES_PER_MINUTE, Budget
 from gradflow.present.tracking.network_log import NetworkLog
 from gradflow.present.tracking.rows import layer_columns, n_values, step_rows
-from gradflow.present.tracking.running import GeometricMean, RunningTrace, ThinnedTable
+from gradflow.present.tracking.running import RunningTrace, ThinnedTable
 from gradflow.present.tracking.sink import LAYER, STEP
-from gradflow.record.trace import Table, Trace
+from gradflow.record.trace import Trace
 from tests.present.epochs import Clock, Memory, epoch_of, trace_of
 
 PLENTY = 10**6
@@ -66,12 +66,6 @@ def test_without_records_a_row_is_the_loss() -> None:
     }
 
 
-def test_outputs_that_were_not_recorded_are_left_out() -> None:
-    row = step_rows(epoch_of(0, 1, (0.5,)), trace_of([0], with_outputs=False), PLENTY)[0]
-    assert [key for key in row if key.endswith("/output")] == []
-    assert len(row) == 1 + 4 + 3
-
-
 def test_a_layer_keeps_its_number_while_another_is_frozen() -> None:
     trace = trace_of([0])
     trace.values["grad_norm"][:, 5] = np.nan  # conv1.weight
@@ -99,11 +93,6 @@ def _steps_with(rows: dict[int, dict[str, float]], key: str) -> np.ndarray:
     return np.array(sorted(step for step, row in rows.items() if key in row))
 
 
-@pytest.mark.parametrize("most", [-5, 0, 15])
-def test_with_too_little_left_no_half_row_is_logged(most: int) -> None:
-    assert step_rows(epoch_of(0, 2, (0.5, 0.25)), trace_of([0, 1]), most) == {}
-
-
 @pytest.mark.parametrize("name", ["{i}.weight", "part{i}.conv.weight", "stage{s}.{i}.weight"])
 def test_a_network_of_a_thousand_layers_stays_within_a_log(name: str) -> None:
     n = 1000
@@ -120,27 +109,6 @@ def test_a_network_of_a_thousand_layers_stays_within_a_log(name: str) -> None:
 
 
 # -- the budget --------------------------------------------------------------------------------
-
-
-def test_a_full_bucket_refills_within_a_minute() -> None:
-    clock = Clock()
-    budget = Budget(clock)
-    assert budget.left() == 50_000
-    budget.spend(50_000)
-    assert budget.left() == 0
-    clock.now = 30.0
-    assert budget.left() == 25_000
-    clock.now = 1000.0
-    assert budget.left() == 50_000
-
-
-def test_what_overdraws_is_waited_for() -> None:
-    clock = Clock()
-    budget = Budget(clock)
-    budget.spend(60_000)
-    assert budget.left() == -10_000
-    clock.now = 12.0
-    assert budget.left() == 0
 
 
 @pytest.mark.parametrize("seconds", [0.01, 0.5, 3.0, 61.0, 600.0])
@@ -184,13 +152,6 @@ def test_running_means_are_those_of_the_whole_trace() -> None:
         np.testing.assert_allclose(mean.values, geometric_mean(table.values))
     assert running.weights.table is not None
     np.testing.assert_array_equal(running.weights.table.values, weights.values)
-
-
-def test_a_mean_leaves_out_what_has_no_logarithm() -> None:
-    mean = GeometricMean()
-    for row in ([1.0, 0.0, np.nan], [100.0, 4.0, np.inf], [np.nan, 9.0, 0.0]):
-        mean.add(Table(np.zeros(1), ("a", "b", "c"), np.array([row])))
-    np.testing.assert_allclose(mean.values, [10.0, 6.0, np.nan])
 
 
 def test_a_long_trace_is_thinned_evenly_and_never_grows_beyond_its_bound() -> None:
@@ -279,15 +240,6 @@ def test_a_resumed_training_draws_and_means_over_what_came_before_it() -> None:
     np.testing.assert_allclose(told, expected)
 
 
-def test_a_fresh_training_reads_no_records_again() -> None:
-    clock = Clock()
-    log = NetworkLog(
-        "a", [Memory()], Budget(clock), earlier=lambda: pytest.fail("read"), clock=clock
-    )
-    train(log, 3, clock, seconds=1.0)
-    log.close({})
-
-
 def test_without_records_numbers_are_logged_and_nothing_is_drawn() -> None:
     clock, sink = Clock(), Memory()
     log = NetworkLog("a", [sink], Budget(clock), clock=clock)
@@ -326,10 +278,3 @@ def test_a_training_that_fails_ends_its_sinks_as_failed() -> None:
     with pytest.raises(KeyboardInterrupt):
         stopped()
     assert sink.ends == [({}, True)]
-
-
-def test_without_sinks_nothing_happens() -> None:
-    clock = Clock()
-    with NetworkLog("a", [], Budget(clock), clock=clock) as log:
-        train(log, 2, clock, seconds=1.0)
-        log.close({})

@@ -198,18 +198,6 @@ def test_nonfinite_names_the_place_to_look_at_first() -> None:
     ]
 
 
-def test_an_earlier_step_comes_first_in_nonfinite() -> None:
-    recorded = with_values(
-        {
-            "output_nonfinite": [[0, np.nan], [1, np.nan]],
-            "grad_nonfinite": [[np.nan, 2], [np.nan, 0]],
-        },
-        ("a", "a.weight"),
-    )
-    assert [one.measure for one in recorded.nonfinite()] == ["grad_nonfinite", "output_nonfinite"]
-    assert trace().nonfinite() == [], "where it was not recorded, nothing is found"
-
-
 # -- skipped steps -----------------------------------------------------------------------------
 
 
@@ -225,21 +213,6 @@ def test_skipped_steps_are_saved_loaded_and_dropped(tmp_path: Path) -> None:
     assert load_skipped_steps(tmp_path) == [3]
     drop_from(tmp_path, 0)
     assert load_skipped_steps(tmp_path) == []
-
-
-def test_no_skipped_steps_make_no_file(tmp_path: Path) -> None:
-    save_skipped_steps(tmp_path / "records", [])
-    assert not (tmp_path / "records").exists()
-    assert load_skipped_steps(tmp_path) == []
-    save_skipped_steps(tmp_path / "records", [1])
-    save_skipped_steps(tmp_path / "records", [1, 2])
-    assert load_skipped_steps(tmp_path) == [1, 2]
-    assert [path.name for path in (tmp_path / "records").iterdir()] == ["_skipped-steps.json"]
-
-
-def test_traces_in_a_row_keep_their_skipped_steps() -> None:
-    first, second = trace((0, 1)).with_skipped([1]), trace((5, 6)).with_skipped([5])
-    assert Trace.concat([first, second]).skipped_steps == (1, 5)
 
 
 # -- files -------------------------------------------------------------------------------------

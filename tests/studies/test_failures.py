@@ -83,17 +83,6 @@ def test_a_full_disk_fails_one_training_and_the_next_call_completes_it(
     assert not again.notes
 
 
-def test_a_state_that_cannot_be_written_does_not_hide_the_failure(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(self: CellDir, state: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(CellDir, "save_state", full)
-    end = run_cell(read(pictures).cells(tmp_path)[0])
-    assert (end.state, "No space left" in end.message) == ("failed", True)
-
-
 def test_a_failure_that_could_not_be_written_is_noted_all_the_same(
     all_but: Copy, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,17 +147,6 @@ def test_an_arm_that_comes_back_changed_is_refused(all_but: Copy, pictures: Path
         run_study(read(pictures, arms=constant | changed), folder, Engine())
     again = run_study(read(pictures, arms=constant | arms), folder, Engine())
     assert not [note for note in again.notes if "complete" in note]
-
-
-def test_a_study_of_another_name_in_the_same_folder_is_refused(
-    pictures: Path, tmp_path: Path
-) -> None:
-    folder = StudyDir(tmp_path)
-    folder.begin(read(pictures))
-    other = Study.read(tiny(pictures), name="other", changes={})
-    with pytest.raises(ValueError, match=r"the study tiny, which was begun in .*--out"):
-        folder.begin(other)
-    assert folder.study().name == "tiny"
 
 
 def test_a_full_disk_leaves_the_file_of_the_study_as_it_was(

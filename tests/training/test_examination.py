@@ -262,12 +262,3 @@ def test_once_measured_the_weights_make_room_for_those_of_other_networks(
     config = dataclasses.replace(config, arch="plain_18,resnet_18", checkpoint_budget=budget)
     train(network, config, data)
     assert network.weight_steps() == [0]  # of 0 and 1
-
-
-@pytest.mark.parametrize("off", ["rivals", "log_grads"])
-def test_it_can_be_left_out(tmp_path: Path, off: str) -> None:
-    network, config, data = prepare(tmp_path, epochs=1)
-    settings: dict[str, Any] = {off: False}
-    train(network, dataclasses.replace(config, **settings), data)
-    assert network.is_finished
-    assert network.examination() is None
