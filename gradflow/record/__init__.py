@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
     from gradflow.record.recorder import Recorder
     from gradflow.record.schedule import MaxOverhead, Schedule, every
-    from gradflow.record.trace import NonFinite, Trace
+    from gradflow.record.trace import NonFinite, Trace, load_histograms
 
 __all__ = [
     "DEFAULT_MEASURES",
@@ -36,6 +36,7 @@ __all__ = [
     "Schedule",
     "Trace",
     "every",
+    "load_histograms",
 ]
 
 __getattr__, __dir__ = lazy(__name__)

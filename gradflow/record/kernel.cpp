@@ -400,6 +400,24 @@ void gradient_sums(const T* x, int64_t n, int threads, double* out) {
   });
 }
 
+// How many elements have each exponent in their bits, and how many are zero. Four tables, since a
+// count that follows one of the same place would wait for it.
+template <typename T>
+void exponent_counts(const T* x, int64_t n, int threads, double* out) {
+  in_parallel<257>(n, n, threads, out, [&](int, int64_t first, int64_t last, double* sums) {
+    int64_t fields[4][256] = {}, zeros = 0;
+    for (int64_t i = first; i < last; i++) {
+      const float value = float(x[i]);
+      uint32_t bits;
+      std::memcpy(&bits, &value, sizeof bits);
+      fields[i % 4][bits >> 23 & 255]++;
+      zeros += bits << 1 == 0;
+    }
+    for (int i = 0; i < 1024; i++) sums[i % 256] += fields[i / 256][i % 256];
+    sums[256] += zeros;
+  });
+}
+
 // One pair of tensors of a batch: `rows` rows of `n` elements each.
 struct Pair {
   int64_t is_bfloat16;
@@ -512,6 +530,12 @@ void gradflow_output(int is_bfloat16, const void* x, int64_t outer, int64_t chan
 void gradflow_gradient(int is_bfloat16, const void* x, int64_t n, int threads, double* out) {
   if (is_bfloat16) gradient_sums((const bfloat16*)x, n, threads, out);
   else gradient_sums((const float*)x, n, threads, out);
+}
+
+// out: 257 counts, by the eight bits of the exponent, and of zeros.
+void gradflow_exponents(int is_bfloat16, const void* x, int64_t n, int threads, double* out) {
+  if (is_bfloat16) exponent_counts((const bfloat16*)x, n, threads, out);
+  else exponent_counts((const float*)x, n, threads, out);
 }
 
 // out: 5 sums per pair.

@@ -27,6 +27,7 @@ _SIGNATURES = {
         _INT, _POINTER, _LONG, _LONG, _LONG, _INT, _INT, _POINTER, _POINTER
     ],
     "gradflow_gradient": [_INT, _POINTER, _LONG, _INT, _POINTER],
+    "gradflow_exponents": [_INT, _POINTER, _LONG, _INT, _POINTER],
     "gradflow_products": [_POINTER, _LONG, _INT, _POINTER],
     "gradflow_differences": [_POINTER, _LONG, _INT, _POINTER],
     "gradflow_squares": [_POINTER, _LONG, _INT, _POINTER],

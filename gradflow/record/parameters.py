@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 
 from gradflow.record import sparse
 from gradflow.record.copies import Copies, Read, compare, table
+from gradflow.record.exponents import read_histograms
+from gradflow.record.histograms import HISTOGRAMS
 from gradflow.record.measures import CHEAP_READS, Measure
 from gradflow.record.micro_batches import MicroBatches
 from gradflow.record.processes import Processes
@@ -35,6 +37,8 @@ class ParameterReads:
         measures: Sequence[Measure],
         processes: Processes,
         not_taken: NotTaken,
+        *,
+        histograms: bool = False,
     ) -> None:
         chosen = [measure for measure in measures if measure.of == "parameter"]
         self._model = model
@@ -43,6 +47,7 @@ class ParameterReads:
         self._not_taken = not_taken
         self._own = [measure for measure in chosen if measure.function is not None]
         self._reads = {measure.read for measure in chosen if measure.function is None}
+        self._reads |= set(HISTOGRAMS if histograms else ())
         self._due: set[str] = set()  # of them, in the step that comes
         self._before = Copies()  # weights before the step
         self._start = Copies()
@@ -153,6 +158,9 @@ class ParameterReads:
                 square = loss_scale.to(sums.device, sums.dtype).reshape(()).square()
                 sums = sums / torch.stack([one, square, square])
             step.reads["micro-batches"] = (names, sums)
+        if not self._due.isdisjoint(HISTOGRAMS):
+            weights = {name: step.weight(name) for name in step.parameters}
+            step.reads |= read_histograms(weights, step.grads, grad_scale)
 
     def _grads(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         grads = {}

@@ -16,6 +16,7 @@ from gradflow.files import (
     whole,
     write_text,
 )
+from gradflow.record.histograms import HISTOGRAMS, N_BINS, Histograms, joined, occupied
 from gradflow.record.measures import MEASURES
 from gradflow.typed import typed
 
@@ -50,6 +51,8 @@ def write_part(
     arrays = {
         name: pa.array(column).dictionary_encode()
         if name in ("site", "kind")
+        else pa.array(column, pa.list_(pa.int64()))
+        if name in HISTOGRAMS
         else pa.array(column, from_pandas=True)
         for name, column in columns.items()
     }
@@ -80,6 +83,7 @@ def read_parts(
             with pq.ParquetFile(path) as part:
                 names = part.schema_arrow.names
                 wanted = names if measures is None else [*KEYS, *measures]
+                wanted = [name for name in wanted if name not in HISTOGRAMS]
                 table = part.read([name for name in names if name in wanted])
             last_step = _check_table(table, last_step)
             feeds.append(_feeds(table.schema.metadata))
@@ -87,6 +91,40 @@ def read_parts(
         except (pa.ArrowException, LookupError, ValueError, TypeError, OSError) as error:
             raise DamagedFile(path, "records of a Recorder", error, LEAVE_OUT) from None
     return _wide(pa.concat_tables(tables, promote_options="default")), feeds
+
+
+def read_histograms(parts: Sequence[Path]) -> Histograms | None:
+    """What some record files hold of histograms; None where they hold none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = []
+    for path in parts:
+        refuse_no_file(path, "records of a Recorder", LEAVE_OUT)
+        try:
+            with pq.ParquetFile(path) as part:
+                names = part.schema_arrow.names
+                if set(HISTOGRAMS) <= set(names):
+                    found.append(_histograms(part.read(["step", "site", *HISTOGRAMS])))
+        except (pa.ArrowException, LookupError, ValueError, TypeError, OSError) as error:
+            raise DamagedFile(path, "records of a Recorder", error, LEAVE_OUT) from None
+    return joined(found)
+
+
+def _histograms(table: Any) -> Histograms | None:
+    steps, row = np.unique(table["step"].to_numpy(), return_inverse=True)
+    sites: dict[str, int] = {}
+    column = [sites.setdefault(site, len(sites)) for site in table["site"].to_pylist()]
+    counts = {}
+    for name in HISTOGRAMS:
+        dense = np.zeros((len(steps), len(sites), N_BINS), dtype=np.int64)
+        for i, j, found in zip(row, column, table[name].to_pylist(), strict=True):
+            if found is not None:
+                dense[i, j] = found  # which has the right length, else a ValueError
+        if np.any(dense < 0):
+            raise ValueError(f"column {name} has counts below 0")
+        counts[name] = dense
+    return occupied(steps, tuple(sites), counts)
 
 
 def _feeds(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]] | None:

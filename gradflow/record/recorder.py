@@ -60,10 +60,12 @@ class Recorder:
     what is dearer (outputs, updates, weights, Adam's moments) at the full ones: the first 16, and
     then one in `cadence`. `measures` are names of `MEASURES`, or a `Measure` of your
     own; what none of them needs is not read. With a `folder` the trace goes there as Parquet
-    files, otherwise it is held in memory. Under float16 with a GradScaler, pass it as `scaler`, so
-    that the gradients of the outputs can be given in true size. `skipped_steps` lists the steps
-    whose update came to nothing, as where a GradScaler met an inf. `first_step` is the number of
-    steps done before.
+    files, otherwise it is held in memory. With `histograms`, it counts at the full steps how many
+    elements of each parameter and of its gradient lie between which powers of two:
+    `trace.histograms`, and of a folder `load_histograms`. Under float16 with a GradScaler, pass it
+    as `scaler`, so that the gradients of the outputs can be given in true size. `skipped_steps`
+    lists the steps whose update came to nothing, as where a GradScaler met an inf. `first_step` is
+    the number of steps done before.
 
     Under DistributedDataParallel give it the wrapped model, on every process: what it records is
     then that of the whole batch, and the first process writes.
@@ -82,6 +84,7 @@ class Recorder:
         folder: str | Path | None = None,
         scaler: Any = None,
         first_step: int = 0,
+        histograms: bool = False,
     ) -> None:
         self.measures = choose(measures)
         with_outputs = any(measure.of != "parameter" for measure in self.measures)
@@ -105,7 +108,7 @@ class Recorder:
             model, self.measures, not_taken, self._on_discard, self._is_stepping
         ) if with_outputs else None  # fmt: skip
         self._parameters = ParameterReads(
-            model, self.optimizers, self.measures, processes, not_taken
+            model, self.optimizers, self.measures, processes, not_taken, histograms=histograms
         )
         self._grad_scale = torch.ones(())
         self._last_scale: float | None = None

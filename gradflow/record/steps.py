@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradflow.record.histograms import HISTOGRAMS, N_BINS, occupied
 from gradflow.record.measures import READS, Measure
 from gradflow.record.sums import GRADIENT_SUMS, OUTPUT_SUMS
 from gradflow.record.trace import Trace
@@ -207,12 +208,14 @@ def to_trace(
         rows_of_it = [i for i, step in enumerate(steps) if step.layout is layout]
         table.add(np.array(rows_of_it), [steps[i] for i in rows_of_it])
     table.add_dead_channels(steps, dead)
+    numbers = np.array([step.step for step in steps], dtype=np.int64)
     return Trace(
-        steps=np.array([step.step for step in steps], dtype=np.int64),
+        steps=numbers,
         sites=tuple(rows),
         kinds=tuple(_site_kind(name, rows[name], kinds) for name in rows),
         sizes=table.sizes(),
         values={measure.name: table.finish(measure) for measure in measures},
+        histograms=occupied(numbers, tuple(rows), table.histograms),
     )
 
 
@@ -225,6 +228,9 @@ class _Table:
         # A measure may ask for what none of these steps brought.
         self._sums: defaultdict[str, np.ndarray] = defaultdict(lambda: np.full(shape, np.nan))
         self._own: defaultdict[str, np.ndarray] = defaultdict(lambda: np.full(shape, np.nan))
+        self.histograms: defaultdict[str, np.ndarray] = defaultdict(
+            lambda: np.zeros((*shape, N_BINS), dtype=np.int64)
+        )
 
     def finish(self, measure: Measure) -> np.ndarray:
         if measure.finish is None:
@@ -294,7 +300,12 @@ class _Table:
         self._sums["size"][np.ix_(rows, self._columns(sizes))] = list(sizes.values())
         numbers = _Reader(torch.stack([step.of_parameters for step in steps]).cpu().numpy())
         for read, parameters in layout.reads:
-            names, at = READS[read], np.ix_(rows, self._columns(parameters))
+            at = np.ix_(rows, self._columns(parameters))
+            if read in HISTOGRAMS:
+                counts = numbers.take(N_BINS * len(parameters))
+                self.histograms[read][at] = counts.reshape(len(steps), len(parameters), N_BINS)
+                continue
+            names = READS[read]
             sums = numbers.take(len(names) * len(parameters))
             sums = sums.reshape(len(steps), len(parameters), len(names))
             for i, name in enumerate(names):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradflow.lazy import warn_renamed
+from gradflow.record.histograms import Histograms, joined
 from gradflow.record.measures import DERIVED, MEASURES
 from gradflow.record.part_files import (
     FOLDER,
@@ -17,6 +18,7 @@ from gradflow.record.part_files import (
     first_step,
     load_skipped_steps,
     parts_of,
+    read_histograms,
     read_parts,
     write_part,
 )
@@ -47,6 +49,8 @@ class Trace:
     # Site -> the sites and weights that its output was computed from, with no other site between:
     # from the autograd graph of a forward pass. None where that was not to be had.
     feeds: Mapping[str, tuple[str, ...]] | None = None
+    # Where a Recorder counted them, in memory; `load_histograms` reads them from files.
+    histograms: Histograms | None = None
 
     def __post_init__(self) -> None:
         want = (len(self.steps), len(self.sites))
@@ -170,9 +174,10 @@ class Trace:
 
         One row per step and site, in depth order; the file is named after its first step.
         """
-        return write_part(folder, self._columns(), self.feeds)
+        columns = self._columns(self.histograms)
+        return write_part(folder, columns, self.feeds)
 
-    def _columns(self) -> dict[str, Any]:
+    def _columns(self, histograms: Histograms | None = None) -> dict[str, Any]:
         """The long form as columns, without the rows where nothing was taken."""
         names = self.measures
         with np.errstate(over="ignore"):  # squares beyond float32 are written as inf
@@ -180,13 +185,22 @@ class Trace:
         taken = np.zeros((len(self.steps), len(self.sites)), dtype=bool)
         for table in tables.values():
             taken |= ~np.isnan(table)
+        if histograms is not None:
+            taken |= histograms.taken(self.steps, self.sites)
         step_index, site_index = np.nonzero(taken)
+        sites = np.asarray(self.sites, dtype=object)[site_index]
+        counts = (
+            histograms.rows(self.steps[step_index], sites.tolist())
+            if histograms is not None
+            else {}
+        )
         return {
             "step": self.steps[step_index],
-            "site": np.asarray(self.sites, dtype=object)[site_index],
+            "site": sites,
             "kind": np.asarray(self.kinds, dtype=object)[site_index],
             "size": self.sizes[site_index],
             **{name: table[taken] for name, table in tables.items()},
+            **counts,
         }
 
     @staticmethod
@@ -243,6 +257,7 @@ class Trace:
             values,
             tuple(step for trace in traces for step in trace.skipped_steps),
             _merged([trace.feeds for trace in traces]),
+            joined([trace.histograms for trace in traces]),
         )
 
     def with_skipped(self, steps: Iterable[int]) -> "Trace":
@@ -282,6 +297,31 @@ def load_parts(run: Path, *, from_step: int = 0, measures: Sequence[str] | None 
         return Trace.concat([]).with_skipped(skipped)
     wide, feeds = read_parts(parts, measures)
     return Trace(*wide, tuple(skipped), _merged(feeds))
+
+
+def load_histograms(
+    run: str | os.PathLike[str], *, from_step: int = 0, at_most: int | None = None
+) -> Histograms | None:
+    """The histograms of one network: its folder, or the `records` folder inside it.
+
+    Of the files that begin at `from_step` or later; None where none were counted. `at_most` so many
+    steps are read, evenly spaced, of which the last is the last one.
+    """
+    parts = [part for part in parts_of(Path(run)) if first_step(part) >= from_step]
+    if at_most is None or not parts:
+        return read_histograms(parts)
+    begins = np.array([first_step(part) for part in parts])
+    among = np.searchsorted(begins, _evenly(begins, at_most), side="right") - 1
+    found = read_histograms([parts[i] for i in np.unique(among)])
+    if found is None:
+        return None
+    wanted = _evenly(found.steps, at_most)[:, np.newaxis]
+    return found.part(np.unique(np.abs(found.steps - wanted).argmin(axis=1)))
+
+
+def _evenly(steps: np.ndarray, n: int) -> np.ndarray:
+    """n places from the last step back to the first."""
+    return np.linspace(steps[-1], steps[0], n)
 
 
 def load_last(run: Path) -> Trace | None:

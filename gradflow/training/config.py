@@ -163,6 +163,9 @@ class TrainConfig:
     cadence: int = DEFAULT_CADENCE
     """Gradients are measured at every recorded step; outputs, updates, weights and Adam's moments
     at the first 16 and then at one in so many. 1: everything at every recorded step."""
+    histograms: bool = False
+    """Count too how many elements of each weight and of its gradient lie between which powers of
+    two, for the report and the trackers. Needs --log-grads."""
     max_overhead: str = "off"
     """Record as often as this share of the training time allows, such as 2%, instead of a fixed
     interval; the run reports what it cost."""
@@ -199,6 +202,11 @@ class TrainConfig:
             raise ValueError(
                 f"Expected `every` or `max_overhead`, but got both ({self.every} and "
                 f"{self.max_overhead}). Leave one out."
+            )
+        if self.histograms and not self.log_grads:
+            raise ValueError(
+                "Expected `log_grads` with `histograms`, which are counted where gradients are "
+                "recorded. Add --log-grads, or leave --histograms out."
             )
         # These check themselves.
         _ = self.networks, self.seed_list, self.record_schedule(), self.batches_per_step

@@ -12,7 +12,7 @@ runs/20261123-210000-digits/
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -30,7 +30,7 @@ from gradflow.files import (
 )
 from gradflow.record.part_files import FOLDER as RECORDS
 from gradflow.record.part_files import PARTS, drop_from
-from gradflow.record.trace import Trace, load_parts
+from gradflow.record.trace import Trace, load_histograms, load_parts
 from gradflow.training import origin
 from gradflow.training.config import TrainConfig
 from gradflow.training.contents import (
@@ -140,9 +140,13 @@ class NetworkDir:
         return Trace.load(self.path)
 
     def trace_from(self, step: int) -> Trace | None:
-        """What was recorded in the files that begin at `step` or later, None if there are none."""
+        """What was recorded in the files that begin at `step` or later, None if there are none.
+
+        Of the histograms, the last.
+        """
         trace = load_parts(self.path, from_step=step)
-        return trace if len(trace) else None
+        histograms = load_histograms(self.path, from_step=step, at_most=1)
+        return replace(trace, histograms=histograms) if len(trace) else None
 
     def drop_records_from(self, step: int) -> None:
         drop_from(self.path, step)

@@ -190,6 +190,7 @@ def _recorder(
         folder=network.path,
         scaler=state.scaler,
         first_step=state.step,
+        histograms=state.config.histograms,
     )
     if saved is not None:
         recorder.load_state_dict(saved)

@@ -1,11 +1,13 @@
 """Epochs and traces whose numbers tell where they belong, and a sink that only remembers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gradflow.present.tracking.sink import STEP
+from gradflow.record.histograms import HISTOGRAMS, LOWEST, N_BINS, ZERO, Histograms
 from gradflow.record.trace import Trace
 from gradflow.training.fit import Epoch
 
@@ -48,6 +50,17 @@ def trace_of(steps: Sequence[int] | range, with_outputs: bool = True) -> Trace:
     return Trace(taken, sites, kinds, np.ones(len(sites), np.int64), values)
 
 
+def with_histograms(trace: Trace) -> Trace:
+    """Of every weight and gradient: 3 zeros, 4 elements from 1 to 2 and n from 4 to 8, n its place;
+    at the first step one element more."""
+    counts = np.zeros((len(trace), len(PARAMETERS), N_BINS), dtype=np.int64)
+    counts[..., ZERO], counts[..., 1 - LOWEST] = 3, 4
+    counts[..., 3 - LOWEST] = np.arange(1, len(PARAMETERS) + 1)
+    counts[0, :, 1 - LOWEST] += len(trace) > 1
+    found = Histograms(trace.steps, PARAMETERS, dict.fromkeys(HISTOGRAMS, counts))
+    return replace(trace, histograms=found)
+
+
 class Clock:
     """Stands still until it is told to go on."""
 
@@ -65,6 +78,7 @@ class Memory:
         self.clock = clock
         self.rows: list[tuple[str, int, dict[str, float]]] = []
         self.pictures: list[tuple[str, int, np.ndarray]] = []
+        self.histograms: list[tuple[str, int, np.ndarray, np.ndarray]] = []
         self.tables: dict[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {}
         self.values: list[tuple[float, int]] = []  # (time, how many)
         self.ends: list[tuple[dict[str, Any], bool]] = []
@@ -72,6 +86,10 @@ class Memory:
     def log(self, values: Mapping[str, float], at: int, axis: str = STEP) -> None:
         self.rows.append((axis, at, dict(values)))
         self.values.append((self.clock(), len(values) + 1))
+
+    def histogram(self, key: str, counts: np.ndarray, edges: np.ndarray, at: int) -> None:
+        self.histograms.append((key, at, counts, edges))
+        self.values.append((self.clock(), 2 * len(counts)))
 
     def picture(self, key: str, pixels: np.ndarray, at: int) -> None:
         self.pictures.append((key, at, pixels))

@@ -14,7 +14,7 @@ from gradflow.present.tracking.budget import Budget
 from gradflow.present.tracking.network_log import NetworkLog
 from gradflow.present.tracking.rows import step_rows
 from gradflow.present.tracking.tensorboard_sink import TensorBoardSink
-from tests.present.epochs import Memory, epoch_of, trace_of
+from tests.present.epochs import Memory, epoch_of, trace_of, with_histograms
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -53,6 +53,23 @@ def test_an_event_file_holds_what_any_sink_is_told(tmp_path: Path) -> None:
     with Image.open(io.BytesIO(last.encoded_image_string)) as image:
         assert (last.step, image.width) == (4, 700)
     assert "| best/test_accuracy | 0.8 |" in text(events, "summary")
+
+
+def test_histograms_of_the_last_step_stand_on_an_axis_of_powers_of_two(tmp_path: Path) -> None:
+    log = NetworkLog("plain_18-s0", [TensorBoardSink(tmp_path)], Budget())
+    log.log_epoch(epoch_of(0, 2, (2.0, 1.5)), with_histograms(trace_of([0, 1])))
+    log.close({})
+    events = read(tmp_path)
+    layers = ("00.conv1", "01.layer1.0.conv1", "02.layer1.0.conv2", "03.fc")
+    assert events.Tags()["histograms"] == [
+        f"histogram/{layer}/{kind}" for layer in layers for kind in ("weight", "gradient")
+    ]
+    (event,) = events.Histograms("histogram/02.layer1.0.conv2/gradient")
+    found = event.histogram_value
+    # 4 elements from 2^0 to 2^1, 4 from 2^2 to 2^3: its place among the parameters
+    assert (event.step, found.min, found.max, found.num) == (1, 0.0, 3.0, 8.0)
+    assert (found.bucket_limit, found.bucket) == ([1.0, 2.0, 3.0], [4.0, 0.0, 4.0])
+    assert (found.sum, found.sum_squares) == (4 * 0.5 + 4 * 2.5, 4 * 0.25 + 4 * 6.25)
 
 
 def test_nan_and_inf_stay_what_they_are(tmp_path: Path) -> None:

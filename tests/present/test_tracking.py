@@ -11,11 +11,12 @@ from gradflow.analysis.profile import geometric_mean, layer_table, weight_table
 from gradflow.present.tracking import network_log
 from gradflow.present.tracking.budget import VALUES_PER_LOG, VALUES_PER_MINUTE, Budget
 from gradflow.present.tracking.network_log import NetworkLog
-from gradflow.present.tracking.rows import layer_columns, n_values, step_rows
+from gradflow.present.tracking.rows import histogram_rows, layer_columns, n_values, step_rows
 from gradflow.present.tracking.running import RunningTrace, ThinnedTable
 from gradflow.present.tracking.sink import LAYER, STEP
+from gradflow.record.histograms import N_BINS
 from gradflow.record.trace import Trace
-from tests.present.epochs import Clock, Memory, epoch_of, trace_of
+from tests.present.epochs import Clock, Memory, epoch_of, trace_of, with_histograms
 
 PLENTY = 10**6
 
@@ -106,6 +107,17 @@ def test_a_network_of_a_thousand_layers_stays_within_a_log(name: str) -> None:
     layers = [key for key in rows[0] if key.startswith("grad_norm/")]
     assert layers[0].startswith("grad_norm/000.")
     assert layers[-1].startswith("grad_norm/999.")
+
+
+def test_histograms_of_few_layers_where_there_is_no_room_for_all() -> None:
+    found = with_histograms(trace_of([0])).histograms
+    assert found is not None
+    sites = [f"{name}.weight" for name in ("conv1", "layer1.0.conv1", "frozen", "fc")]
+    names = [f"{layer}/{kind}" for layer in ("00.conv1", "01.layer1.0.conv1", "03.fc")
+             for kind in ("weight", "gradient")]  # fmt: skip
+    assert list(histogram_rows(found, sites, PLENTY)) == [f"histogram/{name}" for name in names]
+    for most, n in ((-5, 0), (2 * N_BINS, 1), (4 * N_BINS, 2)):
+        assert len(histogram_rows(found, sites, most)) == 2 * n
 
 
 # -- the budget --------------------------------------------------------------------------------

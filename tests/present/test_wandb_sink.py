@@ -18,7 +18,7 @@ from gradflow.present.tracking.network_log import NetworkLog
 from gradflow.present.tracking.rows import step_rows
 from gradflow.present.tracking.sink import LAYER, STEP
 from gradflow.present.tracking.wandb_sink import WandbSink
-from tests.present.epochs import epoch_of, trace_of
+from tests.present.epochs import epoch_of, trace_of, with_histograms
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +108,20 @@ def test_an_offline_run_holds_what_was_logged(tmp_path):
         "test/accuracy", "train/loss_epoch", "train/accuracy", "val/loss", "val/accuracy",
         "gradient/heatmap", "gradient/depth_profile",
     }  # fmt: skip
+
+
+def test_histograms_stand_on_an_axis_of_powers_of_two_and_in_no_summary(tmp_path):
+    log = log_of(start(tmp_path))
+    log.log_epoch(epoch_of(0, 2, (2.0, 1.5)), with_histograms(trace_of([0, 1])))
+    log.close({"test/accuracy": 0.8})
+    records = read(tmp_path)
+    key = "histogram/03.fc/gradient"
+    (row,) = [row for row in history(records) if f"{key}.bins" in row]
+    assert row["trainer/step"] == 1
+    assert row[f"{key}._type"] == "histogram"
+    assert (row[f"{key}.bins"], row[f"{key}.values"]) == ([0, 1, 2, 3], [4, 0, 5])
+    summaries = [r["summary"]["update"] for r in records if r["type"] == "summary"]
+    assert not [one for update in summaries for one in update if one.startswith("histogram/")]
 
 
 def test_nothing_private_goes_into_a_run(tmp_path, monkeypatch):

@@ -11,10 +11,10 @@ from typing import Self
 
 import numpy as np
 
-from gradflow.analysis.profile import depth_profile
+from gradflow.analysis.profile import depth_profile, weight_sites
 from gradflow.present import plots
 from gradflow.present.tracking.budget import Budget
-from gradflow.present.tracking.rows import epoch_row, n_values, step_rows
+from gradflow.present.tracking.rows import epoch_row, histogram_rows, n_values, step_rows
 from gradflow.present.tracking.running import RunningTrace
 from gradflow.present.tracking.sink import LAYER, Cell, Sink
 from gradflow.record.trace import Table, Trace
@@ -31,9 +31,10 @@ class NetworkLog:
     Per step `train/loss` and, of each layer on the way from input to output,
     `grad_norm/<NN>.<layer>/weight` and `…/output` (‖∂L/∂w‖₂ and ‖∂L/∂z‖₂), NN being the layer's
     depth, so that panels sort from input to output, and their geometric means over a stage,
-    `stage/<stage>/…`. Per epoch loss, accuracy and learning rate; seldom enough, and after the last
-    epoch, the pictures `gradient/heatmap` and `gradient/depth_profile`. At the end the depth
-    profiles `profile/<gradient size>`, on the axis `profile/layer`.
+    `stage/<stage>/…`. Per epoch loss, accuracy and learning rate, and where they are counted,
+    `histogram/<NN>.<layer>/weight` and `…/gradient` at its last full step; seldom enough, and after
+    the last epoch, the pictures `gradient/heatmap` and `gradient/depth_profile`. At the end the
+    depth profiles `profile/<gradient size>`, on the axis `profile/layer`.
 
     `earlier` gives what was recorded before a resume.
     """
@@ -84,8 +85,19 @@ class NetworkLog:
             for step in sorted(rows):
                 sink.log(rows[step], step)
             sink.log(row, epoch.step)
+        self._log_histograms(chunk)
         if self._clock() - self._drawn_at >= self._draw_seconds / PICTURE_SHARE:
             self._draw()
+
+    def _log_histograms(self, chunk: Trace | None) -> None:
+        if chunk is None or chunk.histograms is None:
+            return
+        at = int(chunk.histograms.steps[-1])
+        rows = histogram_rows(chunk.histograms, weight_sites(chunk), self._budget.left())
+        self._budget.spend(sum(2 * len(counts) for counts, _ in rows.values()))
+        for sink in self._sinks:
+            for key, (counts, edges) in rows.items():
+                sink.histogram(key, counts, edges, at)
 
     def close(self, summary: Mapping[str, Cell]) -> None:
         """After the last epoch: the last pictures and the profiles, then `summary`."""

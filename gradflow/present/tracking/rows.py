@@ -7,6 +7,15 @@ import numpy as np
 from gradflow.analysis.layers import stages_of
 from gradflow.analysis.profile import geometric_mean, weight_sites
 from gradflow.present.tracking.budget import VALUES_PER_LOG
+from gradflow.record.histograms import (
+    EXPONENTS,
+    GRADIENTS,
+    N_BINS,
+    NONFINITE,
+    WEIGHTS,
+    ZERO,
+    Histograms,
+)
 from gradflow.record.trace import Table, Trace
 from gradflow.training.fit import Epoch
 
@@ -42,6 +51,30 @@ def step_rows(epoch: Epoch, chunk: Trace | None, most: int) -> dict[int, dict[st
     for index in evenly(len(recorded), n_steps):
         row = rows.setdefault(recorded[index], {})
         row.update({key: float(values[index]) for key, values in columns.items()})
+    return rows
+
+
+def histogram_rows(
+    histograms: Histograms, sites: Sequence[str], most: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Key -> counts and edges, log2 |x|, of the last step: each weight and its gradient.
+
+    From the first power of two that some element has to the last; zeros have no logarithm. Evenly
+    spaced layers where there are more than `most` values.
+    """
+    at = {site: i for i, site in enumerate(histograms.sites)}
+    known = [i for i, site in enumerate(sites) if site in at]
+    n_digits = max(2, len(str(len(sites) - 1)))
+    rows = {}
+    for i in (known[j] for j in evenly(len(known), max(0, most) // (2 * N_BINS))):
+        layer = f"{i:0{n_digits}d}.{sites[i].removesuffix('.weight')}"
+        for kind, name in ("weight", WEIGHTS), ("gradient", GRADIENTS):
+            counts = histograms.counts[name][-1, at[sites[i]], ZERO + 1 : NONFINITE]
+            there = np.flatnonzero(counts)
+            if len(there):
+                part = slice(there[0], there[-1] + 1)
+                edges = np.append(EXPONENTS[part], EXPONENTS[part][-1] + 1)
+                rows[f"histogram/{layer}/{kind}"] = counts[part], edges
     return rows
 
 

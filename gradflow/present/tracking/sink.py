@@ -18,6 +18,9 @@ class Sink(Protocol):
     def log(self, values: Mapping[str, float], at: int, axis: str = STEP) -> None:
         """Numbers at one place of an axis; NaN and inf as they are."""
 
+    def histogram(self, key: str, counts: np.ndarray, edges: np.ndarray, at: int) -> None:
+        """`counts` (bins,) of what lies between `edges` (bins + 1,), after `at` steps."""
+
     def picture(self, key: str, pixels: np.ndarray, at: int) -> None:
         """`pixels` (height, width, 3) uint8, after `at` optimizer steps."""
 

@@ -28,6 +28,20 @@ class TensorBoardSink:
         found = [Summary.Value(tag=key, simple_value=value) for key, value in values.items()]
         self._events.add_summary(Summary(value=found), at)
 
+    def histogram(self, key: str, counts: np.ndarray, edges: np.ndarray, at: int) -> None:
+        middles = (edges[:-1] + edges[1:]) / 2  # as near as counts tell
+        self._writer.add_histogram_raw(
+            key,
+            min=float(edges[0]),
+            max=float(edges[-1]),
+            num=int(counts.sum()),
+            sum=float(counts @ middles),
+            sum_squares=float(counts @ middles**2),
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=counts.tolist(),
+            global_step=at,
+        )
+
     def picture(self, key: str, pixels: np.ndarray, at: int) -> None:
         self._writer.add_image(key, pixels, at, dataformats="HWC")
 

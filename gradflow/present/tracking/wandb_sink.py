@@ -21,6 +21,8 @@ Mode = Literal["offline", "online"]
 # `finish` is given: a table of runs shows a column for each.
 IN_SUMMARY = ("train/loss_epoch", "train/accuracy", "val/loss", "val/accuracy")
 
+HISTOGRAM_FIELDS = ("._type", ".bins", ".values")  # of a histogram; each counts as a key
+
 
 class WandbSink:
     """A W&B run in `folder`/wandb. Several may be open in one process.
@@ -82,14 +84,25 @@ class WandbSink:
         return str(self._run.id)
 
     def log(self, values: Mapping[str, float], at: int, axis: str = STEP) -> None:
-        for key in {*values, axis} - self._seen:
+        self._keep_out_of_summary({*values, axis}, axis)
+        self._run.log({**values, axis: at})
+
+    def _keep_out_of_summary(
+        self, keys: set[str], axis: str, fields: Sequence[str] = ("",)
+    ) -> None:
+        for key in keys - self._seen:
             self._seen.add(key)
             if key not in IN_SUMMARY:
                 # By its name, in which a dot would part it: in a pattern W&B overlooks such keys.
                 name = key.replace(".", "\\.")
                 step = None if key == axis else axis
-                self._run.define_metric(name, step_metric=step, summary="none")
-        self._run.log({**values, axis: at})
+                for field in fields:
+                    self._run.define_metric(f"{name}{field}", step_metric=step, summary="none")
+
+    def histogram(self, key: str, counts: np.ndarray, edges: np.ndarray, at: int) -> None:
+        self._keep_out_of_summary({key}, STEP, HISTOGRAM_FIELDS)
+        found = wandb.Histogram(np_histogram=(counts.tolist(), edges.tolist()))
+        self._run.log({key: found, STEP: at})
 
     def picture(self, key: str, pixels: np.ndarray, at: int) -> None:
         self._run.log({key: wandb.Image(pixels), STEP: at})
