@@ -104,6 +104,12 @@ def test_an_interval_and_a_share_of_the_time_exclude_each_other() -> None:
         TrainConfig(every=4, max_overhead="2%")
 
 
+def test_histograms_without_records_are_refused() -> None:
+    with pytest.raises(ValueError, match="Expected `log_grads` with `histograms`"):
+        TrainConfig(histograms=True)
+    assert TrainConfig(histograms=True, log_grads=True).histograms
+
+
 def test_every_field_has_a_description_for_the_help() -> None:
     source = Path(__file__).parents[2] / "gradflow/training/config.py"
     lines = source.read_text(encoding="utf-8").splitlines()
