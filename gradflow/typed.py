@@ -33,11 +33,10 @@ def typed(value: Any, hint: Any, what: str) -> Any:
     """`value` as the type that `hint` names: a plain one, a Path, a Literal, a list, a mapping, a
     TypedDict (which may hold more than it names), or one of these or None.
 
-    YAML takes 1e-3, without a point, for text: where a number is wanted it is one. Other types,
-    such as a dataclass, check themselves. Raises ValueError.
+    Other types, such as a dataclass, check themselves. Raises ValueError.
 
-    >>> typed("1e-3", float, "`lr`"), typed(3, float, "`lr`"), typed(None, int | None, "`dose`")
-    (0.001, 3.0, None)
+    >>> typed(3, float, "`lr`"), typed(None, int | None, "`dose`")
+    (3.0, None)
     >>> typed({"a": [1, "x"]}, dict[str, list[int]], "it")
     Traceback (most recent call last):
     ValueError: Expected it['a'][1] to be a whole number, but got 'x'.
@@ -111,12 +110,10 @@ def _items(values: list[Any], kind: Any, what: str) -> list[Any]:
 
 
 def _number(value: Any) -> Any:
-    """A float where `value` is or spells a number, else `value` as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return value
+    """A float where `value` is a number that fits one, else `value` as it is."""
     try:
-        return float(value)
-    except (ValueError, OverflowError):
+        return float(value) if type(value) is int else value
+    except OverflowError:
         return value
 
 

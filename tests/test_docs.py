@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import nn
 
 import gradflow
@@ -221,11 +220,12 @@ def test_networks_through_time_print_what_their_page_says(
     assert "".join(outputs) == capsys.readouterr().out
 
 
-def test_study_files_on_their_page_can_be_read() -> None:
+def test_study_files_on_their_page_can_be_read(tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", page("studies"), re.S)
     assert blocks
     for block in blocks:
-        Study.read(yaml.safe_load(block), name="study", changes={})
+        (tmp_path / "study.yaml").write_text(block, encoding="utf-8")
+        Study.load(tmp_path / "study.yaml")
 
 
 def test_measures_runs(

@@ -1,15 +1,16 @@
 """The program: finds the command, calls it, and turns errors into sentences and exit codes."""
 
+import errno
 import itertools
 import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cyclopts
-from cyclopts import App, Token
+from cyclopts import UNSET, App, Token
 from rich.console import Console
 
 from gradflow.cli.bench import bench
@@ -29,6 +30,7 @@ from gradflow.files import decoding
 from gradflow.present.visible import visible
 from gradflow.training.config import TrainConfig
 from gradflow.training.recipes import RECIPES
+from gradflow.typed import shown
 from gradflow.version import VERSION
 
 LONGEST = 1000  # characters of an error
@@ -48,6 +50,37 @@ app = App(
 for command in COMMANDS:
     name = command.__name__.replace("_", "-")
     app.command(command, help_prologue="", help_epilogue=epilogue(name))
+
+
+def _refuse_what_would_be_misread(_app: App, commands: tuple[str, ...], arguments: Any) -> None:
+    """A number that would be rounded, and a path that is empty or that nobody can follow."""
+    for argument in arguments:
+        kinds = {argument.hint, *get_args(argument.hint)}
+        for value in (token.value for token in argument.tokens if token.implicit_value is UNSET):
+            if int in kinds and _is_fraction(value):
+                raise ValueError(f"Expected {argument.name} to be a whole number, but got {value}.")
+            if Path in kinds:
+                _check_path(argument.name, value)
+
+
+def _is_fraction(text: str) -> bool:
+    try:
+        return not float(text).is_integer()
+    except ValueError:  # no number: cyclopts says so
+        return False
+
+
+def _check_path(name: str, value: str) -> None:
+    """Raises ValueError where asking for the file would raise something else."""
+    reason = "" if value.strip() else "an empty one"
+    try:
+        Path(value).stat()
+    except ValueError as error:  # a NUL
+        reason = str(error)
+    except OSError as error:
+        reason = str(error.strerror) if error.errno in (errno.ELOOP, errno.ENAMETOOLONG) else reason
+    if reason:
+        raise ValueError(f"Expected {name} to be a path, but got {shown(value)}: {reason}.")
 
 
 def _read_config_file(_app: App, commands: tuple[str, ...], arguments: Any) -> None:
@@ -79,7 +112,7 @@ def _set_unless_given(arguments: Any, fields: Mapping[str, Any], source: str) ->
             argument.append(Token(keyword=argument.name, implicit_value=value, source=source))
 
 
-app.config = (_read_config_file, _read_recipe)
+app.config = (_refuse_what_would_be_misread, _read_config_file, _read_recipe)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,13 +161,30 @@ def _run(arguments: Sequence[str], errors: Console) -> int:
             return FAILED
         # from code of the user's that was imported, with a code of its own
         return _say(errors, f"Expected your code to return, but it exited: {error.code}", FAILED)
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        return _failed(errors, error)
+
+
+def _failed(errors: Console, error: Exception) -> int:
+    if isinstance(error, OSError):
         is_ours = isinstance(error, FileNotFoundError) and error.errno is None
         return _say(errors, error, USAGE if is_ours else FAILED)
-    except (ValueError, RuntimeError) as error:
-        if not _is_ours(error):
-            raise  # a defect, or a device out of memory: the traceback is what helps
-        return _say(errors, error, _exit_code(error))
+    if _lacks_memory(error):
+        (reason, *_) = [*str(error).splitlines(), ""]
+        advice = "Take smaller images, batches or networks."
+        return _say(errors, f"Out of memory. {advice} {reason}", FAILED)
+    if not _is_ours(error):
+        raise error  # a defect, here or in the user's code: the traceback is what helps
+    return _say(errors, error, _exit_code(error))
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Of Python and NumPy, of PyTorch on a CPU, and on a GPU."""
+    return (
+        isinstance(error, MemoryError)
+        or "allocate memory" in str(error)
+        or type(error).__name__ == "OutOfMemoryError"
+    )
 
 
 def _is_ours(error: Exception) -> bool:

@@ -149,6 +149,8 @@ def made(make: Callable[[], Made], input: Input, batch_size: int) -> tuple[nn.Mo
         )
     if any(p.layout != torch.strided for p in model.parameters()):
         raise ValueError("Expected a model with dense weights, but some are sparse.")
+    if any(p.is_meta and not is_lazy(p) for p in model.parameters()):
+        raise ValueError("Expected a model with weights, but some are on the device meta.")
     if own is not None:
         return model, own if isinstance(own, tuple) else (own,)
     if input is None:

@@ -9,6 +9,7 @@ from gradflow.interventions.initial import DeltaOrthogonal, LayerVariance
 from gradflow.interventions.intervention import Intervention
 from gradflow.interventions.network import LeakySlope, NormBias, NormFree, SkipStrength
 from gradflow.interventions.training import Accumulate, RandomLabels, Recalibrate, Reset
+from gradflow.typed import shown
 
 INTERVENTIONS: dict[str, type[Intervention]] = {
     kind.name: kind
@@ -28,6 +29,8 @@ INTERVENTIONS: dict[str, type[Intervention]] = {
         Recalibrate,
     )
 }
+
+LARGEST = 2**32  # of a number: a seed of 32 bits, and far from what float32 can hold
 
 
 def parse(text: str) -> tuple[Intervention, ...]:
@@ -82,7 +85,12 @@ def _value(name: str, kind: Any, text: str) -> Any:
     if kind not in (int, float):
         return text
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError:
         what = "a whole number" if kind is int else "a number"
-        raise ValueError(f"Expected `{name}` to be {what}, but got {text!r}.") from None
+        raise ValueError(f"Expected `{name}` to be {what}, but got {shown(text)}.") from None
+    if not abs(value) <= LARGEST:  # also for what is no number
+        raise ValueError(
+            f"Expected `{name}` finite and within ±{LARGEST:g}, but got {shown(text)}."
+        )
+    return value

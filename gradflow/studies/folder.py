@@ -16,9 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
-import yaml
-
-from gradflow.files import DamagedFile, held, read_json, refuse_links, write_json, write_text
+from gradflow.files import (
+    DamagedFile,
+    held,
+    read_json,
+    refuse_links,
+    write_json,
+    write_text,
+    yaml_text,
+)
 from gradflow.studies.arms import BASELINE, Place, Tuned
 from gradflow.studies.study import Study
 from gradflow.training.rundir import NetworkDir, RunDir
@@ -155,8 +161,7 @@ class StudyDir:
         self.cells.mkdir(parents=True, exist_ok=True)
         # What was begun comes first: a disk that is full after it has lost nothing.
         write_json(self.path / "cells.json", self._begun() | _recipes(study))
-        text = yaml.safe_dump(dict(study.source), sort_keys=False, allow_unicode=True)
-        write_text(self.file, text)
+        write_text(self.file, yaml_text(dict(study.source)))
 
     def _check_same(self, study: Study) -> None:
         name = Study.load(self.file).name

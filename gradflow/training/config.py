@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-import yaml
-
 from gradflow.architectures import (
     ARCHITECTURES,
     CHANNELS_PER_STAGE,
@@ -17,7 +15,7 @@ from gradflow.architectures import (
     Stem,
     stem_for,
 )
-from gradflow.files import DamagedFile, read_yaml
+from gradflow.files import DamagedFile, read_yaml, yaml_text
 from gradflow.record.schedule import DEFAULT_CADENCE
 from gradflow.training.recipes import recipe_text
 from gradflow.typed import shown, typed, typed_fields
@@ -194,8 +192,11 @@ class TrainConfig:
             _check(name, value, holds, f"from {low:.10g} to {high:.10g}")
         for name in ("data", "out"):
             path = str(getattr(self, name))
-            is_utf8 = path.encode(errors="ignore").decode() == path  # else no file can hold it
+            # Else no file can hold it.
+            is_utf8 = path.encode(errors="ignore").decode() == path and "\0" not in path
             _check(name, ascii(path), is_utf8, "a path in UTF-8 (rename the folder)")
+        if self.wandb != "off":
+            self._check_project()
         fits = 0 <= self.warmup < self.epochs
         _check("warmup", self.warmup, fits, "0 or more, and less than `epochs`")
         if self.max_overhead != "off" and self.every != 1:
@@ -210,6 +211,12 @@ class TrainConfig:
             )
         # These check themselves.
         _ = self.networks, self.seed_list, self.record_schedule(), self.batches_per_step
+
+    def _check_project(self) -> None:
+        """As W&B would, when the run has a folder already."""
+        name = self.project.strip()
+        holds = 0 < len(name) <= 128 and not set(name) & set("/\\#?%:") and name.isprintable()
+        _check("project", shown(name), holds, "1 to 128 characters, none of / \\ # ? % : (for W&B)")
 
     def _check_choices(self) -> None:
         """A value from Python or a file has not passed through the command line's own check."""
@@ -308,7 +315,7 @@ class TrainConfig:
         fields = dataclasses.asdict(self) | {"out": str(self.out)}
         own = recipe_text(fields)
         comment = f"# The recipe of {self.data}: {own}.\n" if own else ""
-        return comment + yaml.safe_dump(fields, sort_keys=False)
+        return comment + yaml_text(fields)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -335,7 +342,10 @@ class TrainConfig:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             value = str(value) if name in NUMBERS_AS_TEXT and is_number else value
             try:
-                found |= typed_fields(cls, {name: value}, "a training")
+                field = typed_fields(cls, {name: value}, "a training")
+                if name != "warmup":  # what fits it depends on `epochs`
+                    cls(**field)
+                found |= field
             except ValueError as error:
                 raise ValueError(f"{path}, line {lines.get(str(name), 1)}: {error}") from None
         return found

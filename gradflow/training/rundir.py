@@ -10,6 +10,7 @@ runs/20261123-210000-digits/
         best.pt  last.pt  step-000010.pt …  checkpoint.pt (while unfinished)
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -184,16 +185,17 @@ class RunDir:
     @classmethod
     def create(cls, config: TrainConfig) -> Self:
         """A new folder in `config.out`, named after the time and the data."""
-        label = re.sub(r"[^\w-]+", "-", Path(config.data).name).strip("-") or "data"
+        label = re.sub(r"[^\w-]+", "-", Path(config.data).name).strip("-")[:100] or "data"
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        out = Path(os.path.expanduser(config.out))  # noqa: PTH111 a user whom nobody knows is a name
         for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
-            path = config.out / f"{stamp}-{label}{suffix}"
+            path = out / f"{stamp}-{label}{suffix}"
             try:
                 path.mkdir(parents=True)
             except FileExistsError:
                 continue
             return cls(path)
-        raise FileExistsError(f"Expected a free name for a run in {config.out}.")
+        raise FileExistsError(f"Expected a free name for a run in {out}.")
 
     @classmethod
     def open(cls, path: Path) -> Self:

@@ -90,6 +90,16 @@ WRONG = {
     "lr: !!python/object/apply:os.system [ls]": "line 1",
     "lr: !secret 3": "line 1",
     "lr: *a": "line 1",
+    "lr: 1\nepochs: 0": "line 2: Expected `epochs` to be from 1",
+    "seeds: 1\narch: vgg": "line 2: Expected `arch`",
+    "epochs: 1:30": "Expected `epochs` of a training to be a whole number, but got '1:30'",
+    "epochs: 010": "Expected `epochs` of a training to be a whole number, but got '010'",
+    "lr: '0.1'": "Expected `lr` of a training to be a number, but got '0.1'",
+    "log_grads: yes": "Expected `log_grads` of a training to be true or false, but got 'yes'",
+    "project: a/b": "line 1: Expected `project` to be 1 to 128 characters",
+    "project: ' '": "line 1: Expected `project` to be 1 to 128 characters",
+    'out: "a\\0b"': "line 1: Expected `out` to be a path",
+    "intervene: norm_bias(beta=1e99)": "line 1: norm_bias: Expected `beta` finite",
     "lr: .inf": "Expected `lr` to be from",
     "lr: .nan": "Expected `lr` to be from",
     "width: 1e400": "Expected `width` to be from",
@@ -108,6 +118,23 @@ def test_what_is_no_field_or_no_value_of_it_is_refused(
     assert said.code == 2
     assert WRONG[text] in said.err
     assert not Path("runs").exists(), "before a run has a folder"
+
+
+def test_a_bare_off_is_the_word_and_a_number_needs_no_point(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: elsewhere\nwandb: off\nmax_overhead: off\nlr: 1e-3\n", encoding="utf-8")
+    assert read(file) == TrainConfig(data="elsewhere", wandb="off", lr=0.001)
+
+
+@pytest.mark.parametrize(
+    "text", ["off", "1e3", "010", "1:30", "yes", "~", "2001-01-01", "<<", ".5"]
+)
+def test_text_that_looks_like_something_else_comes_back_as_text(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    config = TrainConfig(data=text, out=Path(text))
+    file.write_text(config.to_yaml(), encoding="utf-8")
+    assert TrainConfig.load(file) == config
+    assert yaml.safe_load(file.read_text("utf-8"))["data"] == text
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])

@@ -77,6 +77,23 @@ OPTIONS: list[tuple[list[str], str]] = [
     (["train", "--config", "empty"], "empty"),
     (["train", "--config", "x" * 300], "File name too long"),
     (["train", "--out", "mine.py"], "mine.py"),
+    (["train", "--epochs", "1.5"], "--epochs to be a whole number"),
+    (["train", "--image-size", "8.5"], "--image-size to be a whole number"),
+    (["check", "plain_18", "--input", "3,8,8", "--seed", "1.55e1"], "--seed to be a whole number"),
+    (["bench", "--rounds", ".5"], "--rounds to be a whole number"),
+    (["watch", ""], "an empty one"),
+    (["report", "empty", " "], "an empty one"),
+    (["diagnose", "-o", ""], "an empty one"),
+    (["saliency", "x.png", "--runs", "loop"], "symbolic links"),
+    (["study", "loop"], "symbolic links"),
+    (["report", "empty", "-o", "a\0b.html"], "embedded null byte"),
+    (["train", "--out", "a\0b"], "embedded null byte"),
+    (["train", "--project", "a/b"], "`project`"),
+    (["train", "--project", "\udcff"], "`project`"),
+    (["train", "--intervene", "norm_bias(beta=1e99)"], "`beta`"),
+    (["train", "--intervene", "accumulate(batches=1000000000000)"], "`batches`"),
+    (["check", "mine:meta", "--input", "3"], "device meta"),
+    (["check", "mine:large", "--input", "3"], "Out of memory"),
 ]
 
 MINE = """
@@ -100,6 +117,8 @@ class Sparse(nn.Module):
 def zero_d(): return Zero()
 def lazy(): return nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(2))
 def sparse(): return Sparse()
+def meta(): return nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)).to("meta")
+def large(): return nn.Linear(10**8, 10**8)
 def exits(): raise SystemExit(3)
 """
 
@@ -117,6 +136,7 @@ def test_a_wrong_option_ends_with_a_sentence(
     Path("mine.py").write_text(MINE)
     Path("exits.py").write_text("raise SystemExit(3)")
     Path("empty").mkdir()
+    Path("loop").symlink_to("loop")
     said = command(*arguments)
     if "lazy" in arguments[1]:  # such a model can be checked
         assert said.code == 0

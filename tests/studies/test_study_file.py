@@ -194,8 +194,8 @@ def test_a_wrong_study_file_says_what_is_wrong(changes: dict[str, Any], message:
         read(**changes)
 
 
-def test_a_number_without_a_point_is_one() -> None:
-    """YAML takes 1e-3 for text."""
+def test_a_number_without_a_point_is_one(tmp_path: Path) -> None:
+    """YAML 1.1 takes 1e-3 for text."""
     written = """
         base: {data: digits, lr: 1e-3}
         accused: plain_18
@@ -205,7 +205,8 @@ def test_a_number_without_a_point_is_one() -> None:
           down: {intervene: "gradient_scale(factor=1e-3)", series: s, dose: 1e-3}
           tuned: {tune: {lr: [1e-3, 1e-2]}}
     """
-    study = Study.read(yaml.safe_load(written), name="study", changes={})
+    (tmp_path / "study.yaml").write_text(written, encoding="utf-8")
+    study = Study.load(tmp_path / "study.yaml")
     assert (study.base.lr, study.expected_gap, study.arm("down").dose) == (0.001, 1.0, 0.001)
     assert study.arm("tuned").tune == {"lr": [0.001, 0.01]}
 

@@ -15,9 +15,14 @@ if TYPE_CHECKING:
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Raises ValueError where a tracker that is asked for is not installed."""
+    """Raises ValueError where a tracker that is asked for is not installed, and RuntimeError where
+    one is not logged in."""
     if config.tensorboard:
         check_installed("tensorboard", "tensorboard>=2.21", "--tensorboard")
+    if config.wandb == "online":
+        from gradflow.present.tracking.wandb_sink import check_login
+
+        check_login()
 
 
 def check_installed(module: str, requirement: str, needed_for: str) -> None:

@@ -68,10 +68,7 @@ class WandbSink:
                     settings=_settings(),
                 )
         except wandb.errors.Error as error:
-            raise RuntimeError(
-                f"Expected W&B to start a run {mode}, but got: {error} "
-                "Log in with `wandb login`, or train with `--wandb offline`."
-            ) from error
+            raise _refused(mode, error) from error
         self._seen: set[str] = set()
         self._run.define_metric(STEP)
         self._run.define_metric(LAYER)
@@ -114,6 +111,22 @@ class WandbSink:
         """Online this waits for the upload."""
         self._run.summary.update(dict(summary))
         self._run.finish(exit_code=1 if failed else 0)
+
+
+def check_login() -> None:
+    """Raises RuntimeError where nobody is logged in, or W&B cannot be reached."""
+    try:
+        with unattended():
+            wandb.login()
+    except wandb.errors.Error as error:
+        raise _refused("online", error) from error
+
+
+def _refused(mode: Mode, error: Exception) -> RuntimeError:
+    return RuntimeError(
+        f"Expected W&B to start a run {mode}, but got: {error} "
+        "Log in with `wandb login`, or train with `--wandb offline`."
+    )
 
 
 def _settings() -> wandb.Settings:
