@@ -13,6 +13,9 @@ NAMES = tv.list_models(module=tv)
 # excitation with in-place activations, channels that are split and shuffled.
 FAST = ("googlenet", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")
 
+# The largest has 640 million parameters, of which a slow machine needs minutes for one step.
+SLOW = (pytest.mark.slow, pytest.mark.timeout(1200))
+
 # Networks that need a larger picture than 32 px: for their pooling, or for windows that must fit.
 SIZES = {
     "alexnet": 64,
@@ -51,7 +54,7 @@ def test_the_list_is_all_of_them() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(one, marks=() if one in FAST else pytest.mark.slow) for one in NAMES],
+    [pytest.param(one, marks=() if one in FAST else SLOW) for one in NAMES],
 )
 def test_every_norm_equals_plain_autograd(name: str) -> None:
     """All parameters, and the outputs of all convolutions and linear layers."""
