@@ -10,6 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gradflow.cli import main
+from gradflow.cli import train as train_module
 from gradflow.training import diagnosis
 from gradflow.training.rundir import RunDir
 
@@ -37,15 +38,25 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def wandb_runs(run: Path) -> dict[str, list[dict[str, Any]]]:
-    """Name of each W&B run -> its records."""
+    """Name of each W&B run -> its records, of one that went on those of the continuation."""
     reader, found = Path(sys.executable).with_name("wandb"), {}
-    for file in run.glob("wandb/offline-run-*/*.wandb"):
+    for file in sorted(run.glob("wandb/offline-run-*/*.wandb"), key=lambda at: at.stat().st_mtime):
         command = [reader, "leet", "inspect", "--json", file]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
         records = [json.loads(line) for line in done.stdout.splitlines()]
         (about,) = [record["run"] for record in records if record["type"] == "run"]
         found[about["display_name"]] = records
     return found
+
+
+def summary_of(records: list[dict[str, Any]]) -> dict[str, Any]:
+    updates = [one["summary"].get("update", {}) for one in records if one["type"] == "summary"]
+    return {key: value for update in updates for key, value in update.items()}
+
+
+def run_id(records: list[dict[str, Any]]) -> str:
+    (about,) = [one["run"] for one in records if one["type"] == "run"]
+    return str(about["run_id"])
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -64,9 +75,13 @@ def test_a_run_tells_both_trackers_all_of_it_and_no_file_or_line_holds_the_key(
 
     found = wandb_runs(run.path)
     assert sorted(found) == ["plain_18-s0", "resnet_18-s0", "verdict"]
-    updates = [r["summary"]["update"] for r in found["verdict"] if r["type"] == "summary"]
-    summary = {key: value for update in updates for key, value in update.items()}
-    assert summary["verdict/outcome"] == "undetermined", "one seed proves nothing"
+    for name, records in found.items():
+        summary = summary_of(records)
+        assert summary["verdict/outcome"] == "undetermined", "one seed proves nothing"
+        assert ("last/test_accuracy" in summary) == (name != "verdict")
+        if name != "verdict":
+            keys = {key.partition(".")[0] for key in summary if key[0] != "_"}
+            assert len(keys) == 12, "a dozen, of which a picture is one"
     logged = [r["history"]["item"] for r in found["verdict"] if r["type"] == "history"]
     tables = [row for row in logged if row.get("verdict/findings._type") == "table-file"]
     assert len(tables) == 1
@@ -85,6 +100,32 @@ def test_a_run_tells_both_trackers_all_of_it_and_no_file_or_line_holds_the_key(
     # To look at it again tells nothing twice.
     assert main(["train", "--resume", str(run.path)]) == 0
     assert len(list(run.path.glob("wandb/offline-run-*"))) == 3
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_network_that_was_trained_before_a_stop_is_told_the_verdict_too(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    flags = [*SMALL, "--arch", TWO, "--out", str(tmp_path / "runs")]
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_track_verdict", stopped)
+        assert main(["train", "--data", str(pictures), *flags]) == 130
+    run = RunDir.newest(tmp_path / "runs")
+    before = wandb_runs(run.path)
+    assert sorted(before) == ["plain_18-s0", "resnet_18-s0"]
+    assert all("verdict/outcome" not in summary_of(records) for records in before.values())
+    assert all("last/test_accuracy" in summary_of(records) for records in before.values())
+    assert main(["train", "--resume", str(run.path)]) == 0
+    again = wandb_runs(run.path)
+    for name in ("plain_18-s0", "resnet_18-s0"):
+        summary = summary_of(again[name])
+        assert (summary["verdict/outcome"], run_id(again[name])) == (
+            "undetermined",
+            run_id(before[name]),
+        )
 
 
 @pytest.mark.usefixtures("without_figures")

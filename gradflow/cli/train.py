@@ -2,7 +2,7 @@
 
 import dataclasses
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from gradflow.present.live import Shown
     from gradflow.present.tracking.budget import Budget
+    from gradflow.present.tracking.network_log import NetworkLog
     from gradflow.training.images import Data
     from gradflow.training.rundir import NetworkDir, RunDir
 
@@ -58,21 +59,23 @@ def train(
     check_trackers(config)
     accelerator = make_accelerator(config)
     log = stderr(quiet=not accelerator.is_main_process)
+    logs: list[NetworkLog] = []  # of the networks that are trained, open until the verdict
     with ExitStack() as stack:
+        stack.callback(_end_all, logs)
         if resume is not None:
             _hold(stack, resume, accelerator, log)
         run, config, data = _open_run(config, resume, accelerator, log)
         if resume is None:
             _hold(stack, run.path, accelerator, log)
         try:
-            _train_all(run, config, data, accelerator, log)
+            _train_all(run, config, data, accelerator, log, logs)
         except (KeyboardInterrupt, OSError) as error:
             log.print(f"Stopped. Continue with: gradflow train --resume {run.path}", soft_wrap=True)
             if isinstance(error, OSError):
                 raise
             return INTERRUPTED
         if accelerator.is_main_process:
-            _track_verdict(run, config, log)
+            _track_verdict(run, config, log, logs)
             _print_summary(run, as_json=json)
     accelerator.end_training()
     return OK
@@ -109,9 +112,14 @@ def _open_run(
 
 
 def _train_all(
-    run: "RunDir", config: TrainConfig, data: "Data", accelerator: "Accelerator", log: Console
+    run: "RunDir",
+    config: TrainConfig,
+    data: "Data",
+    accelerator: "Accelerator",
+    log: Console,
+    logs: "list[NetworkLog]",
 ) -> None:
-    """Every network of every seed that is not finished yet."""
+    """Every network of every seed that is not finished yet; their trackers go to `logs`."""
     from gradflow.cli.announced import work_of_one
     from gradflow.present.live import Shown
     from gradflow.present.terminal_plot import can_show_braille
@@ -141,7 +149,9 @@ def _train_all(
         )
         for network in networks:
             if network in unfinished:
-                _train_one(run, network, config, data, accelerator, log, budget, told, shown)
+                logs.append(
+                    _train_one(run, network, config, data, accelerator, log, budget, told, shown)
+                )
             elif accelerator.is_main_process:  # killed before it came to it
                 finish_network(network, config, data, accelerator, told.measured)
             accelerator.wait_for_everyone()
@@ -157,8 +167,8 @@ def _train_one(
     budget: "Budget",
     told: Told,
     shown: "Shown",
-) -> None:
-    """Train one network; print each epoch and tell it the trackers."""
+) -> "NetworkLog":
+    """Train one network; print each epoch and tell it the trackers, which stay open."""
     from gradflow.present import terminal
     from gradflow.present.tracking.start import network_log
     from gradflow.training.train import train_network
@@ -191,8 +201,9 @@ def _train_one(
             )
             told.epoch()
         if is_main:
-            trackers.close(_accuracies(network))
+            trackers.close(_accuracies(network), keep_open=True)
     told.end()
+    return trackers
 
 
 @contextmanager
@@ -231,22 +242,39 @@ def _accuracies(network: "NetworkDir") -> dict[str, float]:
     }
 
 
-def _track_verdict(run: "RunDir", config: TrainConfig, log: Console) -> None:
-    """Tell the trackers the verdict over a recorded run, once, when all networks are trained."""
+def _end_all(logs: "Sequence[NetworkLog]") -> None:
+    for one in logs:
+        one.end()
+
+
+def _track_verdict(
+    run: "RunDir", config: TrainConfig, log: Console, logs: "Sequence[NetworkLog]"
+) -> None:
+    """Tell the trackers the verdict over a recorded run, once, when all networks are trained.
+
+    In a run of its own, and in short in that of each network.
+    """
     if (
         not config.log_grads
         or run.is_finished
         or (config.wandb == "off" and not config.tensorboard)
     ):
         return
-    from gradflow.present.tracking.start import verdict_sinks
-    from gradflow.present.tracking.verdict_log import log_verdict
+    from gradflow.present.tracking.start import verdict_sinks, wandb_sink
+    from gradflow.present.tracking.verdict_log import log_verdict, summary_of_network
     from gradflow.training.diagnosis import diagnose as run_diagnosis
 
     try:
         verdict = run_diagnosis([run.path])
         for sink in verdict_sinks(run, config):
             log_verdict(verdict, sink)
+        told = summary_of_network(verdict)
+        for trackers in logs:
+            trackers.end(told)
+        for network in run.networks():  # trained before this process, whose runs had ended
+            if config.wandb != "off" and network.name not in {one.name for one in logs}:
+                again = wandb_sink(run, network, config, config.wandb)
+                again.finish({**_accuracies(network), **told})
     except (ValueError, RuntimeError) as error:
         # Three networks, nothing to judge by, no network: the training is complete all the same.
         log.print(f"No verdict for the trackers: {error}", markup=False, soft_wrap=True)

@@ -290,3 +290,14 @@ def test_a_training_that_fails_ends_its_sinks_as_failed() -> None:
     with pytest.raises(KeyboardInterrupt):
         stopped()
     assert sink.ends == [({}, True)]
+
+
+def test_sinks_that_wait_for_the_verdict_end_with_it_once() -> None:
+    clock, sink = Clock(), Memory()
+    with NetworkLog("a", [sink], Budget(clock), clock=clock) as log:
+        train(log, 1, clock, seconds=1.0)
+        log.close({"last/test_accuracy": 0.5}, keep_open=True)
+    assert sink.ends == []
+    log.end({"verdict/outcome": "refuted"})
+    log.end()
+    assert sink.ends == [({"last/test_accuracy": 0.5, "verdict/outcome": "refuted"}, False)]

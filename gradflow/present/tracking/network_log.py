@@ -56,6 +56,8 @@ class NetworkLog:
         self._last: tuple[Epoch, Trace | None] | None = None
         self._drawn_at, self._draw_seconds = -np.inf, 0.0
         self._is_drawn = True
+        self._is_closed = False
+        self._summary: dict[str, Cell] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +68,8 @@ class NetworkLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._finish({}, failed=kind is not None)
+        if kind is not None or not self._is_closed:
+            self._finish({}, failed=kind is not None)
 
     @property
     def has_sinks(self) -> bool:
@@ -99,8 +102,11 @@ class NetworkLog:
             for key, (counts, edges) in rows.items():
                 sink.histogram(key, counts, edges, at)
 
-    def close(self, summary: Mapping[str, Cell]) -> None:
-        """After the last epoch: the last pictures and the profiles, then `summary`."""
+    def close(self, summary: Mapping[str, Cell], *, keep_open: bool = False) -> None:
+        """After the last epoch: the last pictures and the profiles, then `summary`.
+
+        With `keep_open` the sinks wait for `end`.
+        """
         if not self._is_drawn:
             self._draw()
         profiles = self._profile_rows() if self._sinks else {}
@@ -108,7 +114,13 @@ class NetworkLog:
         for sink in self._sinks:
             for layer, row in profiles.items():
                 sink.log(row, layer, LAYER)
-        self._finish(summary)
+        self._is_closed, self._summary = True, dict(summary)
+        if not keep_open:
+            self.end()
+
+    def end(self, more: Mapping[str, Cell] | None = None) -> None:
+        """Add to the summary, and end the sinks. More calls do nothing."""
+        self._finish({**self._summary, **(more or {})})
 
     def _finish(self, summary: Mapping[str, Cell], *, failed: bool = False) -> None:
         """End each sink once, the others too where one fails."""

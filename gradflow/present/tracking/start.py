@@ -47,7 +47,7 @@ def network_log(
         first_step = history[-1]["step"] if history else 0
         sinks.append(TensorBoardSink(run.tensorboard / network.name, first_step=first_step))
     if config.wandb != "off" and is_main:
-        sinks.append(_wandb(run, network, config, config.wandb))
+        sinks.append(wandb_sink(run, network, config, config.wandb))
     return NetworkLog(
         network.name,
         sinks,
@@ -56,7 +56,8 @@ def network_log(
     )
 
 
-def _wandb(run: RunDir, network: NetworkDir, config: TrainConfig, mode: "Mode") -> Sink:
+def wandb_sink(run: RunDir, network: NetworkDir, config: TrainConfig, mode: "Mode") -> Sink:
+    """The W&B run of a network, gone on with where it has one. Raises RuntimeError."""
     from gradflow.present.tracking.wandb_sink import WandbSink
 
     facts = {"out": str(config.out), "arch": network.arch, "seed": network.seed}

@@ -29,6 +29,14 @@ def log_verdict(verdict: Verdict, sink: Sink) -> None:
     sink.finish(summary(verdict))
 
 
+def summary_of_network(verdict: Verdict) -> Mapping[str, Cell]:
+    """Of the verdict, what stands in the run of each of its networks, beside their accuracies."""
+    return {
+        "verdict/outcome": verdict.outcome,
+        "verdict/sentences": " ".join(verdict.sentences),
+    }
+
+
 def summary(verdict: Verdict) -> Mapping[str, Cell]:
     """The outcome in words, and the change over depth early in training in decades."""
     decades = {
@@ -37,8 +45,7 @@ def summary(verdict: Verdict) -> Mapping[str, Cell]:
         if rate.window == "early" and math.isfinite(rate.decades.mean)
     }
     return {
-        "verdict/outcome": verdict.outcome,
-        "verdict/sentences": " ".join(verdict.sentences),
+        **summary_of_network(verdict),
         "verdict/gap": verdict.gap_status,
         "verdict/n_seeds": len(verdict.case.seeds),
         **decades,

@@ -18,8 +18,8 @@ from gradflow.present.tracking.sink import LAYER, STEP, Cell
 Mode = Literal["offline", "online"]
 
 # Of what is logged, the series whose last values stand in a run's summary, beside those that
-# `finish` is given: a table of runs shows a column for each.
-IN_SUMMARY = ("train/loss_epoch", "train/accuracy", "val/loss", "val/accuracy")
+# `finish` is given, with which they are a dozen: a table of runs shows a column for each.
+IN_SUMMARY = ("train/loss_epoch", "val/loss")
 
 HISTOGRAM_FIELDS = ("._type", ".bins", ".values")  # of a histogram; each counts as a key
 
