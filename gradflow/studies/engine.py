@@ -24,6 +24,8 @@ from gradflow.studies.arms import Cell
 from gradflow.studies.cell import MAX_STARTS, CellEnd, run_cell
 from gradflow.studies.folder import CellDir
 
+MAX_WORKERS = 10_000
+
 EngineName = Literal["local", "dask", "ray", "slurm"]
 
 
@@ -39,8 +41,8 @@ class Engine:
     def __post_init__(self) -> None:
         if self.name not in get_args(EngineName):
             raise ValueError(f"Expected `engine` in {get_args(EngineName)}, got {self.name!r}.")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"Expected `workers` of at least 1, but got {self.workers}.")
+        if self.workers is not None and not 1 <= self.workers <= MAX_WORKERS:
+            raise ValueError(f"Expected `workers` from 1 to {MAX_WORKERS}, but got {self.workers}.")
         if self.address is not None and self.name not in ("dask", "ray"):
             raise ValueError(
                 f"Expected `address` with engine dask or ray, but got it with {self.name}."

@@ -346,7 +346,7 @@ class Study:
 def _with_absolute_data(base: Mapping[str, Any]) -> dict[str, Any]:
     """A worker may stand in another folder."""
     data = base.get("data")
-    if isinstance(data, str) and Path(data).exists():
+    if isinstance(data, str) and data.strip() and Path(data).exists():
         return {**base, "data": str(Path(data).resolve())}
     return dict(base)
 

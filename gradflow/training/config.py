@@ -190,6 +190,8 @@ class TrainConfig:
             value = getattr(self, name)
             holds = value is None or low <= value <= high
             _check(name, value, holds, f"from {low:.10g} to {high:.10g}")
+        is_given = bool(self.data.strip())
+        _check("data", "an empty one", is_given, "the path or the name of images")
         for name in ("data", "out"):
             path = str(getattr(self, name))
             # Else no file can hold it.

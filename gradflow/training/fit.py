@@ -155,7 +155,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     mixed = config.precision if config.precision in ("bf16", "fp16") else "no"
-    return Accelerator(cpu=config.device == "cpu", mixed_precision=mixed)
+    try:
+        return Accelerator(cpu=config.device == "cpu", mixed_precision=mixed)
+    except ValueError as error:  # what torchrun sets was left over, or is not whole
+        raise ValueError(
+            f"Expected the environment of one process, or the whole one that torchrun sets, but "
+            f"got: {error}. Unset WORLD_SIZE, RANK, LOCAL_RANK and MASTER_ADDR, or use torchrun."
+        ) from None
 
 
 def start_training(

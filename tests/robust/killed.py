@@ -1,8 +1,9 @@
 """Runs `gradflow` in a child for each line of JSON on stdin, and kills it while it writes.
 
 A line holds the arguments and `at`: the name of a file, and how many of that name come first. When
-it is renamed the child is killed with SIGKILL, `before` or after it; null lets it end. Answers with
-a line: the status of the child. By forking, the start-up is paid once.
+it is renamed the child is killed with SIGKILL, `before` it, with half of the file written, or after
+it; null lets it end. Answers with a line: the status of the child. By forking, the start-up is paid
+once.
 """
 
 import json
@@ -25,6 +26,7 @@ def run(arguments: list[str], at: tuple[str, int] | None, before: bool) -> None:
         if at is None or Path(target).name != at[0]:
             return rename(self, target)
         if n == at[1] and before:
+            os.truncate(self, self.stat().st_size // 2)  # in the middle of writing it
             os.kill(os.getpid(), signal.SIGKILL)
         done = rename(self, target)
         if n == at[1]:

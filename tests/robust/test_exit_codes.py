@@ -98,6 +98,14 @@ def test_a_reader_that_has_gone_is_told_nothing() -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_none_to_write_to(closed: str, tmp_path: Path) -> None:
+    """Else the next file that is opened would get what is printed."""
+    line = f"{sys.executable} -m gradflow data digits --json {closed}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+
+
 STARTING = """
 import builtins, sys
 load = builtins.__import__

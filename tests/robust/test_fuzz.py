@@ -15,6 +15,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
@@ -82,7 +83,9 @@ def test_any_damage_to_any_file_ends_with_a_documented_code(
     trained: Path, number: int, damage: Callable[[Path], None], command: str
 ) -> None:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as home:
-        patch.setattr("gradflow.present.report.story.charts", lambda report: [])
+        if number % 10:  # to draw takes three quarters of the time
+            patch.setattr("gradflow.present.report.story.charts", lambda report: [])
+            patch.setattr(Figure, "savefig", lambda figure, file, **how: None)
         run = Path(shutil.copytree(trained, Path(home) / "run"))
         files = sorted(path for path in run.rglob("*") if path.is_file() and path.suffix != ".png")
         damage(files[number % len(files)])

@@ -28,7 +28,7 @@ MOMENTS = [
     ("history.json", 1), ("history.json", 3), ("checkpoint.pt", 0), ("checkpoint.pt", 2),
     ("last.pt", 0), ("last.pt", 1), ("interventions.json", 0),
     ("evaluation.json", 0), ("evaluation.json", 1), ("examination.json", 0),
-    ("summary.json", 0),
+    ("summary.json", 0), ("index.md", 0),
 ]  # fmt: skip
 
 Server = Callable[..., int]
@@ -112,6 +112,7 @@ reference: resnet_18
 seeds: 1
 arms:
   slower: {{tests: schedule, set: {{lr: 0.0001}}}}
+  tuned: {{tests: schedule, tune: {{lr: [0.001, 0.01]}}}}
 """
 
 
@@ -127,7 +128,9 @@ def whole_study(
     return file, home / "whole"
 
 
-@pytest.mark.parametrize("name", ["study.yaml", "cells.json", "results.json", "times.json"])
+@pytest.mark.parametrize(
+    "name", ["study.yaml", "cells.json", "tuning.json", "results.json", "times.json"]
+)
 def test_a_study_killed_while_it_writes_comes_to_the_same_results(
     name: str, server: Server, whole_study: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -82,6 +82,8 @@ OPTIONS: list[tuple[list[str], str]] = [
     (["check", "plain_18", "--input", "3,8,8", "--seed", "1.55e1"], "--seed to be a whole number"),
     (["bench", "--rounds", ".5"], "--rounds to be a whole number"),
     (["watch", ""], "an empty one"),
+    (["study", "study.yaml", "--data", ""], "an empty one"),
+    (["study", "study.yaml", "--workers", "1000000000"], "`workers`"),
     (["report", "empty", " "], "an empty one"),
     (["diagnose", "-o", ""], "an empty one"),
     (["saliency", "x.png", "--runs", "loop"], "symbolic links"),
@@ -137,6 +139,7 @@ def test_a_wrong_option_ends_with_a_sentence(
     Path("exits.py").write_text("raise SystemExit(3)")
     Path("empty").mkdir()
     Path("loop").symlink_to("loop")
+    Path("study.yaml").write_text("\n".join(f"{key}: {one}" for key, one in BEGIN.items()))
     said = command(*arguments)
     if "lazy" in arguments[1]:  # such a model can be checked
         assert said.code == 0
@@ -145,6 +148,7 @@ def test_a_wrong_option_ends_with_a_sentence(
     assert words in said.err
     assert len(said.err) < 2000, "a long value is not quoted whole"
     assert not Path("runs").exists()
+    assert not Path("studies").exists()
 
 
 STUDIES = {
@@ -222,3 +226,12 @@ def test_a_network_is_not_compared_with_itself(
 ) -> None:
     said = command(which, run, one, "plain_18", other, "plain_18")
     assert (said.code, "two different networks" in said.err) == (2, True)
+
+
+def test_what_torchrun_left_in_the_environment_is_named(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    left = os.environ | {"WORLD_SIZE": "2", "RANK": "0"}
+    done = program("train", "--data", "digits", "--device", "cpu", "--out", str(out), env=left)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "Unset WORLD_SIZE" in done.stderr
+    assert not out.exists()
