@@ -32,6 +32,13 @@ def picture_suffixes() -> frozenset[str]:
     )
 
 
+@functools.cache
+def _formats() -> list[str]:
+    """What a file may be by its content, whatever its ending: EPS would start another program."""
+    picture_suffixes()  # registers them
+    return [name for name in Image.ID if name not in NOT_DECODED]
+
+
 def printable(name: str) -> str:
     r"""A file name as text that can be written anywhere: composed Unicode, `\xe9` for other bytes.
 
@@ -71,7 +78,7 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
     is_known = ending in picture_suffixes()  # which also registers HEIC
     before = decoding.set(printable(file))
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=_formats()) as image:
             _bounded(image)
             image.load()  # all pixels: a header alone, or `verify`, passes truncated JPEGs
             return _to_rgb(_upright(image))

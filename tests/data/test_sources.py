@@ -319,6 +319,17 @@ def test_a_broken_exif_block_does_not_cost_the_picture(tmp_path):
     assert read_image(path).size == (16, 16)
 
 
+def test_a_picture_that_would_start_another_program_is_none(tmp_path, monkeypatch):
+    """EPS, whatever its name: Pillow hands it to Ghostscript."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("started"))
+    path = tmp_path / "a.png"
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n0 0 moveto\n"
+    )
+    with pytest.raises(BadImage, match=r"a\.png: not an image in a format that Pillow can read"):
+        read_image(path)
+
+
 def test_cmyk_keeps_its_colours(tmp_path):
     Image.new("RGB", (16, 16), (200, 60, 30)).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
     np.testing.assert_allclose(

@@ -136,7 +136,7 @@ def maps_of(pictures: Sequence[SaliencyPicture]) -> list[Maps]:
 
 def webp(path: Path) -> bytes:
     """The picture as it stands in the page: small enough to be mailed."""
-    with Image.open(path) as picture:
+    with Image.open(path, formats=("PNG",)) as picture:
         shown = picture.convert("RGB")
     shown.thumbnail((WIDEST, max(WIDEST, shown.height)))
     file = io.BytesIO()
