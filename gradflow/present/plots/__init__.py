@@ -7,6 +7,7 @@ from gradflow.present.plots.gallery import mean_maps_grid as mean_maps_grid
 from gradflow.present.plots.profiles import COLORMAP as COLORMAP
 from gradflow.present.plots.profiles import MAX_COLUMNS as MAX_COLUMNS
 from gradflow.present.plots.profiles import NO_VALUE as NO_VALUE
+from gradflow.present.plots.profiles import histogram_map as histogram_map
 from gradflow.present.plots.profiles import kinds_of_layers as kinds_of_layers
 from gradflow.present.plots.profiles import layer_step_heatmap as layer_step_heatmap
 from gradflow.present.plots.profiles import profile_bands_plot as profile_bands_plot

@@ -139,6 +139,26 @@ def layer_step_heatmap(
     return ax
 
 
+def histogram_map(
+    shares: np.ndarray, exponents: np.ndarray, layers: Sequence[str], ax: Axes | None = None
+) -> Axes:
+    """Layers by powers of two in colour, `shares` of their elements of shape (layers, exponents).
+
+    `exponents` are whole numbers without a gap. What has no element is grey.
+    """
+    ax = new_axes(6.0, 3.8) if ax is None else ax
+    shown = np.ma.masked_where(~(shares > 0), shares).T
+    cmap = matplotlib.colormaps[COLORMAP].with_extremes(bad=NO_VALUE)
+    edges = np.arange(len(layers) + 1) - 0.5, np.append(exponents, exponents[-1] + 1)
+    image = ax.pcolorfast(*edges, shown, cmap=cmap, vmin=0)
+    _layers_on_x(ax, [tuple(layers)])
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_formatter(lambda at, _: f"$2^{{{at:.0f}}}$")
+    ax.set_ylabel("size of an element")
+    figure_of(ax).colorbar(image, ax=ax, label="share of the layer's elements")
+    return ax
+
+
 def _mark(ax: Axes, layers: Mapping[str, tuple[str, ...]], layer: str, says: str) -> None:
     """A line across the plot; one for each network where the same layer has other numbers."""
     look: dict[str, Any] = {"ls": ":", "lw": 1.2}

@@ -12,7 +12,9 @@ from gradflow.present.report import interactive
 from gradflow.present.report.chart import Chart
 from gradflow.present.report.content import Report
 from gradflow.present.report.depth import ACTIVATIONS, UPDATES, Measure, Profile
+from gradflow.present.report.distributions import KINDS, MOMENTS, Distribution
 from gradflow.present.report.words import place_in_stage
+from gradflow.record.histograms import GRADIENTS
 from gradflow.record.trace import Table
 
 
@@ -57,6 +59,46 @@ def gradient_charts(report: Report) -> Iterator[Chart]:
             lambda: _heat_figure(report),
             lambda: interactive.to_html("gradient-heat-map", *interactive.heat_map(report.tables)),
         )
+
+
+def histogram_charts(report: Report) -> Iterator[Chart]:
+    """How large the elements of gradients and weights are, where that was counted."""
+    if not report.distributions:
+        return
+    yield Chart(
+        "histograms",
+        "gradients",
+        histogram_title(report.distributions),
+        "Of the elements of each layer, the share between one power of two and the next, the mean "
+        "over the seeds. A layer whose colour ends is one in which the others are exactly zero.",
+        lambda: _histogram_figure(report.distributions),
+        lambda: interactive.to_html("histograms", *interactive.histograms(report.distributions)),
+    )
+
+
+def histogram_title(found: Sequence[Distribution]) -> str:
+    """The median element of the gradient at the end, at the first and at the last layer."""
+    said = []
+    for one in found:
+        first, last = one.median(0), one.median(-1)
+        if (one.kind, one.moment) == (GRADIENTS, MOMENTS[-1]) and np.isfinite([first, last]).all():
+            ends = f"2^{first:.0f} at the first layer and 2^{last:.0f} at the last"
+            said.append(f"of {one.network} is {ends}")
+    what = "The median element of the gradient at the end"
+    return f"{what} {', '.join(said)}" if said else "Weights and gradients by power of two"
+
+
+def _histogram_figure(found: Sequence[Distribution]) -> plots.Figure:
+    """At the end of the training: one row per network, gradients beside weights."""
+    shown = [one for one in found if one.moment == MOMENTS[-1]]
+    names = list(dict.fromkeys(one.network for one in shown))
+    fig = plots.new_figure(9.0, 3.6 * len(names))
+    axes = fig.subplots(len(names), len(KINDS), squeeze=False)
+    for one in shown:
+        ax = axes[names.index(one.network), list(KINDS).index(one.kind)]
+        plots.histogram_map(one.shares, one.exponents, one.layers, ax)
+        ax.set_title(f"{one.network}: {KINDS[one.kind]}")
+    return fig
 
 
 def heat_title(report: Report) -> str:

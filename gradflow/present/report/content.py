@@ -23,6 +23,7 @@ from gradflow.present.report.depth import (
     tables,
     updates,
 )
+from gradflow.present.report.distributions import Distribution, distributions
 from gradflow.present.report.saliency import SaliencyPicture, saliency_pictures
 from gradflow.record.trace import Table
 from gradflow.studies import Results, StudyDir, analyse
@@ -72,6 +73,7 @@ class Report:
     tables_of: dict[str, tuple[int, ...]] = field(default_factory=dict)  # network: their seeds
     activations: dict[str, dict[str, Profile]] = field(default_factory=dict)  # measure, network
     updates: dict[str, dict[str, Profile]] = field(default_factory=dict)  # measure, network
+    distributions: tuple[Distribution, ...] = ()  # where histograms were counted
     changed: str = ""  # what was changed on purpose, in a sentence
     trained: tuple[Trained, ...] = ()
     class_names: tuple[str, ...] = ()
@@ -206,6 +208,7 @@ def _judged(
         },
         activations=found_activations,
         updates=found_updates,
+        distributions=distributions(groups, folders),
         missing=(
             *_missing(tuple(groups), shown),
             *_missing_measures(found_activations, found_updates),

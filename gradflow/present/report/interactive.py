@@ -20,6 +20,7 @@ from gradflow.analysis.statistics import mean_and_range
 from gradflow.present.plots import COLORMAP, STYLES, kinds_of_layers, rate_ticks, style_numbers
 from gradflow.present.report.content import WINDOWS
 from gradflow.present.report.depth import Measure, Profile
+from gradflow.present.report.distributions import KINDS, Distribution
 from gradflow.record.trace import Table
 
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash")  # as plots.STYLES, for grey print
@@ -174,6 +175,28 @@ def heat_map(tables: Mapping[tuple[str, str], Table]) -> tuple[go.Figure, list[C
     networks = {name: name for name, _ in keys}
     sizes = {size: f"{GRADIENT_SIZES[size].symbol}, {_words(size)}" for _, size in keys}
     return figure, [Choice("network", "network", networks), Choice("size", "measure", sizes)]
+
+
+def histograms(found: Sequence[Distribution]) -> tuple[go.Figure, list[Choice]]:
+    """The share of each layer's elements by power of two; one scale of colours for all."""
+    figure = _figure()
+    highest = max(float(np.nanmax(one.shares)) for one in found)
+    for i, one in enumerate(found):
+        shares = np.where(one.shares > 0, one.shares, np.nan)
+        figure.add_heatmap(
+            x=list(one.layers), y=one.exponents, z=shares.T.astype(np.float32), zmin=0,
+            zmax=highest, colorscale=COLORMAP, visible=i == 0,
+            meta={"network": one.network, "kind": one.kind, "moment": one.moment},
+            colorbar={"title": {"text": "share of elements", "side": "right"}},
+            hovertemplate="%{x}<br>2^%{y}: %{z:.3g}<extra></extra>",
+        )  # fmt: skip
+    figure.update_yaxes(title="from 2^e to 2^(e+1)")
+    figure.update_xaxes(title=_axis_of_layers(numbered=False))
+    return figure, [
+        Choice("network", "network", {one.network: one.network for one in found}),
+        Choice("kind", "of the", {one.kind: KINDS[one.kind] for one in found}),
+        Choice("moment", "when", {one.moment: one.moment for one in found}),
+    ]
 
 
 def curves(

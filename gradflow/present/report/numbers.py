@@ -28,6 +28,10 @@ def numbers(report: Report) -> dict[str, Any]:
         },
         "activations": _by_depth(report.activations, ACTIVATIONS),
         "updates": _by_depth(report.updates, UPDATES),
+        "histograms": [
+            asdict(one) | {"exponents": one.exponents.tolist(), "shares": one.shares.tolist()}
+            for one in report.distributions
+        ],
         "curves": _curves(report),
         "confusion": {
             name: {"classes": list(report.class_names), "counts": matrix.tolist()}

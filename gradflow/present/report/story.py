@@ -8,6 +8,7 @@ from gradflow.present.report.chart import SECTIONS, Chart
 from gradflow.present.report.charts_by_depth import (
     activation_charts,
     gradient_charts,
+    histogram_charts,
     update_charts,
 )
 from gradflow.present.report.charts_of_training import class_charts, training_charts
@@ -155,6 +156,7 @@ def charts(report: Report) -> list[Chart]:
     return [
         *(() if report.study is None else study_charts(report.study)),
         *gradient_charts(report),
+        *histogram_charts(report),
         *activation_charts(report),
         *update_charts(report),
         *training_charts(report),
