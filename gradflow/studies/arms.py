@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
+from gradflow.architectures import ARCHITECTURES
 from gradflow.training.config import TrainConfig
 from gradflow.typed import typed, typed_fields
 
@@ -38,7 +39,10 @@ class Network:
 
     @classmethod
     def read(cls, given: Any, where: str) -> Self:
-        return cls(arch=given) if isinstance(given, str) else _read(cls, given, where)
+        found = cls(arch=given) if isinstance(given, str) else _read(cls, given, where)
+        if found.arch not in ARCHITECTURES:
+            raise ValueError(expected_one_of(where, list(ARCHITECTURES), found.arch))
+        return found
 
     def label(self) -> str:
         """The network's name, and what sets it apart."""

@@ -7,6 +7,7 @@ system with the process that started the study.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,13 @@ class Engine:
         if self.address is not None and self.name not in ("dask", "ray"):
             raise ValueError(
                 f"Expected `address` with engine dask or ray, but got it with {self.name}."
+            )
+        if self.slurm and self.name != "slurm":
+            raise ValueError(f"Expected `slurm` with engine slurm, but got it with {self.name}.")
+        is_local = self.address in (None, "auto", "local")  # Ray's words
+        if not is_local and not re.search(r"[:/]\d+$", str(self.address)):
+            raise ValueError(
+                f"Expected `address` with a port, such as tcp://host:8786, got {self.address!r}."
             )
         if self.name == "dask" and self.address is not None and self.workers is not None:
             raise ValueError(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
+from gradflow.data import open_source
 from gradflow.studies.arms import Cell, Place, Tuned
 from gradflow.studies.cell import CellEnd
 from gradflow.studies.engine import Engine
@@ -23,8 +24,13 @@ def run_study(
 
     A study that was killed at any time continues where it stands, to the same results. `on_begin`
     is told the cells as soon as they are known. Raises RuntimeError where another process works in
-    the folder, ValueError where another study began it.
+    the folder, ValueError where another study began it, and before there is a folder where there
+    are no images.
     """
+    if not StudyDir.holds(folder.path):
+        recipes = {cell.config.data: cell.config for cell in study.cells(folder.cells)}
+        for data, config in recipes.items():
+            open_source(data, download=config.download, allow_outside=config.allow_outside)
     with folder.locked():
         folder.begin(study)
         ends = _tune(folder, engine, on_begin)

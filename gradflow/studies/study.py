@@ -35,6 +35,8 @@ Combine = Literal["none", "strongest"]
 # Of a study's trainings. Their weights go when they are measured, so nothing can wait.
 RECIPE = TrainConfig(rivals_budget=math.inf)
 
+MAX_THREADS = 1024  # of one training; OpenMP would take memory for more
+
 TRIAL_SEED = 999  # of the trials of `tune`; no training of a study has it
 
 
@@ -69,7 +71,8 @@ class Study:
             self._check_one_tuned_field(arm)
             self._check_controls_something(arm)
         self._check_names(names)
-        _check_least("threads", self.threads, 1)
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise ValueError(f"Expected `threads` from 1 to {MAX_THREADS}, got {self.threads}.")
         self._check_seeds()
         for value, name in ((self.expected_gap, "expected_gap"), (self.precision, "precision")):
             if not 0 < value < math.inf:
@@ -353,6 +356,11 @@ def _with_absolute_data(base: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_base(given: Mapping[str, Any]) -> tuple[TrainConfig, bool]:
     """The recipe, and whether each seed draws a split of its own."""
+    if elsewhere := [name for name in ("arch", "seeds", "out") if name in given]:
+        raise ValueError(
+            f"Expected `base` without {', '.join(elsewhere)}: `accused` and `reference` name the "
+            "networks, `seeds` stands beside `base`, and the folder is that of the study."
+        )
     by_seed = given.get("split_seed") == "seed"
     fields = {name: one for name, one in given.items() if not (by_seed and name == "split_seed")}
     return _config(RECIPE, fields, "`base`"), by_seed
@@ -385,8 +393,3 @@ def _seeds(given: Any) -> tuple[int, ...]:
         f"Expected `seeds` to be a count up to {MAX_SEEDS} or a list of whole numbers, but got "
         f"{shown(given)}."
     )
-
-
-def _check_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"Expected `{name}` to be a whole number from {least}, got {value!r}.")

@@ -146,7 +146,7 @@ def test_what_a_study_keeps_of_its_file_gives_the_same_study(tmp_path: Path) -> 
         ({"restores": "bais"}, "`restores` to be one of baseline, bias, constant, but got 'bais'"),
         ({"combine": "all"}, "`combine` to be one of none, strongest"),
         ({"combine": ["bias", "no"]}, "`combine` to be one of"),
-        ({"threads": 0}, "`threads` to be a whole number from 1"),
+        ({"threads": 0}, "`threads` from 1 to 1024"),
         ({"arms": 3}, "`arms` to be a mapping"),
         ({"precision": 0}, "`precision` above 0"),
         ({"arms": {"baseline": {"intervene": "lsuv()"}}}, "no arm named 'baseline'"),
