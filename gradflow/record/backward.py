@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradflow.record.measures import Measure
+from gradflow.record.memory import HOST
 from gradflow.record.readable import NotTaken, unreadable
 from gradflow.record.steps import PassSums, Site
 from gradflow.record.sums import gradient_sums
@@ -104,7 +105,7 @@ class BackwardPasses:
             sums = vector = None
             if why is not None:
                 self._not_taken.say(f"the gradient of the output of {site.module!r}", why)
-                sums = torch.full((2,), torch.nan, dtype=torch.float64)
+                sums = torch.full((2,), torch.nan, dtype=torch.float64, device=HOST)
             elif self._reads:
                 sums = _sums(grad)
                 if one.keeps_graph or site in of.kept:
@@ -251,6 +252,12 @@ class BackwardPasses:
         """What was counted so far belongs to no recorded step."""
         self._counted = []
 
+    def end(self) -> None:
+        """No step will come: of what was counted since the last one, an inf may have been why."""
+        counted, self._counted = self._counted, []
+        if counted:
+            self._on_discard(any(map(_has_nonfinite, counted)))
+
     def reset(self) -> None:
         """Start anew."""
         self._running.clear()
@@ -282,7 +289,8 @@ class BackwardPasses:
         own = dict(of.own)
         for site, one in gradients.items() if self._own else ():
             own |= {(name, site): value for name, value in one.own.items()}
-        return PassSums(of.outputs, of.active, sums, own, of.sizes)
+        # Copies: another thread may be running the model.
+        return PassSums(dict(of.outputs), dict(of.active), sums, own, dict(of.sizes))
 
     def _together(self, several: list[_Gradient]) -> _Gradient:
         """Of backward passes through one output: those that were kept add as vectors."""

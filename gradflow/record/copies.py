@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gradflow.record import sparse
+from gradflow.record.memory import HOST
 from gradflow.record.sums import DIFFERENCE_SUMS, difference_sums
 
 # Which parameters, and (parameters, sums).
@@ -61,11 +62,12 @@ def compare(tensors: Mapping[str, Tensor], copies: Copies) -> Read:
     parts = [difference_sums(*zip(*dense.values(), strict=True))] if dense else []
     if others:
         parts.append(torch.stack([sparse.difference_sums(*pair) for pair in others.values()]))
-    empty = torch.empty(0, len(DIFFERENCE_SUMS), dtype=torch.float64)
+    empty = torch.empty(0, len(DIFFERENCE_SUMS), dtype=torch.float64, device=HOST)
     return (*dense, *others), torch.cat(parts) if parts else empty
 
 
 def table(sums: Mapping[str, Tensor]) -> Read:
     """The sums of each parameter as rows."""
     rows = [x.reshape(-1) for x in sums.values()]
-    return tuple(sums), torch.stack(rows) if rows else torch.empty(0, dtype=torch.float64)
+    none = torch.empty(0, dtype=torch.float64, device=HOST)
+    return tuple(sums), torch.stack(rows) if rows else none

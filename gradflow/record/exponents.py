@@ -8,7 +8,7 @@ from torch import Tensor
 from gradflow.record import kernel, sparse
 from gradflow.record.copies import Read, table
 from gradflow.record.histograms import GRADIENTS, HIGHEST, LOWEST, N_BINS, NONFINITE, WEIGHTS, ZERO
-from gradflow.record.memory import as_dense, as_real, flatten_dense
+from gradflow.record.memory import HOST, as_dense, as_real, flatten_dense
 from gradflow.record.torch_sums import PIECE
 
 BIAS = 127  # of the exponent in the bits of a float32
@@ -46,7 +46,7 @@ def exponent_counts(x: Tensor) -> Tensor:
     library = kernel.for_tensor(x)
     if library is None:
         return _by_torch(flatten_dense(x))
-    fields = torch.empty(N_FIELDS + 1, dtype=torch.float64)
+    fields = torch.empty(N_FIELDS + 1, dtype=torch.float64, device=HOST)
     library.gradflow_exponents(
         x.dtype == torch.bfloat16, x.data_ptr(), x.numel(),
         torch.get_num_threads(), fields.data_ptr(),

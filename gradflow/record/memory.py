@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+# Said wherever a tensor is made for the host: the loop may have set another default device.
+HOST = torch.device("cpu")
+
 
 def as_real(x: Tensor) -> Tensor:
     """`x` without its graph; complex numbers as twice as many real ones in the last dimension."""

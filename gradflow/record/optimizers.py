@@ -2,12 +2,15 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from gradflow.record.readable import NotTaken
 
 
 class StepHooks:
@@ -22,9 +25,12 @@ class StepHooks:
         gradients: Callable[[], None],
         end: Callable[[], None],
         listen: Callable[[bool], None],
+        not_taken: NotTaken,
     ) -> None:
         self._begin, self._gradients, self._end, self._listen = begin, gradients, end, listen
+        self._not_taken = not_taken
         self._frame: FrameType | None = None  # of the step that runs, or has raised
+        self._thread = 0  # in which it does
         self._has_gradients = False
         self._handles = [optimizer.register_step_pre_hook(self._before)]
         try:
@@ -39,8 +45,11 @@ class StepHooks:
 
     def is_running(self) -> bool:
         """Whether a step is under way: after one that raised, no hook tells of its end."""
-        frame: FrameType | None = sys._getframe()
-        while frame is not None and self._frame is not None:
+        if self._frame is None:
+            return False
+        is_here = self._thread == get_ident()
+        frame = sys._getframe() if is_here else sys._current_frames().get(self._thread)
+        while frame is not None:
             if frame is self._frame:
                 return True
             frame = frame.f_back
@@ -50,15 +59,19 @@ class StepHooks:
     def _before(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self.is_running():
-            return None  # the step of a class that calls that of its parent
-        self._frame = sys._getframe(1)
+        if self.is_running():  # the step of a class that calls that of its parent, or else:
+            if self._thread != get_ident():
+                why = "another is under way in another thread, and both are of the same gradients"
+                self._not_taken.say(f"a step of {type(optimizer).__name__}", why)
+            return None
+        self._frame, self._thread = sys._getframe(1), get_ident()
         in_args = len(args) > 1 and callable(args[1])
         closure = args[1] if in_args else kwargs.get("closure")
         self._has_gradients = closure is None
         self._begin(closure is not None)
         if closure is None:
-            self._gradients()
+            hooks = optimizer._optimizer_step_pre_hooks
+            _after_others(hooks, self._handles[0].id, self._gradients)
             return None
         if in_args:
             return (args[0], self._recorded(closure), *args[2:]), kwargs
@@ -82,10 +95,42 @@ class StepHooks:
     def _after(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         if sys._getframe(1) is not self._frame:
             return
-        self._frame = None
-        if not self._has_gradients:  # the optimizer did not call its closure
-            self._gradients()
-        self._end()
+        hooks = optimizer._optimizer_step_post_hooks
+        _after_others(hooks, self._handles[1].id, self._finish)
+
+    def _finish(self) -> None:
+        try:
+            if not self._has_gradients:  # the optimizer did not call its closure
+                self._gradients()
+            self._end()
+        finally:
+            self._frame = None
+
+
+def _after_others(hooks: dict[int, Any], mine: int, then: Callable[[], None]) -> None:
+    """Call `then` when those hooks of a step have run that came after ours: they may clip.
+
+    The hooks are being called one by one, so that none can be added, but the last can be another.
+    """
+    if next(reversed(hooks)) == mine:
+        then()
+        return
+    others = [
+        key for key, hook in hooks.items()
+        if key > mine and not isinstance(getattr(hook, "__self__", None), StepHooks)
+    ]  # fmt: skip
+    if not others:
+        then()
+        return
+    last = hooks[others[-1]]
+
+    def last_and_then(*args: Any) -> Any:
+        hooks[others[-1]] = last
+        result = last(*args)
+        then()
+        return result
+
+    hooks[others[-1]] = last_and_then
 
 
 def unwrapped(optimizer: Optimizer | None) -> Optimizer | None:

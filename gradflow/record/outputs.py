@@ -28,7 +28,7 @@ from gradflow.record.sites import (
 from gradflow.record.steps import PassSums, Site
 from gradflow.record.sums import OUTPUT_SUMS, output_sums
 
-_NOT_TAKEN = torch.full((len(OUTPUT_SUMS),), torch.nan, dtype=torch.float64)
+_NOT_TAKEN = torch.full((len(OUTPUT_SUMS),), torch.nan, dtype=torch.float64, device="cpu")
 
 
 class OutputHooks:
@@ -304,9 +304,9 @@ class OutputHooks:
 
     def _note_edges(self, output: object, site: Site) -> None:
         # Not kept by the pass, which the nodes hold through its hooks: they would never be freed.
-        if self._edges is not None:
+        if (edges := self._edges) is not None:
             tensors = (one for one in floating_tensors(output) if one.requires_grad)
-            self._edges[str(site)] = tuple(map(get_gradient_edge, tensors))
+            edges[str(site)] = tuple(map(get_gradient_edge, tensors))
             self._sequence = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
 
     def _map(self, passes: Collection[ForwardPass]) -> None:
@@ -335,7 +335,7 @@ class _Measured:
     def __init__(self, tensor: Tensor, hook: "_OutputHook", read: _OutputRead) -> None:
         self.hook = hook
         self.own, self.of_relu = read, None
-        if hook.is_before_relu:
+        if len(read.sums) > len(OUTPUT_SUMS):
             self.own, self.of_relu = map(_OutputRead, *(part.chunk(2) for part in read))
         self._tensor = weakref.ref(tensor)
         self._version = tensor._version

@@ -169,7 +169,11 @@ class ParameterReads:
             if grad is None:
                 continue
             why = unreadable(grad)
-            if why is None or sparse.is_sparse(grad):
+            if grad.shape != parameter.shape:  # as where `.data` holds a part, or nothing, for now
+                why = f"its shape is {tuple(grad.shape)}, the parameter's {tuple(parameter.shape)}"
+            elif sparse.is_sparse(grad):
+                why = None
+            if why is None:
                 grads[name] = grad
             else:
                 self._not_taken.say(f"the gradient of {name!r}", why)

@@ -25,6 +25,8 @@ def unreadable(x: Tensor) -> str | None:
         return "a tensor on the meta device has no elements"
     if torch._C._are_functorch_transforms_active():
         return "a transform of torch.func is running"
+    if x.is_cpu and not x.data_ptr() and x.numel():
+        return "its memory was given back"
     return None
 
 

@@ -1,20 +1,20 @@
 """Recorder: takes the measures while a model trains."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradflow.record.buffer import Buffer, check_folder_is_free
 from gradflow.record.measures import DEFAULT_MEASURES, Measure, choose
+from gradflow.record.memory import HOST
 from gradflow.record.models import unwrapped_model
 from gradflow.record.optimizers import StepHooks, check_optimizers_fit, fused_scale, unwrapped
 from gradflow.record.outputs import OutputHooks
@@ -26,6 +26,7 @@ from gradflow.record.schedule import every as every_n
 from gradflow.record.sites import kind_of
 from gradflow.record.steps import DeadChannels, Layout, RecordedStep, compact, to_trace
 from gradflow.record.trace import Trace
+from gradflow.record.unseen import UnseenSteps
 from gradflow.record.watching import Show, Watchers
 
 
@@ -110,14 +111,14 @@ class Recorder:
         self._parameters = ParameterReads(
             model, self.optimizers, self.measures, processes, not_taken, histograms=histograms
         )
-        self._grad_scale = torch.ones(())
+        self._grad_scale = torch.ones((), device=HOST)
         self._last_scale: float | None = None
         self._found_inf: Tensor | None = None
         self._layouts: list[Layout] = []
         self._is_scheduled = self._is_full = self._is_closed = False
         self._stepped: set[int] = set()  # optimizers, in the step that is under way
-        self._begun: set[int] = set()  # optimizers that were ever seen to step
-        self._versions = self._weight_versions()
+        self._stepping = Lock()  # optimizers may step in several threads
+        self._unseen = UnseenSteps(model, self.optimizers)
         self._stopwatch = Stopwatch(self.schedule)
         self._buffer = Buffer(
             self.folder, processes.is_first, self._read, Watchers(not_taken), self._stopwatch
@@ -141,6 +142,7 @@ class Recorder:
                         partial(self._read_gradients, i),
                         partial(self._end_step, i),
                         self._listen,
+                        self._not_taken,
                     )
                 )
 
@@ -214,31 +216,16 @@ class Recorder:
         self._close(warn=True)
 
     def _close(self, *, warn: bool) -> None:
-        is_silent = len(self._begun) < len(self.optimizers) and self._was_trained()
-        is_silent = is_silent and not self._is_closed
+        if self._is_closed:
+            return
         self._is_closed = True
+        backward = self._outputs.backward if self._outputs is not None else None
+        if backward is not None:
+            backward.end()
         self._take_hooks_off()
         self.flush()
-        if warn and is_silent:
-            names = " and ".join(type(optimizer).__name__ for optimizer in self.optimizers)
-            warnings.warn(
-                f"gradflow recorded nothing: the model was trained, but no step was seen (of "
-                f"{names}). Give the Recorder the optimizer whose `step` is called, such as the "
-                "one inside a wrapper, and of several all that step; or None, and put the update "
-                "into `with recorder.around_step():`.",
-                stacklevel=3,
-            )
-
-    def _was_trained(self) -> bool:
-        """Whether backward passes came, or the weights moved."""
-        if self._outputs is not None:
-            return self._outputs.backward.n_counted > 0
-        has_gradients = any(parameter.grad is not None for parameter in self.model.parameters())
-        return has_gradients or self._versions != self._weight_versions()
-
-    def _weight_versions(self) -> list[int]:
-        known = (p for p in self.model.parameters() if not (is_lazy(p) or p.is_inference()))
-        return [parameter._version for parameter in known]
+        if warn:
+            self._unseen.tell(None if backward is None else backward.n_counted > 0, stacklevel=3)
 
     def _take_hooks_off(self) -> None:
         self._disarm()
@@ -312,7 +299,7 @@ class Recorder:
     @torch.no_grad()
     def _begin_step(self, index: int, has_closure: bool) -> None:
         """The user's step of an optimizer begins: what its weights are now."""
-        self._begun.add(index)
+        self._unseen.begun(index)
         self._listen(False)
         if self._is_recorded(index):
             try:
@@ -345,7 +332,7 @@ class Recorder:
         self._last_scale = self._scale()
         if fused_scale is not None:
             return fused_scale.reshape(())
-        return torch.tensor(1.0 if self._last_scale is None else self._last_scale)
+        return torch.tensor(1.0 if self._last_scale is None else self._last_scale, device=HOST)
 
     def _scale(self) -> float | None:
         is_scaled = self.scaler is not None and self.scaler.is_enabled()
@@ -360,9 +347,12 @@ class Recorder:
         except Exception as error:
             self._not_taken.failed("the updates", error)
         self._listen(True)
-        self._stepped.add(index)
-        if len(self._stepped) == len(self.optimizers):
-            self._stepped.clear()
+        with self._stepping:
+            self._stepped.add(index)
+            is_over = len(self._stepped) == len(self.optimizers)
+            if is_over:
+                self._stepped.clear()
+        if is_over:
             self._finish_step()
 
     @torch.no_grad()
@@ -374,6 +364,7 @@ class Recorder:
             except Exception as error:
                 self._not_taken.failed("a step", error)
         self._stopwatch.step(self._is_scheduled, self._is_full)
+        self._unseen.ended(self.step)
         self.step += 1
         self._n_recorded += self._is_scheduled
         self._arm()

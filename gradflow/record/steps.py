@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradflow.record.histograms import HISTOGRAMS, N_BINS, occupied
 from gradflow.record.measures import READS, Measure
+from gradflow.record.memory import HOST
 from gradflow.record.sums import GRADIENT_SUMS, OUTPUT_SUMS
 from gradflow.record.trace import Trace
 
@@ -142,8 +143,9 @@ def _on_device(sizes: Collection[int], like: PassSums) -> list[Tensor]:
     """The numbers as a vector beside the gradients, without a wait for the device."""
     if not sizes:
         return []
-    device = next((sums.device for sums in like.gradients.values()), torch.device("cpu"))
-    vector = torch.tensor(list(sizes), dtype=torch.float64, pin_memory=device.type == "cuda")
+    device = next((sums.device for sums in like.gradients.values()), HOST)
+    is_pinned = device.type == "cuda"
+    vector = torch.tensor(list(sizes), dtype=torch.float64, device=HOST, pin_memory=is_pinned)
     return [vector.to(device, non_blocking=True)]
 
 
@@ -151,7 +153,7 @@ def _joined(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
     """One tensor, on the device of the tensors; a model that is spread out meets on the host."""
     if len({tensor.device for tensor in tensors}) > 1:
         tensors = [tensor.cpu() for tensor in tensors]
-    return torch.cat(tensors) if tensors else torch.empty(0, dtype=dtype)
+    return torch.cat(tensors) if tensors else torch.empty(0, dtype=dtype, device=HOST)
 
 
 class DeadChannels:
@@ -175,7 +177,7 @@ class DeadChannels:
     def state_dict(self) -> dict[str, Tensor]:
         """Per site the idle steps of each channel, and behind them the number of steps seen."""
         return {
-            site: torch.tensor([*idle, self._n_steps[site]], dtype=torch.int64)
+            site: torch.tensor([*idle, self._n_steps[site]], dtype=torch.int64, device=HOST)
             for site, idle in self._idle.items()
         }
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gradflow.record import kernel, torch_sums
 from gradflow.record.kernel import Pair
-from gradflow.record.memory import as_alike, as_dense, as_real, by_channel, flatten_dense
+from gradflow.record.memory import HOST, as_alike, as_dense, as_real, by_channel, flatten_dense
 from gradflow.record.torch_sums import Moments
 
 # The order of the sums in what the functions return.
@@ -60,8 +60,8 @@ def output_sums(output: Tensor, channel_dim: int, *, relu: bool = False) -> tupl
     if library is None:
         return torch_sums.output_sums(x, channel_dim, relu)
     x, outer, channels, inner = by_channel(x, channel_dim)
-    sums = torch.empty(12 if relu else 6, dtype=torch.float64)
-    active = torch.empty(2 * channels, dtype=torch.uint8)
+    sums = torch.empty(12 if relu else 6, dtype=torch.float64, device=HOST)
+    active = torch.empty(2 * channels, dtype=torch.uint8, device=HOST)
     library.gradflow_output(
         x.dtype == torch.bfloat16, x.data_ptr(), outer, channels, inner, relu,
         torch.get_num_threads(), sums.data_ptr(), active.data_ptr(),
@@ -84,7 +84,7 @@ def gradient_sums(grad: Tensor) -> Tensor:
     library = kernel.for_tensor(x)
     if library is None:
         return torch.stack(torch_sums.square_sum(flatten_dense(x)))
-    sums = torch.empty(2, dtype=torch.float64)
+    sums = torch.empty(2, dtype=torch.float64, device=HOST)
     library.gradflow_gradient(
         x.dtype == torch.bfloat16, x.data_ptr(), x.numel(),
         torch.get_num_threads(), sums.data_ptr(),
@@ -152,8 +152,9 @@ def adam_sums(moments: Sequence[Moments]) -> Tensor:
     library = libraries[0] if libraries and all(libraries) else None
     if library is None:
         rows = [torch_sums.adam_sums(*pair, one) for pair, one in zip(alike, moments, strict=True)]
-        return torch.stack(rows) if rows else torch.empty(0, len(ADAM_SUMS), dtype=torch.float64)
-    sums = torch.empty(len(moments), len(ADAM_SUMS), dtype=torch.float64)
+        none = torch.empty(0, len(ADAM_SUMS), dtype=torch.float64, device=HOST)
+        return torch.stack(rows) if rows else none
+    sums = torch.empty(len(moments), len(ADAM_SUMS), dtype=torch.float64, device=HOST)
     array = (kernel.AdamMoments * len(moments))(*(
         kernel.AdamMoments(
             m.dtype == torch.bfloat16, m.data_ptr(), v.data_ptr(), m.numel(),
@@ -211,7 +212,7 @@ def _of_pairs(
             if pair.copy is not None:
                 as_real(pair.copy).copy_(pair.x)
         return torch.stack([by_torch(pair) for pair in pairs])
-    sums = torch.empty(len(pairs), n_sums, dtype=torch.float64)
+    sums = torch.empty(len(pairs), n_sums, dtype=torch.float64, device=HOST)
     if pairs:
         numbers = [
             number

@@ -124,7 +124,7 @@ def _sum(flat: Tensor, square: Tensor) -> Tensor:
 def _count_nonfinite(flat: Tensor, square: Tensor) -> Tensor:
     # Off a CPU a look at the value would wait for the device.
     if flat.device.type == "cpu" and torch.isfinite(square):
-        return torch.zeros((), dtype=torch.float64)
+        return flat.new_zeros((), dtype=torch.float64)
     return (~torch.isfinite(flat)).sum(dtype=torch.float64)
 
 

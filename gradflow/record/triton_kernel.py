@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gradflow.record import triton_device as device
 from gradflow.record.kernel import Pair
+from gradflow.record.memory import HOST
 
 DTYPES = {
     torch.float32: tl.float32,
@@ -174,7 +175,8 @@ def _described(pair: Pair, place: int) -> tuple[_Group, dict[str, int]]:
 
 def _on(place: torch.device, numbers: list[list[int]]) -> Tensor:
     """From pinned memory: from any other, the copy would wait for the device."""
-    table = torch.tensor(numbers, dtype=torch.int64, pin_memory=place.type == "cuda")
+    is_pinned = place.type == "cuda"
+    table = torch.tensor(numbers, dtype=torch.int64, device=HOST, pin_memory=is_pinned)
     return table.to(place, non_blocking=True)
 
 

@@ -274,3 +274,32 @@ def test_a_state_taken_in_the_middle_does_not_change_the_recording() -> None:
             train_step(hand, optimizer, seed)
             recorder.state_dict()
     hand.compare(recorder.trace, steps=[0, 2, 4])
+
+
+def test_a_step_of_another_thread_in_the_midst_of_one(caplog: pytest.LogCaptureFixture) -> None:
+    """One model and one optimizer in several threads: the step that began first is recorded."""
+    inside, goes_on = threading.Event(), threading.Event()
+
+    class Slow(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            if threading.current_thread() is slow:
+                inside.set()
+                assert goes_on.wait(10)
+            return super().step(closure)
+
+    model = small_net()
+    optimizer = Slow(model.parameters(), lr=0.1)
+    before = model[0].weight.detach().clone()
+    with Recorder(model, optimizer) as recorder:
+        loss_of(model).backward()
+        slow = threading.Thread(target=optimizer.step)
+        slow.start()
+        assert inside.wait(10)
+        optimizer.step()
+        goes_on.set()
+        slow.join()
+    want = (model[0].weight.detach() - before).norm().item()
+    got = recorder.trace.select("update_norm")
+    assert got.values[0, got.sites.index("0.weight")] == pytest.approx(want, rel=1e-5)
+    assert recorder.trace.steps.tolist() == [0]
+    assert "a step of Slow: another is under way in another thread" in caplog.text

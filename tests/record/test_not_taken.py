@@ -420,6 +420,63 @@ def test_parameters_that_cannot_be_read(caplog: pytest.LogCaptureFixture) -> Non
     ]
 
 
+def test_memory_that_was_given_back(caplog: pytest.LogCaptureFixture) -> None:
+    """As where a parameter is gathered for its layer only."""
+    model = mlp()
+    model.rest = nn.Parameter(torch.ones(3))
+    model.forward = lambda x: nn.Sequential.forward(model[:3], x)  # type: ignore[method-assign]
+    optimizer = sgd(model[:3])
+    with Recorder(model, optimizer) as recorder:
+        optimizer.zero_grad()
+        model(inputs(6, 4)).square().mean().backward()
+        model.rest.untyped_storage().resize_(0)
+        optimizer.step()
+    assert value(recorder.trace, "grad_norm", "2.weight") > 0
+    assert "rest" not in recorder.trace.sites
+    assert said(caplog) == [
+        "gradflow does not take the parameter 'rest': its memory was given back."
+    ]
+
+
+@pytest.mark.parametrize("rows", [0, 4, 800])
+def test_a_gradient_of_another_shape_than_its_parameter(
+    rows: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The weight holds a part, nothing, or more for the moment: no memory beyond it is read."""
+    model = mlp()
+    optimizer = sgd(model[2])
+    model(inputs(6, 4)).square().mean().backward()
+    with Recorder(model, optimizer) as recorder:
+        model[0].weight.data = torch.ones(rows, 4)
+        optimizer.step()
+    trace = recorder.trace
+    assert np.isnan(value(trace, "grad_norm", "0.weight"))
+    assert np.isnan(value(trace, "grad_dot_weight", "0.weight"))
+    assert value(trace, "weight_norm", "0.weight") == (rows * 4) ** 0.5
+    want = model[2].weight.grad.double().norm().item()
+    assert value(trace, "grad_norm", "2.weight") == pytest.approx(want, rel=1e-6)
+    assert f"its shape is (8, 4), the parameter's ({rows}, 4)." in said(caplog)[0]
+
+
+def test_another_default_device() -> None:
+    """What gradflow makes for itself is on the host, where its kernel writes."""
+    model = mlp()
+    optimizer, hand = sgd(model), ByHand(model)
+    with Recorder(model, optimizer, histograms=True) as recorder:
+        for seed in range(2):
+            x = inputs(6, 4, seed=seed)
+            with torch.device("meta"):
+                optimizer.zero_grad()
+                with hand.forward():
+                    loss = model(x).square().mean()
+                loss.backward()
+                hand.before_step()
+                optimizer.step()
+                recorder.state_dict()
+            hand.after_step()
+    hand.compare(recorder.trace)
+
+
 # -- scripted modules --------------------------------------------------------------------------
 
 

@@ -114,6 +114,43 @@ def test_backward_passes_and_no_step_are_told_at_the_end(measures: Any) -> None:
         pass  # nothing happened: nothing to say
 
 
+@pytest.mark.parametrize("measures", [None, PARAMETER_MEASURES])
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_steps_that_are_seen_no_more_are_told_at_the_end(is_replaced: bool, measures: Any) -> None:
+    """Another optimizer takes over, as where layers are unfrozen; or one of two steps no more."""
+    model = mlp()
+    optimizers = [sgd(model[0]), sgd(model[2])]
+    recorder = Recorder(
+        model, optimizers, every=2, **({} if measures is None else {"measures": measures})
+    )
+    for step in range(10):
+        if step == 3:
+            optimizers = [torch.optim.Adam(model.parameters())] if is_replaced else optimizers[:1]
+        model.zero_grad()
+        model(inputs(step)).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    with pytest.warns(UserWarning, match="nothing after step 2: .*no step was seen .of SGD and"):
+        recorder.close()
+    recorder.close()  # it is said once
+    assert recorder.trace.steps.tolist() == [0, 2]
+
+
+def test_weights_that_are_changed_after_the_last_step_need_no_word() -> None:
+    """Averages are swapped in and out, the best weights come back, a last part is thrown away."""
+    model = mlp()
+    optimizer, best = sgd(model), {n: x.clone() for n, x in mlp().state_dict().items()}
+    with Recorder(model, optimizer) as recorder:
+        for step in range(2):
+            optimizer.zero_grad()
+            model(inputs(step)).square().mean().backward()
+            optimizer.step()
+        model(inputs()).square().mean().backward()
+        for _ in range(3):
+            model.load_state_dict(best)
+    assert len(recorder.trace) == 2
+
+
 def test_no_warning_hides_an_exception() -> None:
     model = mlp()
     with suppress(ZeroDivisionError), Recorder(model, sgd(model)):
@@ -285,6 +322,62 @@ def test_optimizers_that_step_while_gradients_arrive() -> None:
         got = value(recorder.trace, "output_grad_norm", "2", step)
         assert got == pytest.approx(wants[step], rel=1e-5)
         assert_updates(recorder.trace, step, befores[step], befores[step + 1])
+
+
+@pytest.mark.parametrize("n_recorders", [1, 2])
+def test_what_hooks_of_others_do_to_a_step_belongs_to_it(n_recorders: int) -> None:
+    """Clipping before and after the step, as in a Wasserstein GAN, by hooks that came later."""
+    model = mlp()
+    optimizer, hand = sgd(model), ByHand(model)
+    recorders = [Recorder(model, optimizer) for _ in range(n_recorders)]
+
+    def clip_gradients(*_: Any) -> None:
+        nn.utils.clip_grad_value_(model.parameters(), 1e-3)
+        hand.before_step()
+
+    def clip_weights(*_: Any) -> None:
+        for parameter in model.parameters():
+            parameter.data.clamp_(-0.2, 0.2)
+        hand.after_step()
+
+    optimizer.register_step_pre_hook(clip_gradients)
+    optimizer.register_step_post_hook(clip_weights)
+    for seed in range(3):
+        optimizer.zero_grad()
+        with hand.forward():
+            loss = model(inputs(seed)).square().mean()
+        loss.backward()
+        optimizer.step()
+    for recorder in recorders:
+        recorder.close()
+        hand.compare(recorder.trace)
+
+
+def test_a_later_hook_that_raises_leaves_the_next_step_right() -> None:
+    model = mlp()
+    optimizer, hand = sgd(model), ByHand(model)
+    fails = [False, True, False]
+
+    def check(*_: Any) -> None:
+        if fails.pop(0):
+            raise ArithmeticError
+
+    with Recorder(model, optimizer) as recorder:
+        optimizer.register_step_pre_hook(check)
+        for seed in range(3):
+            optimizer.zero_grad()
+            with hand.forward():
+                loss = model(inputs(seed)).square().mean()
+            loss.backward()
+            if fails[0]:
+                with pytest.raises(ArithmeticError):
+                    optimizer.step()
+                hand.forget()
+                continue
+            with hand.step():
+                optimizer.step()
+    hand.compare(recorder.trace)
+    assert list(optimizer._optimizer_step_pre_hooks.values()) == [check]
 
 
 # -- several optimizers ------------------------------------------------------------------------

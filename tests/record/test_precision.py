@@ -86,6 +86,14 @@ def test_a_skipped_step_is_told_and_is_no_part_of_the_next(
     assert recorder.skipped_steps == [2]
 
 
+def test_a_last_step_that_is_skipped_is_told_too() -> None:
+    """No backward pass follows that would find its gradients zeroed."""
+    recorder, hand, done = train_scaled(torch.optim.SGD, {}, gives_scaler=True, overflows_in=3)
+    assert done == [0, 1, 2]
+    hand.compare(recorder.trace)
+    assert recorder.skipped_steps == [3]
+
+
 def scale_at(hand: ByHand, row: object) -> float:
     step = next(step for step, seen in hand._outputs.items() if seen is row)
     return hand._scales[step]
