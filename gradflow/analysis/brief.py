@@ -9,10 +9,10 @@ import numpy as np
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.findings import OUTCOMES
 from gradflow.analysis.network import early
-from gradflow.analysis.numerals import part, plain
+from gradflow.analysis.numerals import part, plain, times
 from gradflow.analysis.profile import GRADIENT_SIZES, layer_table, typical
 from gradflow.analysis.rates import Rate
-from gradflow.analysis.sentences import SEEDS, SIZE_WORDS, worse_by
+from gradflow.analysis.sentences import SEEDS, SIZE_WORDS, undetermined, worse_by
 from gradflow.analysis.statistics import enough_seeds
 from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades, n_cut_off
 
@@ -60,16 +60,17 @@ def _size(verdict: "Verdict", size: str) -> str:
     if not found.n:
         return ""
     if n_cut := n_cut_off(verdict.case, size):
-        return f"{SIZE_WORDS[size]}: 0 at the first layer in {n_cut} of {found.n} seeds"
+        n = len(verdict.case.seeds)
+        return f"{SIZE_WORDS[size]}: 0 at the first layer in {n_cut} of {n} seeds"
     change = "larger" if found.mean > 0 else "smaller"
-    ends = sorted((10 ** abs(found.low), 10 ** abs(found.high)))
+    ends = sorted((abs(found.low), abs(found.high)))
     # An interval on both sides of "no change" cannot be said in times larger or smaller.
     spread = f"{at.LEVEL} {found.low:+.2f} to {found.high:+.2f} decades; "
     if found.low * found.high > 0:
-        spread = f"{at.LEVEL} {plain(ends[0])} to {plain(ends[1])}; "
+        spread = f"{at.LEVEL} {times(ends[0])} to {times(ends[1])}; "
     limit = plain(10**at.VANISHING_DECADES.value)
     return (
-        f"{SIZE_WORDS[size]}: {plain(10 ** abs(found.mean))} times {change} at the first layer "
+        f"{SIZE_WORDS[size]}: {times(found.mean)} times {change} at the first layer "
         f"than at the last ({spread if found.n > 1 else ''}vanishing: {limit} smaller)"
     )
 
@@ -125,29 +126,23 @@ def _place(rate: Rate, names: list[str], size: str) -> str:
     if rate.label == "exploding" or drop is None:
         return said
     if 3 * drop.decades > rate.decades:
-        return f"{said}, in steps of at most {plain(10**-drop.decades, 2)} times"
-    return f"{said}; {plain(10**-drop.decades, 2)} times of it at {named(drop.index)} alone"
+        return f"{said}, in steps of at most {times(drop.decades, 2)} times"
+    return f"{said}; {times(drop.decades, 2)} times of it at {named(drop.index)} alone"
 
 
 def _open(verdict: "Verdict") -> str:
-    """Why it is undetermined, with the corrected p of what did not decide."""
+    """Why it is undetermined."""
     if verdict.outcome != "undetermined":
         return ""
     n = len(verdict.case.seeds)
     if not enough_seeds(n):
         return f"a claim needs {SEEDS} seeds; with {n} this is a description"
-    undecided = [one for one in verdict.links if one.status == "undetermined"]
-    tests = [
-        f"{one.title}: corrected p = {plain(min(one.p_for, one.p_against), 2)}" for one in undecided
-    ]
-    if not verdict.case.reference:
-        tests.append("no second network to compare with")
-    return "; ".join([f"{n} seeds", *(tests or ["whether there is a gap"])])
+    return undetermined(verdict)
 
 
 def _rivals(verdict: "Verdict") -> str:
     """Which explanations of the gap the data are consistent with, and how many they are not."""
-    if not verdict.rivals:
+    if not verdict.rivals or verdict.gap_status == "no":
         return ""
     of = {status: [one for one in verdict.rivals if one.status == status]
           for status in ("yes", "no", "undetermined", "not measured")}  # fmt: skip

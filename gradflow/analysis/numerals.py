@@ -16,6 +16,16 @@ def plain(value: float, n_digits: int = 3) -> str:
     return f"{float(text):.0f}" if is_long else text
 
 
+def times(decades: float, n_digits: int = 3) -> str:
+    """10^|decades|, also where no float holds it.
+
+    >>> times(-2.456), times(400.0)
+    ('286', '10^400')
+    """
+    size = abs(decades)
+    return plain(10**size, n_digits) if size < 300 else f"10^{size:.0f}"
+
+
 def part(share: float) -> str:
     """
     >>> part(0.5), part(1 / 3), part(0.15)

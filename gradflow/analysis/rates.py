@@ -35,7 +35,12 @@ class Rate:
 
     @property
     def decades(self) -> float:
-        """log10 of the first layer over the last: below 0 it shrinks towards the input."""
+        """log10 of the first layer over the last: below 0 it shrinks towards the input.
+
+        Minus infinity where no layer has any gradient.
+        """
+        if 0 < self.n_without == np.isfinite(self.values).sum():
+            return -np.inf
         logs = self._logs()
         known = logs[np.isfinite(logs)]
         return float(known[0] - known[-1]) if len(known) > 1 else np.nan
@@ -96,12 +101,9 @@ class Rate:
         """
         if np.isinf(self.values).any():
             return "exploding"
-        if self.n_without and self.n_without == np.isfinite(self.values).sum():
-            return "vanishing"
-        margin = thresholds.VANISHING_DECADES.value
-        if not np.isfinite(self.decades):
+        if np.isnan(self.decades):
             return "unknown"
-        if abs(self.decades) <= margin:
+        if abs(self.decades) <= thresholds.VANISHING_DECADES.value:
             return "healthy"
         return "vanishing" if self.decades < 0 else "exploding"
 

@@ -7,11 +7,17 @@ from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Source
 from gradflow.analysis.findings import Evidence
 from gradflow.analysis.network import TrainedNetwork
-from gradflow.analysis.numerals import part, plain
+from gradflow.analysis.numerals import part, times
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.shares import gap_status
 from gradflow.analysis.statistics import POWER, enough_seeds, p_beyond
-from gradflow.analysis.vanishing import JUDGED_SIZES, directions, early_decades, n_cut_off
+from gradflow.analysis.vanishing import (
+    JUDGED_SIZES,
+    directions,
+    early_decades,
+    n_cut_off,
+    sizes_that_go,
+)
 
 if TYPE_CHECKING:
     from gradflow.analysis.verdict import Verdict
@@ -40,6 +46,15 @@ RESTORE: dict[Source, str] = {
     "training": " (`gradflow study`, docs/studies.md)",
     "study": " (an arm that `restores` names in the study's file)",
 }
+# How to have a gap that could be explained.
+_TRACES_OF_TWO = "Give `gradflow.judge` the traces of two networks and the `losses` of both"
+_TRAIN_TWO = "Train the other network beside it, `gradflow train --arch both --log-grads`"
+COMPARE: dict[Source, str] = {
+    "traces": _TRACES_OF_TWO,
+    "records": _TRACES_OF_TWO,
+    "training": _TRAIN_TWO,
+    "study": _TRAIN_TWO,
+}
 MEASURE: dict[Source, str] = {
     "traces": "they need the weights and images of a `gradflow train`",
     "records": "they need the weights and images of a `gradflow train`",
@@ -62,7 +77,7 @@ def _answer(verdict: "Verdict") -> str:
     case, outcome = verdict.case, verdict.outcome
     shrink = f"the gradients of {case.name} vanish towards the input"
     if outcome == "undetermined":
-        return f"Undetermined: {_undetermined(verdict)}."
+        return f"Undetermined: {undetermined(verdict)}."
     because = {
         "no verdict": "on this machine the instrument did not recognise enough of the networks "
         "whose truth is known (`gradflow check --controls` shows which)",
@@ -82,7 +97,10 @@ def _answer(verdict: "Verdict") -> str:
 
 
 def _they_grow(verdict: "Verdict") -> str:
-    return "; they grow" if "exploding" in directions(verdict.case) else ""
+    growing = sizes_that_go(verdict.case, "exploding")
+    if len(growing) == 1:
+        return f"; {GRADIENT_SIZES[growing[0]].symbol} grows"
+    return "; they grow" if growing else ""
 
 
 def _under_sgd(verdict: "Verdict") -> str:
@@ -90,7 +108,8 @@ def _under_sgd(verdict: "Verdict") -> str:
     return f". Under SGD it lowers the training loss ({arm})" if arm else ""
 
 
-def _undetermined(verdict: "Verdict") -> str:
+def undetermined(verdict: "Verdict") -> str:
+    """Why, as the end of a sentence."""
     name, n = verdict.case.name, len(verdict.case.seeds)
     if not enough_seeds(n):
         return (
@@ -109,9 +128,13 @@ def _undetermined(verdict: "Verdict") -> str:
             "the evidence conflicts. Restoring the gradients closes the gap, and yet what the "
             f"early layers of {name} receive does not hold them back"
         )
-    if p_beyond(verdict.restored.shares, 0.0, "below") <= at.ALPHA.value:
+    if _widens(verdict):
         return f"the gradients of {name} vanish; restoring them makes the gap wider"
     return f"the gradients of {name} vanish; whether restoring them closes the gap is open"
+
+
+def _widens(verdict: "Verdict") -> bool:
+    return p_beyond(verdict.restored.shares, 0.0, "below") <= at.ALPHA.value
 
 
 def _against(verdict: "Verdict") -> str:
@@ -137,14 +160,14 @@ def _numbers(verdict: "Verdict") -> str:
         found = early_decades(verdict.case, size)
         what = f"{SIZE_WORDS[size]} ({GRADIENT_SIZES[size].symbol})"
         if n_cut := n_cut_off(verdict.case, size):
-            parts.append(f"{what} is 0 at the first layer in {n_cut} of {found.n} seeds")
+            n = len(verdict.case.seeds)
+            parts.append(f"{what} is 0 at the first layer in {n_cut} of {n} seeds")
         elif found.n:
-            factor = 10 ** abs(found.mean)
             change = "larger" if found.mean > 0 else "smaller"
             spread = f" ({at.LEVEL} {found.low:+.2f} to {found.high:+.2f})" if found.n > 1 else ""
             parts.append(
-                f"{what} is {plain(factor)} times {change} at the first layer than at the last, "
-                f"{found.mean:+.2f} decades{spread}"
+                f"{what} is {times(found.mean)} times {change} at the first layer than at the "
+                f"last, {found.mean:+.2f} decades{spread}"
             )
     if not parts:
         return ""
@@ -217,12 +240,16 @@ def worse_by(gap: Evidence) -> str:
     """How much worse, or better, the accused network does, with the interval over seeds."""
     found, words = gap.interval, GAP_WORDS[gap.name]
     unit = f" {gap.unit}" if gap.unit else ""
-    ends = (found.low, found.high) if found.mean >= 0 else (-found.high, -found.low)
-    spread = f" ({at.LEVEL} {ends[0]:+.3f} to {ends[1]:+.3f})" if found.n > 1 else ""
-    direction = "better" if found.mean < 0 else "worse"
     if not found.n:
-        return f"worse without a number in {words}"
-    return f"{direction} by {abs(found.mean):.3f}{unit}{spread} in {words}"
+        failed = {"worse": math.inf, "better": -math.inf}
+        sides = " or ".join(word for word, value in failed.items() if value in gap.values)
+        return f"{sides} without a number in {words}"
+    ends = (found.low, found.high) if found.mean >= 0 else (-found.high, -found.low)
+    spread = [f"{at.LEVEL} {ends[0]:+.3f} to {ends[1]:+.3f}"] if found.n > 1 else []
+    spread += [f"{gap.n_failed} more failed"] if gap.n_failed else []
+    beside = f" ({'; '.join(spread)})" if spread else ""
+    direction = "better" if found.mean < 0 else "worse"
+    return f"{direction} by {abs(found.mean):.3f}{unit}{beside} in {words}"
 
 
 # -- next ------------------------------------------------------------------------------------------
@@ -232,9 +259,14 @@ def next_steps(verdict: "Verdict") -> tuple[str, ...]:
     """What to do now, the most telling first."""
     if verdict.outcome == "no verdict":
         return ("Run `gradflow check --controls` and report what fails.",)
+    if verdict.outcome == "nothing to explain":
+        return ()
     steps = [*_seeds_step(verdict)]
-    is_open = verdict.links[0].status == "yes" and verdict.links[3].status == "not measured"
-    if is_open and verdict.gap_status != "no":
+    is_there = verdict.links[0].status == "yes"
+    if is_there and not _knows_ends(verdict):
+        how = COMPARE[verdict.case.source]
+        steps.append(f"{how}: without a gap there is nothing that vanishing could explain.")
+    if is_there and verdict.links[3].status == "not measured":
         how = RESTORE[verdict.case.source]
         steps.append(
             f"Change the gradients on purpose{how}: only if the gap closes are they the cause."
@@ -269,7 +301,23 @@ def _seeds_step(verdict: "Verdict") -> list[str]:
         ]
     if verdict.gap_status == "undetermined" and not is_discordant(verdict):
         return ["Train more seeds: whether there is a gap cannot be told from these."]
+    is_asked = verdict.links[0].status == verdict.gap_status == "yes"
+    if is_asked and verdict.links[3].status == "undetermined" and not _widens(verdict):
+        return ["Train more seeds: whether the gap closes cannot be told from these."]
     return []
+
+
+def _knows_ends(verdict: "Verdict") -> bool:
+    """Whether it is known how two networks ended, be it that their trainings failed."""
+    case = verdict.case
+    return any(
+        case.pairs(
+            lambda mine, theirs: (
+                None not in (mine.train_loss, theirs.train_loss)
+                or None not in (mine.test_accuracy, theirs.test_accuracy)
+            )
+        )
+    )
 
 
 def _how(verdict: "Verdict", n: str) -> str:

@@ -94,8 +94,9 @@ def p_beyond(
         return 0.0
     distances = np.minimum(distances, finite.max())
     mean, error = float(distances.mean()), float(distances.std(ddof=1)) / math.sqrt(len(distances))
-    if error <= 1e-12 * max(abs(threshold), abs(mean)):
-        return 0.0 if mean > 0 else 1.0
+    rounding = 1e-12 * max(abs(threshold), abs(mean))
+    if error <= rounding:
+        return 0.0 if mean > rounding else 1.0
     return float(stdtr(len(distances) - 1, -mean / error))
 
 

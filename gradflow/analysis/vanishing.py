@@ -33,6 +33,7 @@ from gradflow.analysis.statistics import (
 JUDGED_SIZES = ("output_gradient", "scale_invariant")
 NEEDS = {"output_gradient": "output_grad_norm", "scale_invariant": "grad_norm and weight_norm"}
 Direction = Literal["vanishing", "exploding"]
+SIDES: dict[Direction, Side] = {"vanishing": "below", "exploding": "above"}
 
 
 def decades(network: TrainedNetwork, size: str, steps: np.ndarray | None = None) -> float:
@@ -56,13 +57,14 @@ def early_decades(case: Case, size: str) -> Interval:
 def n_cut_off(case: Case, size: str) -> int:
     """The seeds in which nothing at all reaches the first layer early on: no ratio says how much.
 
-    Their `early_values` stand for the smallest number that there is. 0 for what was not recorded.
+    Their `early_values` stand for the smallest number that there is, or are minus infinity where no
+    layer has any. 0 for what was not recorded.
     """
     try:
         found = [trace_rate(one.trace, size, early(one), one.layers) for one in case.accused]
     except KeyError:
         return 0
-    return sum(one.n_without > 0 and np.isfinite(one.decades) for one in found)
+    return sum(one.n_without > 0 for one in found)
 
 
 def directions(case: Case) -> set[Direction]:
@@ -70,8 +72,7 @@ def directions(case: Case) -> set[Direction]:
 
     Decided over seeds, or as measured with few. Both, where one size shrinks and the other grows.
     """
-    sides: dict[Direction, Side] = {"vanishing": "below", "exploding": "above"}
-    return {name for name, side in sides.items() if _goes(case, side)}
+    return {name for name in SIDES if sizes_that_go(case, name)}
 
 
 def direction(case: Case) -> Direction | None:
@@ -80,14 +81,15 @@ def direction(case: Case) -> Direction | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _goes(case: Case, side: Side) -> bool:
-    """Whether a judged size does over more than ten-fold towards the input."""
+def sizes_that_go(case: Case, where: Direction) -> list[str]:
+    """The judged sizes that do over more than ten-fold towards the input."""
+    side = SIDES[where]
     sign = 1 if side == "above" else -1
     limit = sign * at.VANISHING_DECADES.value
     if not enough_seeds(len(case.seeds)):
-        return any(sign * (early_decades(case, size).mean - limit) > 0 for size in JUDGED_SIZES)
+        return [s for s in JUDGED_SIZES if sign * (early_decades(case, s).mean - limit) > 0]
     alpha = at.ALPHA.value / len(JUDGED_SIZES)
-    return any(p_beyond(early_values(case, size), limit, side) <= alpha for size in JUDGED_SIZES)
+    return [s for s in JUDGED_SIZES if p_beyond(early_values(case, s), limit, side) <= alpha]
 
 
 def exists(case: Case) -> Finding:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,11 +61,18 @@ def judge(
             f"Expected one or two networks, but got {len(by_name)}: {', '.join(by_name)}. "
             "Judge them in pairs."
         )
-    if (restored is None) == bool(gap_shares) or restored not in (None, *get_args(Changes)):
+    if empty := [name for name, given in by_name.items() if not len(_as_list(given))]:
+        raise ValueError(f"Expected at least one trace of each network, but {empty[0]} has none.")
+    if (restored is None) == (len(gap_shares) > 0) or restored not in (None, *get_args(Changes)):
         raise ValueError(
             "Expected `gap_shares` together with `restored`, which says what the intervention "
             f"changed, but got {len(gap_shares)} shares and {restored!r}. It is one of "
             f"{get_args(Changes)}."
+        )
+    if any(map(math.isinf, gap_shares)):
+        raise ValueError(
+            f"Expected shares of a gap in `gap_shares`, NaN where none is known, but got "
+            f"{list(gap_shares)}."
         )
     groups = [
         [

@@ -67,6 +67,7 @@ def test_seeds_without_spread_stand_on_their_side() -> None:
     for value in (0.0, 1.0):  # on the very line
         assert p_beyond([value] * 5, value, "above") == 1
         assert p_beyond([value] * 5, value, "below") == 1
+    assert p_beyond([np.nextafter(1.0, 2.0)] * 5, 1.0, "above") == 1, "rounding decides nothing"
 
 
 def test_an_infinite_number_forbids_the_other_side_and_counts_as_the_furthest_on_its_own() -> None:

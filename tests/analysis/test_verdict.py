@@ -117,6 +117,8 @@ def test_gradients_that_grow_are_refuted_in_a_sentence_of_its_own() -> None:
     assert verdict.outcome == "refuted"
     assert verdict.sentences[0].endswith("do not vanish towards the input; they grow.")
     assert "grow" not in judge_case(make_case({"delta": 0, **WORSE}, {})).sentences[0]
+    one = judge_case(make_case({"delta": -0.2, "invariant": 3, **WORSE}, {}))
+    assert one.sentences[0].endswith("do not vanish towards the input; ŝ grows.")
 
 
 def test_two_sizes_that_contradict_each_other_are_neither() -> None:
@@ -261,6 +263,17 @@ def test_trainings_that_failed_count_against_their_network(n_failed: int) -> Non
     assert f"{n_failed} of 7 trainings of residual failed" in turned.sentences[-1]
 
 
+def test_a_network_that_never_ended_is_not_called_worse_and_better() -> None:
+    failed = {"loss": float("inf"), "accuracy": NAN}
+    better = judge_case(make_case({"delta": -2}, failed))
+    assert better.outcome == "nothing to explain"
+    assert "plain is better without a number in training loss" in better.sentences[-1]
+    worse = judge_case(make_case({"delta": -2, **failed}, {}))
+    assert "plain is worse without a number in training loss" in worse.sentences[-1]
+    some = judge_case(make_case({"loss": lambda s: failed["loss"] if s < 2 else 0.5}, {}, 7))
+    assert "; 2 more failed) in training loss" in str(some)
+
+
 def test_seeds_that_only_one_network_finished_count_against_the_other() -> None:
     case = make_case({"delta": -2}, {}, 7)
     assert judge_case(case).gap_status == "no"
@@ -296,7 +309,8 @@ def test_a_gap_within_the_margins_is_none_however_sure_it_is_above_zero() -> Non
     verdict = judge_case(make_case({"delta": -2, **slightly}, {"loss": 0.5, "accuracy": 0.8}))
     assert [one.interval.low > 0 for one in verdict.gap] == [True, True]
     assert verdict.outcome == "nothing to explain"
-    assert not any("on purpose" in step for step in verdict.next_steps)
+    assert verdict.next_steps == ()
+    assert "Rivals" not in str(verdict)
 
 
 def test_seeds_in_which_both_trainings_failed_say_nothing_of_a_gap() -> None:
@@ -389,6 +403,32 @@ def test_advice_fits_where_the_records_come_from(source: Any, said: str) -> None
     (how,) = (step for step in enough.next_steps if "on purpose" in step)
     assert ("gap_shares" in how) == (source in ("traces", "records"))
     assert ("`gradflow study`" in how) == (source == "training")
+
+
+def test_what_is_open_is_said_the_same_way_everywhere() -> None:
+    conflict = judge_case(make_case(vanishing(first_moves=1.0), {}), restored=Restored(CLOSES))
+    wide = judge_case(make_case(vanishing(), {}), restored=Restored((0.1, 0.9, 0.2, 0.5, 0.05)))
+    for verdict in (conflict, wide, reach("undetermined")):
+        (line,) = (one for one in str(verdict).splitlines() if one.startswith("Open "))
+        assert verdict.sentences[0] == f"Undetermined: {line[9:]}."
+    assert "whether the gap closes" in wide.next_steps[0]
+
+
+@pytest.mark.parametrize(("source", "how"), [("traces", "`losses`"), ("training", "--arch both")])
+def test_without_a_gap_the_first_step_is_to_have_one(source: Any, how: str) -> None:
+    alone = replace(make_case(vanishing()), source=source)
+    for restored in (Restored(), Restored(CLOSES)):
+        assert how in judge_case(alone, restored=restored).next_steps[0]
+    failed = {"loss": float("inf"), "accuracy": NAN}
+    assert how not in judge_case(make_case(vanishing(**failed), failed)).next_steps[0]
+
+
+def test_no_change_is_too_large_to_be_said() -> None:
+    """10^320, beyond what a float64 holds."""
+    table = np.append(10.0 ** np.linspace(-300, 20, len(RESIDUAL) - 1), 1.0)
+    verdict = judge_case(make_case({"tables": {"output_grad_norm": table}}))
+    assert "(δ) is 10^320 times smaller" in verdict.sentences[1]
+    assert "10^320 times smaller" in str(verdict)
 
 
 # -- JSON ------------------------------------------------------------------------------------------
@@ -485,6 +525,18 @@ def test_one_seed_without_gradients_is_left_out_of_the_numbers() -> None:
     verdict = judge_case(make_case(vanishing(tables=tables), {}, 6))
     assert verdict.links[0].evidence[0].interval.n == 5
     assert verdict.outcome == "present, cause not tested"
+
+
+def test_a_seed_in_which_nothing_has_a_gradient_counts() -> None:
+    """Four vanish and one is dead: it is there. Five are healthy and one is dead: it is open."""
+
+    def dead(seed: int) -> dict[str, Any]:
+        return dict.fromkeys(("output_grad_norm", "grad_norm"), 0.0) if seed == 2 else {}
+
+    sick = judge_case(make_case(vanishing(tables=dead), {}))
+    assert sick.links[0].status == "yes"
+    assert "0 at the first layer in 1 of 5 seeds" in sick.sentences[1]
+    assert judge_case(make_case({"tables": dead}, {}, 6)).links[0].status == "undetermined"
 
 
 def test_a_deeper_accused_is_compared_in_the_common_layers() -> None:

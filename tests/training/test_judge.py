@@ -49,6 +49,7 @@ def traces() -> dict[str, list[Trace]]:
         ({}, "present, cause not tested"),
         ({"losses": LOSSES}, "present, cause not tested"),
         ({"losses": LOSSES, "gap_shares": CLOSES, "restored": "gradients"}, "supported"),
+        ({"losses": LOSSES, "gap_shares": np.array(CLOSES), "restored": "gradients"}, "supported"),
         (
             {"losses": LOSSES, "gap_shares": CLOSES, "restored": "signal and gradients"},
             "supported for signal and gradient",
@@ -76,11 +77,17 @@ def test_outcomes_follow_from_what_is_given(given: dict[str, Any], outcome: str)
         ({"losses": {**LOSSES, "plain": [1.0] * 4}}, "one number for each of 5 traces of plain"),
         ({"losses": {**LOSSES, "plain": [None] * 5}}, "one number for each of 5 traces of plain"),
         ({"gap_shares": [0.5], "restored": "gradients"}, "for each of 5 seeds, but got 1"),
+        ({"gap_shares": [np.inf] * 5, "restored": "gradients"}, "NaN where none is known"),
     ],
 )
 def test_what_does_not_fit_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gradflow.judge(traces(), **given)
+
+
+def test_a_network_without_traces_is_not_left_out_in_silence() -> None:
+    with pytest.raises(ValueError, match="one trace of each network, but skips has none"):
+        gradflow.judge({**traces(), "skips": []})
 
 
 def test_records_without_a_graph_say_which_order_was_taken() -> None:
