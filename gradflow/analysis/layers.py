@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from gradflow.record.trace import Trace
 
 # Where a trace has no graph: layers whose weights lie on the path from input to output, and the
@@ -13,6 +15,9 @@ PROJECTION = ".downsample."
 
 # Of recurrent layers of torch: from one time step to the next, and so not from layer to layer.
 _OVER_TIME = re.compile(r"(^|\.)weight_hh_l\d")
+UNREACHED = "without a gradient"  # why a layer is left out that no loss depends on
+# Of these, NaN at every step says that nothing arrived: detached, unused, or frozen.
+_TAKEN = ("grad_norm", "grad_nonfinite", "output_grad_norm", "output_grad_nonfinite")
 _WEIGHT = re.compile(r"\.(parametrizations\.weight\.\w+|weight(_v|_orig)?)$")
 
 
@@ -44,7 +49,8 @@ def paths(trace: Trace) -> tuple[tuple[Layer, ...], ...]:
     connection is no short cut along it. The first is that of the layer that ran first. The others
     count where more than half of their layers are on no path yet: a second tower, or a deep head.
     Branches that leave a path and come back to it are beside it. A trace without the graph of the
-    network has one path: its layers in order of execution.
+    network has one path: its layers in order of execution. What no gradient was ever taken of, as
+    behind a `detach`, is on none; nor is a head that no loss uses.
     """
     if trace.feeds is None:
         path = _in_order(trace)
@@ -92,6 +98,7 @@ def left_out(trace: Trace) -> dict[str, tuple[str, ...]]:
     used = {weight for behind in feeds.values() for weight in behind if weight not in feeds}
     kinds = dict(zip(trace.sites, trace.kinds, strict=True))
     used |= {site for site, kind in kinds.items() if kind in PATH_KINDS}
+    taken = _with_gradient(trace)
     found: dict[str, list[str]] = {}
     for weight in sorted(used - on_a_path, key=list((*trace.sites, *used)).index):
         if kinds.get(weight, "").startswith("norm"):
@@ -100,12 +107,23 @@ def left_out(trace: Trace) -> dict[str, tuple[str, ...]]:
             why = "acts from one time step to the next"
         elif trace.feeds is None:
             why = "a projection"
-        elif any(weight in behind for behind in feeds.values()):
-            why = "on a shorter branch"
+        elif not any(weight in behind for behind in feeds.values()) or (
+            taken and taken.isdisjoint((weight, _WEIGHT.sub("", weight)))
+        ):
+            why = UNREACHED
         else:
-            why = "without a gradient"
+            why = "on a shorter branch"
         found.setdefault(why, []).append(_WEIGHT.sub("", weight))
     return {why: tuple(names) for why, names in found.items()}
+
+
+def _with_gradient(trace: Trace) -> set[str]:
+    """The outputs and parameters that a gradient was taken of, be it infinite, at some step."""
+    tables = [trace.values[name] for name in _TAKEN if name in trace.values]
+    is_taken = np.zeros(len(trace.sites), dtype=bool)
+    for table in tables:
+        is_taken |= ~np.isnan(table).all(axis=0)
+    return {site for site, taken in zip(trace.sites, is_taken, strict=True) if taken}
 
 
 class _Graph:
@@ -113,6 +131,7 @@ class _Graph:
 
     def __init__(self, trace: Trace, feeds: Mapping[str, tuple[str, ...]]) -> None:
         self._kinds = dict(zip(trace.sites, trace.kinds, strict=True))
+        self._taken = _with_gradient(trace)
         self._sites = [site for site in trace.sites if site in feeds]
         known = set(self._sites)
         self._before = {s: [one for one in feeds[s] if one in known] for s in self._sites}
@@ -129,6 +148,7 @@ class _Graph:
             name
             for name in feeds[site]
             if name not in feeds
+            and not (self._taken and self._taken.isdisjoint((site, name)))
             and not self._kinds.get(name, "").startswith("norm.")
             and not _OVER_TIME.search(name)
         ]

@@ -37,13 +37,15 @@ class Rate:
     def decades(self) -> float:
         """log10 of the first layer over the last: below 0 it shrinks towards the input.
 
-        Minus infinity where no layer has any gradient.
+        Minus infinity where no layer has any gradient; 0 where the first alone has one, all others
+        being branches that begin as the identity.
         """
         if 0 < self.n_without == np.isfinite(self.values).sum():
             return -np.inf
         logs = self._logs()
         known = logs[np.isfinite(logs)]
-        return float(known[0] - known[-1]) if len(known) > 1 else np.nan
+        is_known = len(known) > 1 or (len(known) == 1 and (self.values == 0).any())
+        return float(known[0] - known[-1]) if is_known else np.nan
 
     @property
     def span(self) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradflow.analysis.layers import Layer, body, depth_note, main_path, paths
+from gradflow.analysis.layers import UNREACHED, Layer, body, depth_note, left_out, main_path, paths
 from gradflow.analysis.profile import GRADIENT_SIZES, columns, layer_table
 from gradflow.analysis.rates import Rate
 from gradflow.analysis.statistics import Interval, t_interval
@@ -111,6 +111,8 @@ class InitialCheck:
     dead: dict[str, float]  # activation -> share of channels that are 0 for the whole batch
     nonfinite: tuple[NonFinite, ...]  # the first place first; `first_step` is the draw
     norm: str  # "BatchNorm", "LayerNorm" or "no norm": what the network compares with
+    without_gradient: tuple[str, ...]  # layers whose δ was 0 in every draw, beside the paths too
+    unreached: tuple[str, ...]  # layers that ran, or did not, and that no loss depends on
     note: str  # the order of the layers, and those that are left out
 
     @property
@@ -152,12 +154,6 @@ class InitialCheck:
         outlooks = {one.outlook for one in self.path.prospects}
         return self.n_draws > 1 and len(outlooks) == 1
 
-    @property
-    def without_gradient(self) -> tuple[str, ...]:
-        """The layers whose δ was exactly 0, or too small for the number format, in every draw."""
-        is_zero = (self.profiles[TRANSPORT].per_draw == 0).all(axis=0)
-        return tuple(layer for layer, zero in zip(self.layers, is_zero, strict=True) if zero)
-
     def __str__(self) -> str:
         return "\n".join(self.sentences())
 
@@ -196,6 +192,7 @@ class InitialCheck:
             "note": self.note,
             "dead": {"unit": "share of channels", "by_activation": dict(self.dead)},
             "without_gradient": list(self.without_gradient),
+            "unreached": list(self.unreached),
             "nonfinite": [
                 {"draw": n.first_step, "site": n.site, "measure": n.measure, "elements": n.count}
                 for n in self.nonfinite
@@ -264,6 +261,8 @@ def check(
         dead=_dead(trace),
         nonfinite=tuple(trace.nonfinite()),
         norm=norm_of(example),
+        without_gradient=_without_gradient(trace),
+        unreached=left_out(trace).get(UNREACHED, ()),
         note=depth_note(trace),
     )
 
@@ -293,6 +292,14 @@ def _with_unseen(delta: np.ndarray, invariant: np.ndarray) -> np.ndarray:
     inside one module, has no gradient at all."""
     is_gone = (delta == 0) | (np.isnan(delta) & (invariant == 0))
     return np.where(np.logical_and.accumulate(is_gone, axis=1), 0.0, delta)
+
+
+def _without_gradient(trace: Trace) -> tuple[str, ...]:
+    """The layers whose δ was exactly 0, or too small for the number format, in every draw."""
+    found = {layer.name: layer.output for path in paths(trace) for layer in body(path)}
+    found |= {name: name for names in left_out(trace).values() for name in names}
+    is_zero = (columns(trace, "output_grad_norm", [*found.values()]) == 0).all(axis=0)
+    return tuple(name for name, zero in zip(found, is_zero, strict=True) if zero)
 
 
 def _dead(trace: Trace) -> dict[str, float]:

@@ -81,8 +81,9 @@ def _called(model: nn.Module, batch: Inputs) -> Any:
 
 
 def _outputs(returned: Any) -> list[Tensor]:
-    """The tensors that the loss is made of: those of a tuple, else the first that there is."""
-    parts = returned if isinstance(returned, (tuple, list)) else ()
+    """The tensors that the loss is made of: those of a tuple or dict, else the first there is."""
+    parts = returned.values() if isinstance(returned, Mapping) else returned
+    parts = parts if isinstance(returned, (tuple, list, Mapping)) else ()
     found = [part for part in parts if isinstance(part, Tensor) and part.grad_fn is not None]
     if not found and (first := first_floating_tensor(returned)) is not None:
         found = [first]
@@ -158,7 +159,11 @@ def made(make: Callable[[], Made], input: Input, batch_size: int) -> tuple[nn.Mo
             "Expected the shape of one input, such as (3, 224, 224), but got none. Give it, or a "
             "function that returns the network and its inputs."
         )
-    floating = (p for p in model.parameters() if not is_lazy(p) and p.is_floating_point())
+    floating = (
+        p
+        for p in model.parameters()
+        if not is_lazy(p) and (p.is_floating_point() or p.is_complex())
+    )
     like = next(floating, torch.zeros(()))
     return model, tuple(
         one.detach()

@@ -1,19 +1,20 @@
 """The result of a check in sentences, the answer first."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradflow.analysis import thresholds as at
-from gradflow.examine.trainability import ALIKE, LOUD, TRAINED
+from gradflow.examine.trainability import ALIKE, LOUD, SHRUNK, TRAINED
 
 if TYPE_CHECKING:
     from gradflow.examine.initial import InitialCheck
 
 
 def sentences(found: "InitialCheck") -> list[str]:
-    said = [_answer(found), *_warnings(found)]
+    said = [_answer(found), *_warnings(found), *_silent(found), *_others(found)]
     said += [
         "This describes the start only, with one batch of noise and random labels. δ is how much "
         "gradient is passed from layer to layer, ŝ what a small relative change of a weight does "
@@ -67,7 +68,7 @@ def _warnings(found: "InitialCheck") -> list[str]:
     said = []
     typical = found.path.typical
     drop = typical.delta.drop
-    if found.cause == "vanishing" and drop is not None and not typical.delta.n_without:
+    if drop is not None and not typical.delta.n_without and typical.delta.decades < SHRUNK.value:
         said.append(
             f"The largest single fall is {times(-drop.decades)} times, into "
             f"{found.layers[drop.index]}."
@@ -96,16 +97,33 @@ def _warnings(found: "InitialCheck") -> list[str]:
             f"NaN or inf at {sites} places, the first at {first.site} ({first.measure}, "
             f"{first.count} elements). Look there first; the other numbers are unreliable."
         )
+    return said
+
+
+def _silent(found: "InitialCheck") -> list[str]:
+    """Which layers have no gradient, and why."""
+    said = []
     if found.has_zero_head:
         said.append(
             "The last layer starts at zero, as in some designs, and passes no gradient in the "
             "first step. For this check it was drawn at random, as if it had moved."
         )
-    if found.without_gradient:
-        first_layer, n = found.without_gradient[-1], len(found.without_gradient)
+    if found.unreached:
         said.append(
-            f"No gradient at all at {n} of {len(found.layers)} layers, the last {first_layer}: it "
-            "is exactly 0, or too small for the number format. These layers do not learn."
+            f"No loss depends on {_listed(found.unreached)}: behind a detach or no_grad, in an "
+            "output that is not used, or never called. These layers do not learn, and the answer "
+            "leaves them out."
+        )
+    if found.without_gradient:
+        after = (
+            "These layers do not learn"
+            if found.path.typical.delta.n_without
+            else "The gradient goes round them: they learn later where a branch starts at zero, "
+            "and never where one is dead"
+        )
+        said.append(
+            f"No gradient at all at {_listed(found.without_gradient)}: it is exactly 0, or too "
+            f"small for the number format. {after}."
         )
     if max(found.dead.values(), default=0) > 0:
         worst = max(found.dead, key=found.dead.__getitem__)
@@ -113,18 +131,27 @@ def _warnings(found: "InitialCheck") -> list[str]:
             f"Dead channels (0 for the whole batch): {np.mean(list(found.dead.values())):.1%} on "
             f"average over the activations, at most {found.dead[worst]:.1%}, at {worst}."
         )
-    if len(found.paths) > 1:
-        others = "; ".join(
-            f"{path.layers[0]} to {path.layers[-1]} {path.typical.outlook}, "
-            f"{times(path.typical.delta.decades)} times"
-            for path in found.paths
-            if path is not found.path
-        )
-        said.append(
-            f"This is the worst of {len(found.paths)} paths, from {found.layers[0]} to "
-            f"{found.layers[-1]}. The others: {others}."
-        )
     return said
+
+
+def _others(found: "InitialCheck") -> list[str]:
+    if len(found.paths) < 2:
+        return []
+    others = "; ".join(
+        f"{path.layers[0]} to {path.layers[-1]} {path.typical.outlook}, "
+        f"{times(path.typical.delta.decades)} times"
+        for path in found.paths
+        if path is not found.path
+    )
+    return [
+        f"This is the worst of {len(found.paths)} paths, from {found.layers[0]} to "
+        f"{found.layers[-1]}. The others: {others}."
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more layers" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _draws(found: "InitialCheck") -> str:

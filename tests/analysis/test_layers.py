@@ -96,6 +96,26 @@ def test_what_is_left_out_is_named_with_its_reason() -> None:
     assert "order of execution" in depth_note(make_trace({}, RESIDUAL))
 
 
+def test_what_no_gradient_was_taken_of_is_on_no_path() -> None:
+    """A longer tower behind a `detach`, and a head that no loss uses."""
+    trace = graph_of(x="", y="x", z="y", a="", b="a", c="b", h="c", u="c", v="u")
+    gone = {f"{name}{end}" for name in "xyzuv" for end in ("", ".weight")}
+    norms = np.array([[np.nan if site in gone else 1.0 for site in trace.sites]])
+    trace = replace(trace, values={"grad_norm": norms, "output_grad_norm": norms})
+    assert names_of(trace) == ["a b c h"]
+    assert left_out(trace) == {"without a gradient": ("x", "y", "z", "u", "v")}
+    is_output = np.array([["." not in site for site in trace.sites]])
+    frozen = np.where(is_output, norms, np.nan)  # a gradient passes through them all the same
+    frozen = replace(trace, values={"grad_norm": np.full_like(norms, np.nan),
+                                    "output_grad_norm": frozen})  # fmt: skip
+    assert names_of(frozen) == ["a b c h"]
+    diverged = replace(trace, values={"grad_norm": np.full_like(norms, np.nan),
+                                      "grad_nonfinite": np.ones_like(norms)})  # fmt: skip
+    assert names_of(diverged) == ["a b c u v", "x y z"]
+    nothing = replace(trace, values={"grad_norm": np.full_like(norms, np.nan)})
+    assert names_of(nothing) == ["a b c u v", "x y z"]
+
+
 def test_recurrent_layers_stack_and_a_loop_is_as_deep_as_its_steps() -> None:
     weights = [f"rnn.weight_{way}_l{i}" for i in (0, 1) for way in ("ih", "hh")]
     cell = ("cell.weight_ih", "cell.weight_hh")

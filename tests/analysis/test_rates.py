@@ -63,6 +63,8 @@ def test_zeros_down_to_the_input_are_vanishing_and_have_a_place() -> None:
     assert everything.label == "vanishing"
     assert everything.n_without == 4
     assert everything.decades == -np.inf
+    first_alone = Rate(np.array([2.0, 0.0, 0.0]))  # all others are branches that add nothing yet
+    assert (first_alone.decades, first_alone.label) == (0, "healthy")
 
 
 def test_zeros_of_a_branch_round_which_the_gradient_goes_are_left_out() -> None:

@@ -135,7 +135,85 @@ def test_towers_are_asked_apart() -> None:
     assert "the worst of 2 paths" in str(found)
 
 
+class Cut(nn.Module):
+    """Two parts of three layers; what lies between, and a head, is up to the case."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor], *, two_heads: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = (mlp(nn.Tanh, depth=3, width=16) for _ in range(2))
+        self.first[-1] = nn.Linear(16, 16)
+        self.other = mlp(nn.Tanh, depth=4, width=16)
+        self.between, self.two_heads = between, two_heads
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        middle = self.between(self.first(x))
+        other = self.other(middle)
+        outputs = {"logits": self.second(middle)}
+        return {**outputs, "other": other} if self.two_heads else outputs
+
+
+def test_what_no_loss_depends_on_is_said_and_not_asked_about() -> None:
+    detached = check(lambda: Cut(Tensor.detach), (16,), draws=1)
+    assert detached.layers == ("second.0", "second.2", "second.4")
+    assert {"first.0", "first.6", "other.0", "other.8"} <= set(detached.unreached)
+    assert "No loss depends on first.0, first.2, first.4 and" in str(detached)
+    used = check(lambda: Cut(lambda x: x), (16,), draws=1)
+    assert used.layers[-1] == "second.4", "the head without a loss is deeper"
+    assert set(used.unreached) == {"other.0", "other.2", "other.4", "other.6", "other.8"}
+    both = check(lambda: Cut(lambda x: x, two_heads=True), (16,), draws=1)
+    assert both.layers[-1] == "other.6", "every tensor of a dict has a loss"
+    assert both.unreached == ()
+
+
+class ReZero(nn.Module):
+    """x + 0 · f(x): Bachlechner et al. 2020, https://arxiv.org/abs/2003.04887."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(16, 16), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * torch.relu(self.layer(x))
+
+
+def test_branches_that_begin_as_the_identity_are_ordinary() -> None:
+    blocks = [ReZero() for _ in range(6)]
+    found = check(nn.Sequential(nn.Linear(16, 16), *blocks, nn.Linear(16, 4)), (16,), draws=1)
+    assert found.label == "ordinary"
+    assert len(found.without_gradient) == 6
+    assert "they learn later where a branch starts at zero" in str(found)
+    assert "one module" not in str(found)
+
+
+def test_a_dead_branch_beside_the_path_is_named() -> None:
+    model = TwoInputs()
+    model.ages = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16))
+    model.images = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh())
+    nn.init.constant_(model.ages[0].bias, -100.0)
+    found = check(model, [(8,), (2,)], draws=1)
+    assert found.layers[0] == "images.0"
+    assert found.without_gradient == ("ages.0",)
+
+
+def test_a_fall_is_told_where_it_is_why() -> None:
+    """A tiny head: every input gets the same output, and δ is the same in all layers."""
+    model = orthogonal(1.0, depth=6)()
+    head = nn.Linear(16, 4).double()
+    nn.init.normal_(head.weight, std=1e-9)
+    found = check(nn.Sequential(model, head), (16,), draws=1)
+    assert found.label == "doubtful: vanishing"
+    assert "largest single fall" not in str(found)
+
+
+def test_complex_networks_get_complex_inputs() -> None:
+    layers = [nn.Linear(8, 8, dtype=torch.complex64) for _ in range(3)]
+    assert check(nn.Sequential(*layers), (8,), draws=1).label == "ordinary"
+
+
 class TwoInputs(nn.Module):
+    ages: nn.Module
+    images: nn.Module
+
     def __init__(self) -> None:
         super().__init__()
         self.images, self.ages = nn.Linear(8, 16), nn.Linear(2, 16)
@@ -300,7 +378,8 @@ def test_what_is_not_finite_and_what_is_dead_is_named() -> None:
     dead = check(model, (16,), draws=1)
     assert dead.dead["3"] == 1
     assert dead.without_gradient == ("0", "2")
-    assert "No gradient at all at 2 of 4 layers" in str(dead)
+    assert "No gradient at all at 0, 2: it is exactly 0" in str(dead)
+    assert "These layers do not learn" in str(dead)
     assert dead.label == "unlikely to train: vanishing from 2 on"
     nn.init.constant_(model.get_parameter("4.weight"), math.inf)
     broken = check(model, (16,), draws=1)
