@@ -345,7 +345,7 @@ class TrainConfig:
             value = str(value) if name in NUMBERS_AS_TEXT and is_number else value
             try:
                 field = typed_fields(cls, {name: value}, "a training")
-                if name != "warmup":  # what fits it depends on `epochs`
+                if name not in ("warmup", "histograms"):  # whether they fit, other fields decide
                     cls(**field)
                 found |= field
             except ValueError as error:

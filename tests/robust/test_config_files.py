@@ -20,7 +20,8 @@ OTHER: dict[str, Any] = {
     "momentum": 0.5, "label_smoothing": 0.1, "schedule": "cosine", "warmup": 2, "lr_sum": "step",
     "step_size": 7, "gamma": 0.5, "patience": 3, "min_delta": 0.5, "flip": 0.3, "rotation": 5.0,
     "intervene": "freeze(layers=1)", "device": "cpu", "precision": "bf16",
-    "channels_last": False, "log_grads": True, "every": 4, "cadence": 4, "max_overhead": "2%",
+    "channels_last": False, "log_grads": True, "histograms": True, "every": 4, "cadence": 4,
+    "max_overhead": "2%",
     "checkpoint_budget": 1.0, "rivals": False, "rivals_budget": 0.2, "wandb": "off",
     "project": "mine", "tensorboard": True, "alarms": False, "out": "elsewhere",
 }  # fmt: skip
@@ -42,11 +43,12 @@ def test_every_field_of_a_file_is_obeyed_and_the_command_line_goes_first(
 ) -> None:
     assert name in OTHER, "a new field needs a value here"
     value = Path(OTHER[name]) if name == "out" else OTHER[name]
-    base = TrainConfig(data="elsewhere")  # the digits bring a recipe of their own
+    needed: dict[str, Any] = {"data": "elsewhere", "log_grads": name == "histograms"}
+    base = TrainConfig(**needed)  # the digits would bring a recipe of their own
     changed = dataclasses.replace(base, **{name: value})
     assert changed != base
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump({"data": "elsewhere", name: OTHER[name]}), encoding="utf-8")
+    file.write_text(yaml.safe_dump(needed | {name: OTHER[name]}), encoding="utf-8")
     assert read(file) == changed
     if name == "data":
         assert read(file, "--data", "mine") == TrainConfig(data="mine")
@@ -118,6 +120,13 @@ def test_what_is_no_field_or_no_value_of_it_is_refused(
     assert said.code == 2
     assert WRONG[text] in said.err
     assert not Path("runs").exists(), "before a run has a folder"
+
+
+def test_a_field_that_fits_with_another_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: elsewhere\nhistograms: true\nwarmup: 60\n", encoding="utf-8")
+    config = TrainConfig(data="elsewhere", histograms=True, log_grads=True, warmup=60, epochs=100)
+    assert read(file, "--log-grads", "--epochs", "100") == config
 
 
 def test_a_bare_off_is_the_word_and_a_number_needs_no_point(tmp_path: Path) -> None:
