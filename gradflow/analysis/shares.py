@@ -49,9 +49,11 @@ def gap_status(gap: Sequence[float] | np.ndarray, margin: float) -> Status:
 def is_wide_gap(gap: Sequence[float] | np.ndarray, margin: float) -> bool:
     """Whether mean G > `margin` by the t test: shares of a gap that luck could make are luck's.
 
-    A margin of 0 asks nothing: Fieller's interval is then infinite where the gap may be 0.
+    A margin of 0 asks only for a gap above 0: where it may be 0, Fieller's interval is infinite.
     """
-    return margin == 0 or p_beyond(gap, margin, "above") <= ALPHA
+    if margin == 0:
+        return len(gap) > 0 and float(np.mean(gap)) > 0
+    return p_beyond(gap, margin, "above") <= ALPHA
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,12 @@ class Share:
         return np.subtract(self.accused_gain, self.reference_gain)
 
     @property
+    def is_finite(self) -> bool:
+        return bool(np.isfinite([self.gap, self.accused_gain, self.reference_gain]).all())
+
+    @property
     def can_be_shared(self) -> bool:
-        return is_wide_gap(self.gap, self.margin)
+        return self.is_finite and is_wide_gap(self.gap, self.margin)
 
     @property
     def value(self) -> float:
@@ -108,6 +114,8 @@ class Share:
 
     def p_beyond(self, share: float, side: Literal["below", "above"]) -> float:
         """The one-sided t test that E lies beyond `share`, given a gap above 0."""
+        if not self.is_finite:
+            return 1.0
         return p_beyond(self.taken - share * np.asarray(self.gap), 0.0, side)
 
     @property

@@ -9,9 +9,11 @@ from gradflow.analysis.findings import Finding
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.verdict import Verdict, judge_case
 from gradflow.controls.gate import load_gate
-from gradflow.studies.arms import PLACES, Place
+from gradflow.studies.arms import BASELINE, PLACES, Place
+from gradflow.studies.comparable import diverged_seeds
 from gradflow.studies.folder import StudyDir
 from gradflow.studies.judging import analyse
+from gradflow.studies.outcomes import failures
 from gradflow.studies.results import Results
 from gradflow.studies.study import Study
 from gradflow.training.diagnosis import from_training, recalibrated_loss
@@ -29,8 +31,16 @@ def diagnose_study(folder: StudyDir) -> Verdict:
 def judge_study(folder: StudyDir, found: Results) -> Verdict:
     """The same, where the analysis is already there."""
     study = found.study
-    case = Case.of(*(_networks(folder, study, place) for place in PLACES))
-    case = dataclasses.replace(case, source="study")
+    networks = {place: _networks(folder, study, place) for place in PLACES}
+    written = failures(folder, study)
+    diverged = {place: diverged_seeds(study, BASELINE, (place,), written) for place in PLACES}
+    ended = {place: {one.seed for one in networks[place]} for place in PLACES}
+    lost = (
+        len(ended["reference"].intersection(diverged["accused"])),
+        len(ended["accused"].intersection(diverged["reference"])),
+    )
+    case = Case.of(*networks.values())
+    case = dataclasses.replace(case, source="study", lost=lost)
     why = found.why_open(case.seeds)
     restored = None if why else found.restored_shares(case.seeds)
     verdict = judge_case(case, load_gate(), restored)

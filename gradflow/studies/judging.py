@@ -118,14 +118,19 @@ class _Trained:
     def gaps(self, arm: str, seeds: Sequence[int], measure: OutcomeMeasure) -> np.ndarray:
         """(seeds,) how much worse the accused network is than the reference."""
         accused, reference = (self.badness(arm, place, seeds, measure) for place in PLACES)
-        return np.asarray(accused - reference)
+        return _less(accused, reference)
 
     def gain(
         self, arm: Arm, place: Place, seeds: Sequence[int], measure: OutcomeMeasure
     ) -> np.ndarray:
         """(seeds,) by how much the arm lowers the badness of a network."""
         before = self.badness(arm.against, place, seeds, measure)
-        return np.asarray(before - self.badness(arm.name, place, seeds, measure))
+        return _less(before, self.badness(arm.name, place, seeds, measure))
+
+
+def _less(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # of two that failed nothing can be said: NaN
+        return np.asarray(one - other)
 
 
 def _arm_result(trained: _Trained, arm: Arm) -> ArmResult:
@@ -272,7 +277,10 @@ def _unsound(one: ArmResult, controls: Sequence[PositiveControl]) -> str:
 
 
 def _unshared(one: ArmResult, measure: OutcomeMeasure) -> str:
-    wide = one.shares[measure.name].can_be_shared
+    share = one.shares[measure.name]
+    if not share.is_finite:
+        return f"the {measure.title} of a seed is not finite"
+    wide = share.can_be_shared
     return "" if wide else f"the gap in {measure.title} is not surely above {measure.margin:g}"
 
 

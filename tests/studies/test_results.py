@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 import pytest
+from traces import group
 
 from gradflow.analysis.findings import Finding, Status
-from gradflow.studies import Study
+from gradflow.studies import Study, diagnosis
 from gradflow.studies.diagnosis import contradictions
 from gradflow.studies.judging import results
 from gradflow.studies.outcomes import Outcome
@@ -152,6 +153,43 @@ def test_a_gap_that_is_not_sure_explains_nothing() -> None:
     found = results(study(), outcomes({**LOSSES, "baseline": (1.001, 1.0)}))
     assert not found.gap_is_sure["train_loss"]
     assert all(one.primary.status == "undetermined" for one in found.causes)
+
+
+def test_a_gap_of_the_wrong_sign_has_no_shares() -> None:
+    found = results(study(), outcomes({**LOSSES, "baseline": (1.0, 1.4)}))
+    assert not any(found.gap_is_sure.values())
+    assert all(math.isnan(one.shares["train_loss"].value) for one in found.causes)
+    assert all("not surely above zero" in one.primary.why for one in found.causes)
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+@pytest.mark.parametrize("arm", ["baseline", "restored"])
+def test_a_loss_that_is_not_finite_says_why_nothing_is_decided(arm: str, loss: float) -> None:
+    given = outcomes()
+    given[arm, "accused", 2] = dataclasses.replace(given[arm, "accused", 2], train_loss=loss)
+    found = results(study(), given)
+    assert "is not finite" in found.why_open(range(SEEDS)) or "surely" in found.why_open(
+        range(SEEDS)
+    )
+    assert by_name(found)["restored"].primary.status == "undetermined"
+    assert by_name(found)["restored"].primary.why
+
+
+def test_a_baseline_that_diverged_counts_against_its_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two of seven seeds of the accused diverged, and the others end as the reference's do."""
+    seven = study(seeds=list(range(7)))
+    groups = {"accused": group(5, name="plain"), "reference": group(7, name="residual")}
+    monkeypatch.setattr(diagnosis, "_networks", lambda folder, study, place: groups[place])
+    monkeypatch.setattr(diagnosis, "load_gate", lambda: None)
+    written = {f"baseline/accused-s{seed}": "diverged: nan" for seed in (5, 6)}
+    for failed, n in ((written, 2), ({}, 0)):
+        monkeypatch.setattr(diagnosis, "failures", lambda folder, study, failed=failed: failed)
+        verdict = diagnosis.judge_study(None, results(seven, {}, failed))  # type: ignore[arg-type]
+        assert verdict.case.lost == (n, 0)
+        assert verdict.gap_status == ("undetermined" if n else "no")
+        assert (f"{n} of 7 trainings of plain failed" in verdict.sentences[-1]) == bool(n)
 
 
 @pytest.mark.parametrize("n_seeds", [2, 4])
