@@ -9,6 +9,11 @@ from torch import Tensor
 HOST = torch.device("cpu")
 
 
+def n_real(x: Tensor) -> int:
+    """Real numbers: a complex one is summed, and counted, as two."""
+    return x.numel() * (2 if x.is_complex() else 1)
+
+
 def as_real(x: Tensor) -> Tensor:
     """`x` without its graph; complex numbers as twice as many real ones in the last dimension."""
     if x.requires_grad:

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from gradflow.record.backward import BackwardPasses, ForwardPass
 from gradflow.record.hooks import OwnHook, leave_out_of_copies, remove
 from gradflow.record.measures import Measure
-from gradflow.record.memory import as_real
+from gradflow.record.memory import as_real, n_real
 from gradflow.record.paths import feeds
 from gradflow.record.readable import NotTaken, unreadable
 from gradflow.record.sites import (
@@ -96,7 +96,7 @@ class OutputHooks:
         if modules == self.backward.modules:
             return
         self.backward.modules = modules
-        sites = {module: name for name, module in find_sites(self._model)}
+        sites = self._sites()
         for module, (hook, handle) in list(self._hooks.items()):
             if sites.get(module) != hook.name:  # gone, or under another name
                 remove(handle, module._forward_hooks)
@@ -113,6 +113,14 @@ class OutputHooks:
         if self._model_hook is None and not isinstance(self._model, torch.jit.ScriptModule):
             self._model_hook = self._model.register_forward_pre_hook(_ForwardHook(self))
             leave_out_of_copies(self._model._forward_pre_hooks)
+
+    def _sites(self) -> dict[nn.Module, str]:
+        sites = {module: name for name, module in find_sites(self._model)}
+        for module, name in [pair for pair in sites.items() if "#" in pair[1]]:
+            why = "its name has a '#', which tells the calls of one layer apart"
+            self._not_taken.say(f"the output of {name!r}", why)
+            del sites[module]
+        return sites
 
     def detach(self) -> None:
         """Take every hook off the model."""
@@ -131,20 +139,10 @@ class OutputHooks:
         self._unhook_leaves(had_backward=True)
         return self.backward.take()
 
-    def why_none(self) -> str | None:
-        """Why no forward pass belongs to the step; None where that was said before."""
-        if self.has_hooked:
-            return "no backward pass had brought the parameters a gradient that was still there"
-        has_gradients = any(parameter.grad is not None for parameter in self._model.parameters())
-        if self.saw_output or not has_gradients:
-            return None
-        return (
-            "no layer ran through its hooks although the parameters have gradients. These may come "
-            "from elsewhere; or the model was compiled before the Recorder was made, is in eval "
-            "mode, or was called as `model.forward(x)`. Make the Recorder before the first "
-            "compiled call, call `model.train()` and `model(x)`, or leave the outputs out with "
-            "`measures=PARAMETER_MEASURES`"
-        )
+    def not_run(self) -> dict[str, nn.Module]:
+        """The layers that never ran through their hooks, by name."""
+        hooks = self._hooks.items()
+        return {hook.name: module for module, (hook, _) in hooks if not hook.has_run}
 
     def _unhook_leaves(self, *, had_backward: bool) -> None:
         """All leaves, or those whose last forward pass had its backward pass."""
@@ -174,7 +172,7 @@ class OutputHooks:
             return
         if torch._C._get_tracing_state() is not None:
             return
-        self.saw_output = True
+        hook.has_run = self.saw_output = True
         try:
             tensor = first_floating_tensor(output)
             if tensor is None:
@@ -253,7 +251,7 @@ class OutputHooks:
             if self._reads and self._is_full:
                 self._pass.outputs[site] = _NOT_TAKEN
             return False
-        self._pass.sizes[site] = _size(tensor)
+        self._pass.sizes[site] = n_real(tensor)
         if not (self._reads and self._is_full):
             return True
         read = self._half_of_relu(module, args) or self._read(hook, module, tensor)
@@ -351,17 +349,13 @@ class _Measured:
         return tensor._version == self._version + relu.inplace
 
 
-def _size(tensor: Tensor) -> int:
-    """Real numbers: a complex one counts as two."""
-    return tensor.numel() * (2 if tensor.is_complex() else 1)
-
-
 # -- hooks -------------------------------------------------------------------------------------
 
 
 class _OutputHook(OwnHook):
     def __init__(self, hooks: OutputHooks, name: str) -> None:
         self._hooks, self.name = hooks, name
+        self.has_run = False
         self.is_before_relu = False  # the output goes straight into a ReLU
         self.sites: list[Site] = []  # by call in one forward pass
         self.n_known = 0  # of them

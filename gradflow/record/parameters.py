@@ -14,6 +14,7 @@ from gradflow.record.copies import Copies, Read, compare, table
 from gradflow.record.exponents import read_histograms
 from gradflow.record.histograms import HISTOGRAMS
 from gradflow.record.measures import CHEAP_READS, Measure
+from gradflow.record.memory import n_real
 from gradflow.record.micro_batches import MicroBatches
 from gradflow.record.processes import Processes
 from gradflow.record.readable import NotTaken, unreadable
@@ -294,7 +295,7 @@ class ParameterReads:
         result = ParameterSums()
         read = {name: p for step in steps.values() for name, p in step.parameters.items()}
         names = [name for name, _ in self._model.named_parameters()] if len(steps) > 1 else read
-        result.sizes = {name: _size(read[name]) for name in names if name in read}
+        result.sizes = {name: n_real(read[name]) for name in names if name in read}
         for step in steps.values():
             result.own |= step.own
             for key, (some, sums) in step.reads.items():
@@ -343,11 +344,6 @@ def _joined(one: Tensor, other: Tensor) -> Tensor:
     if not (one.numel() and other.numel()):
         return one if one.numel() else other
     return torch.cat([one, other.to(one.device)])
-
-
-def _size(parameter: Tensor) -> int:
-    """Real numbers: a complex one is summed, and counted, as two."""
-    return parameter.numel() * (2 if parameter.is_complex() else 1)
 
 
 def _unscaled(sums: Tensor, scale: Tensor) -> Tensor:

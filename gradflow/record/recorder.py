@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from gradflow.record.buffer import Buffer, check_folder_is_free
 from gradflow.record.measures import DEFAULT_MEASURES, Measure, choose
 from gradflow.record.memory import HOST
+from gradflow.record.missed import MissedOutputs
 from gradflow.record.models import unwrapped_model
 from gradflow.record.optimizers import StepHooks, check_optimizers_fit, fused_scale, unwrapped
 from gradflow.record.outputs import OutputHooks
@@ -108,6 +109,9 @@ class Recorder:
         self._outputs = OutputHooks(
             model, self.measures, not_taken, self._on_discard, self._is_stepping
         ) if with_outputs else None  # fmt: skip
+        self._missed = (
+            None if self._outputs is None else MissedOutputs(model, self._outputs, not_taken)
+        )
         self._parameters = ParameterReads(
             model, self.optimizers, self.measures, processes, not_taken, histograms=histograms
         )
@@ -379,10 +383,8 @@ class Recorder:
         step = compact(
             self.step, passes, parameters, self._grad_scale, self._found_inf, self._layouts
         )
-        if not passes and self._outputs is not None:
-            why = self._outputs.why_none()
-            if why is not None:
-                self._not_taken.say("outputs in a step", why)
+        if self._missed is not None:
+            self._missed.look(has_passes=bool(passes))
         step = self._processes.gather(step)
         if self._processes.is_first:
             self._buffer.pending.append(step)

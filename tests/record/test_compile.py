@@ -182,6 +182,27 @@ def test_layers_that_are_called_without_their_hooks_are_noticed(
     check_outputs_were_missed(recorder.trace, caplog)
 
 
+def test_a_layer_that_is_run_by_the_graph_of_one_like_it_is_noticed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The compiler kept the graph of another network's last layer, which had no hook."""
+    torch.compiler.reset()
+    for records in (False, True):
+        model = small_net()
+        optimizer = sgd(model)
+        recorder = Recorder(model, optimizer) if records else None
+        head = torch.compile(model[4], backend="eager")
+        for _ in range(2):
+            loss_of(lambda x, head=head, model=model: head(model[:4](x))).backward()  # type: ignore[arg-type, misc]
+            optimizer.step()
+    assert recorder is not None
+    recorder.close()
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "gradflow"]
+    assert "does not take the output of '4': parameters there have gradients" in said
+    assert "4" not in recorder.trace.sites
+    torch.compiler.reset()
+
+
 def check_outputs_were_missed(trace: Trace, caplog: pytest.LogCaptureFixture) -> None:
     """It is said once, and the parameters are recorded."""
     (said,) = [r.getMessage() for r in caplog.records if r.name == "gradflow"]

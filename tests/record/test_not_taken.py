@@ -477,6 +477,62 @@ def test_another_default_device() -> None:
     hand.compare(recorder.trace)
 
 
+class ByWeightAlone(nn.Module):
+    """Its layers are used in all the ways in which they have no output, and one in none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = nn.ParameterList([torch.ones(4)])
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.position = nn.Embedding(6, 4)
+        self.unused = nn.Linear(4, 4)
+        self.head = nn.utils.parametrizations.weight_norm(nn.Linear(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.scales[0] + self.position.weight
+        return self.head(self.attention(x, x, x)[0])
+
+
+def test_a_layer_that_is_used_by_its_weight_alone_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.manual_seed(0)
+    model = ByWeightAlone()
+    optimizer = sgd(model)
+    with Recorder(model, optimizer) as recorder:
+        for seed in range(2):
+            optimizer.zero_grad()
+            model(inputs(6, 4, seed=seed)).square().mean().backward()
+            optimizer.step()
+    assert value(recorder.trace, "grad_norm", "position.weight") > 0
+    assert "position" not in recorder.trace.sites
+    (one,) = said(caplog)
+    assert one.startswith("gradflow does not take the output of 'position': parameters there")
+
+
+def test_a_name_that_reads_like_a_second_call(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.ModuleDict({"a": nn.Linear(4, 4), "a#1": nn.Linear(4, 4)}))
+    layers = model[0]
+    model.forward = lambda x: layers["a#1"](layers["a"](layers["a"](x)))  # type: ignore[method-assign]
+    optimizer, hand = sgd(model), ByHand(model)
+    with Recorder(model, optimizer) as recorder:
+        x = inputs(6, 4)
+        with hand.forward():
+            loss = model(x).square().mean()
+        loss.backward()
+        with hand.step():
+            optimizer.step()
+    want = hand._outputs[0]["0.a#1"][0].grad
+    assert want is not None
+    got = value(recorder.trace, "output_grad_norm", "0.a#1")
+    assert got == pytest.approx(want.norm().item(), rel=1e-5), "of the second call of 'a'"
+    assert value(recorder.trace, "grad_norm", "0.a#1.weight") > 0
+    assert said(caplog) == [
+        "gradflow does not take the output of '0.a#1': its name has a '#', which tells the calls "
+        "of one layer apart."
+    ]
+
+
 # -- scripted modules --------------------------------------------------------------------------
 
 
