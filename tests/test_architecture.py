@@ -59,7 +59,7 @@ OWNERS = {
     "imagehash": {"data/twins.py"},
     "torchvision": {"data/zoo.py", "data/sources.py", "examine/factories.py"},
     "triton": {"record/triton_device.py", "record/triton_kernel.py"},
-    "cyclopts": {"cli/entry.py", "cli/options.py"},
+    "cyclopts": {"cli/entry.py", "cli/flowing.py", "cli/options.py"},
     "lightning": {"bridges/lightning.py"},
     "pytorch_lightning": {"bridges/lightning.py"},
     "transformers": {"bridges/transformers.py"},

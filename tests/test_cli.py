@@ -263,6 +263,10 @@ def test_help_says_where_to_start_in_groups_and_with_examples_that_are_understoo
     out = capsys.readouterr().out
     places = [out.index(f"─ {group} ─") for group in GROUPS.values()]
     assert places == sorted(places)
+    explained = out[out.index("--min-delta") : out.index("--flip")].splitlines()[:-1]
+    column = explained[0].index("By how") + len(out[: out.index("--min-delta")].splitlines()[-1])
+    assert len(explained) > 1
+    assert {len(line) - len(line[1:].lstrip()) for line in explained[1:]} == {column}
     assert {command.__name__.replace("_", "-") for command in COMMANDS} == set(EXAMPLES)
     for lines in EXAMPLES.values():
         for line in lines:

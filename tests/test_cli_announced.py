@@ -46,6 +46,17 @@ def test_a_few_seconds_at_the_end_are_not_worth_a_line(monkeypatch: pytest.Monke
     assert len(said([0.05, 0.05, 0.15, 0.15], monkeypatch)) == 1
 
 
+@pytest.mark.parametrize(("n", "says"), [(3, "3 measurements"), (0, "none is cheap enough")])
+def test_the_phase_after_a_network_is_announced(n: int, says: str) -> None:
+    out = io.StringIO()
+    work = Work(n_steps=20, n_epochs=1, validation=1.0, ending=1.0)
+    log = Console(file=out, width=200)
+    with announced(log, work, 1, at_most=False, stop_if_asked=lambda: None) as told:
+        told.begin("net", 0)
+        told.measured(0, n)
+    assert out.getvalue().startswith(f"rivals         {says}")
+
+
 # -- near the truth from the first seconds, on planted times of steps ------------------------------
 
 

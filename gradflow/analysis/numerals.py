@@ -57,3 +57,12 @@ def beside(value: float, threshold: float, n_decimals: int = 2) -> str:
         if float(text) != threshold and (float(text) < threshold) == (value < threshold):
             return text
     return repr(value)
+
+
+def power_of_two(exponent: float) -> str:
+    """In the way it is written by hand.
+
+    >>> power_of_two(-13)
+    '2⁻¹³'
+    """
+    return "2" + f"{exponent:.0f}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

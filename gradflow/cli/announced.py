@@ -174,12 +174,14 @@ class Told:
     def measured(self, n_done: int, n: int) -> None:
         """Of the rivals, which are the last part of a network's work, each alike."""
         if n_done == 0:
-            self._log.print(
-                f"rivals         {n} measurements of rival explanations. Ctrl-C stops here; "
-                "`gradflow diagnose --measure` measures the rest later.",
-                highlight=False,
-                soft_wrap=True,
+            said = (
+                f"{n} measurements of rival explanations. Ctrl-C stops here; "
+                "`gradflow diagnose --measure` measures the rest later."
+                if n
+                else "none is cheap enough for so short a training (--rivals-budget); "
+                "`gradflow diagnose --measure` measures them."
             )
+            self._log.print(f"rivals         {said}", highlight=False, soft_wrap=True)
         self._bar.update(self._task, description=f"rivals {n_done} of {n}")
         self._of_rivals, before = n_done, self._of_rivals
         self._advance(self._work.ending * max(0, n_done - before) / max(1, n))

@@ -19,6 +19,7 @@ from gradflow.cli.console import stderr
 from gradflow.cli.data import data
 from gradflow.cli.diagnose import compare, diagnose
 from gradflow.cli.examples import START, epilogue
+from gradflow.cli.flowing import Flowing
 from gradflow.cli.options import FAILED, INTERRUPTED, OK, USAGE
 from gradflow.cli.panels import wandb_panels
 from gradflow.cli.report import report
@@ -46,6 +47,7 @@ app = App(
     help="Measure, layer by layer, whether the gradients of a network vanish while it trains.",
     help_prologue=START,
     help_format="plaintext",
+    help_formatter=Flowing(),
 )
 for command in COMMANDS:
     name = command.__name__.replace("_", "-")

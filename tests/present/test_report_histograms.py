@@ -76,7 +76,7 @@ def test_the_figure_says_the_median_and_draws_gradients_beside_weights(
     # Of L = Σ y over 2 examples of ones, by hand: behind the four layers z = 8, 2, 4, 64 and ∂L/∂z
     # = 4, 16, 8, 1; ∂L/∂w of the first layer is 2·4·1, of the third 2·8·2 where z is not 0.
     assert chart.title == (
-        "The median element of the gradient at the end of net is 2^3 at the first layer and 2^5 at "
+        "The median element of the gradient at the end of net is 2³ at the first layer and 2⁵ at "
         "the last"
     )
     assert chart.draw is not None

@@ -10,6 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from gradflow.analysis.numerals import power_of_two
 from gradflow.present.plots.style import GUIDE, figure_of, legend_beside, new_axes, styles
 
 COLORMAP = "viridis"
@@ -153,9 +154,9 @@ def histogram_map(
     image = ax.pcolorfast(*edges, shown, cmap=cmap, vmin=0)
     _layers_on_x(ax, [tuple(layers)])
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.yaxis.set_major_formatter(lambda at, _: f"$2^{{{at:.0f}}}$")
+    ax.yaxis.set_major_formatter(lambda at, _: power_of_two(at))
     ax.set_ylabel("size of an element")
-    figure_of(ax).colorbar(image, ax=ax, label="share of the layer's elements")
+    figure_of(ax).colorbar(image, ax=ax, label="share of elements")
     return ax
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gradflow.analysis import thresholds as at
+from gradflow.analysis.numerals import power_of_two
 from gradflow.analysis.profile import GRADIENT_SIZES, geometric_mean
 from gradflow.present import plots
 from gradflow.present.figures import draw_profiles, gradient_title
@@ -70,7 +71,7 @@ def histogram_charts(report: Report) -> Iterator[Chart]:
         "gradients",
         histogram_title(report.distributions),
         "Of the elements of each layer, the share between one power of two and the next, the mean "
-        "over the seeds. A layer whose colour ends is one in which the others are exactly zero.",
+        "over the seeds. In a layer that is dark all over, the other elements are exactly zero.",
         lambda: _histogram_figure(report.distributions),
         lambda: interactive.to_html("histograms", *interactive.histograms(report.distributions)),
     )
@@ -82,20 +83,17 @@ def histogram_title(found: Sequence[Distribution]) -> str:
     for one in found:
         first, last = one.median(0), one.median(-1)
         if (one.kind, one.moment) == (GRADIENTS, MOMENTS[-1]) and np.isfinite([first, last]).all():
-            ends = f"2^{first:.0f} at the first layer and 2^{last:.0f} at the last"
+            ends = f"{power_of_two(first)} at the first layer and {power_of_two(last)} at the last"
             said.append(f"of {one.network} is {ends}")
     what = "The median element of the gradient at the end"
     return f"{what} {', '.join(said)}" if said else "Weights and gradients by power of two"
 
 
 def _histogram_figure(found: Sequence[Distribution]) -> plots.Figure:
-    """At the end of the training: one row per network, gradients beside weights."""
+    """At the end of the training: of each network the gradients, and the weights below them."""
     shown = [one for one in found if one.moment == MOMENTS[-1]]
-    names = list(dict.fromkeys(one.network for one in shown))
-    fig = plots.new_figure(9.0, 3.6 * len(names))
-    axes = fig.subplots(len(names), len(KINDS), squeeze=False)
-    for one in shown:
-        ax = axes[names.index(one.network), list(KINDS).index(one.kind)]
+    fig = plots.new_figure(7.0, 3.2 * len(shown))
+    for ax, one in zip(fig.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
         plots.histogram_map(one.shares, one.exponents, one.layers, ax)
         ax.set_title(f"{one.network}: {KINDS[one.kind]}")
     return fig

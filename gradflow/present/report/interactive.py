@@ -190,7 +190,7 @@ def histograms(found: Sequence[Distribution]) -> tuple[go.Figure, list[Choice]]:
             colorbar={"title": {"text": "share of elements", "side": "right"}},
             hovertemplate="%{x}<br>2^%{y}: %{z:.3g}<extra></extra>",
         )  # fmt: skip
-    figure.update_yaxes(title="from 2^e to 2^(e+1)")
+    figure.update_yaxes(title="e, of elements from 2ᵉ to 2ᵉ⁺¹")
     figure.update_xaxes(title=_axis_of_layers(numbered=False))
     return figure, [
         Choice("network", "network", {one.network: one.network for one in found}),
