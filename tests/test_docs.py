@@ -14,6 +14,7 @@ from torch import nn
 import gradflow
 from gradflow.analysis.thresholds import THRESHOLDS
 from gradflow.analysis.verdict import OUTCOMES
+from gradflow.cli import main
 from gradflow.cli.entry import app
 from gradflow.interventions import INTERVENTIONS
 from gradflow.present import plots
@@ -201,15 +202,26 @@ def test_getting_started_runs(
         assert f"{line}\n" in printed
 
 
-def test_tutorial_runs_and_prints_what_it_says(
-    run_blocks: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+def test_tutorial_runs_and_its_reports_say_what_it_says(
+    run_blocks: Callable[..., dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The warning, the losses and the top of each report; their numbers differ by machine."""
+    monkeypatch.setattr("gradflow.present.report.story.charts", lambda report: [])
     last = run_blocks("tutorial")
-    printed = capsys.readouterr().out
-    outputs = re.findall(r"```python\n.*?```\n\n```text\n(.*?)```", page("tutorial"), re.S)
-    assert len(outputs) == 3
-    assert all(output in printed for output in outputs)
-    assert [round(share.value, 1) for share in last["shares"]] == [1.3, 0.0]
+    assert min(last["sick"] + last["larger"]) > 2.25 > 2.0 > max(last["mended"])
+    commands = re.findall(r"```bash\ngradflow (.*)\n```", page("tutorial"))
+    assert [main(command.split()) for command in commands] == [0, 0]
+
+    def words(text: str) -> str:
+        return " ".join(re.sub(r"\d[\d.e+-]*", "#", text).split())
+
+    said = words("".join(capsys.readouterr()))
+    outputs = re.findall(r"```text\n(.*?)```", page("tutorial"), re.S)
+    assert len(outputs) == 5
+    lines = [line for one in outputs for line in one.splitlines()]
+    assert [line for line in lines if words(line) not in said] == []
 
 
 def test_networks_through_time_print_what_their_page_says(
