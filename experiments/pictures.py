@@ -26,7 +26,7 @@ from rich.text import Text
 
 DOCS = Path(__file__).parents[1] / "docs"
 WIDTH = 96  # columns of the terminal
-TOP = {"width": 1280, "height": 1000}  # of the page, in pixels
+TOP = {"width": 1280, "height": 860}  # of the page, in pixels
 CODE = re.compile(r"\r|\n|\x1b\[(\d*)([A-Za-z])|\x1b\[\?\d+[hl]")
 
 
