@@ -19,7 +19,7 @@ from gradflow.cli.console import stderr
 from gradflow.cli.data import data
 from gradflow.cli.diagnose import compare, diagnose
 from gradflow.cli.examples import START, epilogue
-from gradflow.cli.flowing import Flowing
+from gradflow.cli.flowing import Flowing, description
 from gradflow.cli.options import FAILED, INTERRUPTED, OK, USAGE
 from gradflow.cli.panels import wandb_panels
 from gradflow.cli.report import report
@@ -51,7 +51,12 @@ app = App(
 )
 for command in COMMANDS:
     name = command.__name__.replace("_", "-")
-    app.command(command, help_prologue="", help_epilogue=epilogue(name))
+    app.command(
+        command,
+        help=description(command.__doc__ or ""),
+        help_prologue="",
+        help_epilogue=epilogue(name),
+    )
 
 
 def _refuse_what_would_be_misread(_app: App, commands: tuple[str, ...], arguments: Any) -> None:

@@ -14,3 +14,21 @@ class Flowing(DefaultFormatter):
             if isinstance(said, InlineText) and isinstance(said.primary_renderable, Text):
                 said.primary_renderable = Text(" ".join(said.primary_renderable.plain.split()))
         super().__call__(console, options, panel)
+
+
+def description(docstring: str) -> str:
+    """Of a command, what stands above its parameters: a line for each paragraph.
+
+    >>> description('''Say it.
+    ...
+    ...     In many
+    ...     words.
+    ...
+    ...     Parameters
+    ...     ----------
+    ... ''')
+    'Say it.\\n\\nIn many words.'
+    """
+    above = docstring.partition("Parameters\n")[0]
+    paragraphs = (" ".join(one.split()) for one in above.split("\n\n"))
+    return "\n\n".join(filter(None, paragraphs))
