@@ -46,14 +46,12 @@ RESTORE: dict[Source, str] = {
     "training": " (`gradflow study`, docs/studies.md)",
     "study": " (an arm that `restores` names in the study's file)",
 }
-# How to have a gap that could be explained.
-_TRACES_OF_TWO = "Give `gradflow.judge` the traces of two networks and the `losses` of both"
-_TRAIN_TWO = "Train the other network beside it, `gradflow train --arch both --log-grads`"
+# How to have a gap that could be explained; a study has one.
+_OF_TWO = "Give `gradflow.judge` the traces of two networks and the `losses` of both"
 COMPARE: dict[Source, str] = {
-    "traces": _TRACES_OF_TWO,
-    "records": _TRACES_OF_TWO,
-    "training": _TRAIN_TWO,
-    "study": _TRAIN_TWO,
+    "traces": _OF_TWO,
+    "records": _OF_TWO,
+    "training": "Train the other network beside it, `gradflow train --arch both --log-grads`",
 }
 MEASURE: dict[Source, str] = {
     "traces": "they need the weights and images of a `gradflow train`",
@@ -183,7 +181,7 @@ def _numbers(verdict: "Verdict") -> str:
 
 def _gap_sentence(verdict: "Verdict") -> str:
     case = verdict.case
-    n_both = sum(case.pairs(lambda mine, theirs: _failed(mine) and _failed(theirs)))
+    n_both = _n_both_failed(verdict)
     both = f" In {n_both} of {len(case.seeds)} seeds both trainings failed." if n_both else ""
     if not verdict.gap:
         return f"The gap was not measured.{both}" if n_both else ""
@@ -203,8 +201,13 @@ def _gap_sentence(verdict: "Verdict") -> str:
     return said + _against_one(verdict) + both
 
 
-def _failed(network: TrainedNetwork) -> bool:
-    return network.train_loss is not None and not math.isfinite(network.train_loss)
+def _n_both_failed(verdict: "Verdict") -> int:
+    """The seeds in which both trainings ended without a finite loss."""
+
+    def failed(network: TrainedNetwork) -> bool:
+        return network.train_loss is not None and not math.isfinite(network.train_loss)
+
+    return sum(verdict.case.pairs(lambda mine, theirs: failed(mine) and failed(theirs)))
 
 
 def _against_one(verdict: "Verdict") -> str:
@@ -263,8 +266,8 @@ def next_steps(verdict: "Verdict") -> tuple[str, ...]:
         return ()
     steps = [*_seeds_step(verdict)]
     is_there = verdict.links[0].status == "yes"
-    if is_there and not _knows_ends(verdict):
-        how = COMPARE[verdict.case.source]
+    how = COMPARE.get(verdict.case.source)
+    if is_there and how and not verdict.gap and not _n_both_failed(verdict):
         steps.append(f"{how}: without a gap there is nothing that vanishing could explain.")
     if is_there and verdict.links[3].status == "not measured":
         how = RESTORE[verdict.case.source]
@@ -305,19 +308,6 @@ def _seeds_step(verdict: "Verdict") -> list[str]:
     if is_asked and verdict.links[3].status == "undetermined" and not _widens(verdict):
         return ["Train more seeds: whether the gap closes cannot be told from these."]
     return []
-
-
-def _knows_ends(verdict: "Verdict") -> bool:
-    """Whether it is known how two networks ended, be it that their trainings failed."""
-    case = verdict.case
-    return any(
-        case.pairs(
-            lambda mine, theirs: (
-                None not in (mine.train_loss, theirs.train_loss)
-                or None not in (mine.test_accuracy, theirs.test_accuracy)
-            )
-        )
-    )
 
 
 def _how(verdict: "Verdict", n: str) -> str:
