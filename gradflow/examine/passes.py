@@ -29,6 +29,7 @@ MEASURES = (
 )  # fmt: skip
 
 LIMITS = {"draws": (1, 1000), "batch_size": (1, 100_000), "seed": (0, 2**63 - 1)}
+NEAR_ZERO = 1e-3  # what a last layer of so small weights makes of an input of rms 1; 0.6 by default
 MAX_ELEMENTS = 2**31  # 8 GiB of float32
 CROSS_ENTROPY = "cross-entropy against random labels"
 OWN_LABELS = "cross-entropy against the given labels"
@@ -181,11 +182,17 @@ def _each(input: Input) -> Sequence["tuple[int, ...] | Tensor"]:
 
 
 def draw_head_if_zero(model: nn.Module) -> bool:
-    """No gradient passes a last layer of zeros, with which ViT, for one, begins its first step."""
+    """No gradient passes a last layer of zeros, with which ViT, for one, begins its first step.
+
+    Of one that is nearly so the same holds: it learns at once, and the rest after it.
+    """
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     heads = [module for module in model.modules() if isinstance(module, kinds)][-1:]
     for head in heads:
-        if not is_lazy(head.weight) and not head.weight.any():
+        if is_lazy(head.weight):
+            continue
+        gain = math.sqrt(float(head.weight.detach().abs().square().mean()) * head.weight[0].numel())
+        if gain < NEAR_ZERO:
             head.reset_parameters()
             return True
     return False

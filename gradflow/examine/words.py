@@ -105,8 +105,8 @@ def _silent(found: "InitialCheck") -> list[str]:
     said = []
     if found.has_zero_head:
         said.append(
-            "The last layer starts at zero, as in some designs, and passes no gradient in the "
-            "first step. For this check it was drawn at random, as if it had moved."
+            "The last layer starts at zero or nearly so, as in some designs, and passes no "
+            "gradient in the first step. For this check it was drawn at random, as if it had moved."
         )
     if found.unreached:
         said.append(
