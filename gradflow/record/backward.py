@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gradflow.record.hooks import untraced
 from gradflow.record.measures import Measure
 from gradflow.record.memory import HOST
 from gradflow.record.readable import NotTaken, unreadable
@@ -83,6 +84,7 @@ class BackwardPasses:
         self._not_taken = not_taken
         self._on_count = on_count
         self._on_discard = on_discard
+        self._on_gradient_untraced = untraced(self._on_gradient)
         self._running: dict[int, _BackwardPass | None] = {}  # by the engine's number
         self._counted: list[_BackwardPass] = []  # since the last step
         self._settled: dict[int, list[_BackwardPass]] = {}  # by optimizer
@@ -94,8 +96,12 @@ class BackwardPasses:
 
     def on_gradient(self, of: ForwardPass, site: Site, grad: Tensor) -> None:
         """The hook on an output."""
-        if not self.is_listening:
-            return
+        if torch.compiler.is_compiling():  # compiled autograd would trace it
+            self._on_gradient_untraced(of, site, grad)
+        elif self.is_listening:
+            self._on_gradient(of, site, grad)
+
+    def _on_gradient(self, of: ForwardPass, site: Site, grad: Tensor) -> None:
         of.had_backward = True
         try:
             one = self._current()

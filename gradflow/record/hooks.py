@@ -1,11 +1,16 @@
-"""Hooks on modules that stay out of copies and files of the model."""
+"""Hooks that stay out of copies and files of the model, and out of compiled graphs."""
 
+import sys
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch.utils.hooks import RemovableHandle
+
+_Hook = TypeVar("_Hook", bound=Callable[..., None])
 
 
 class OwnHook:
@@ -30,3 +35,14 @@ def remove(handle: RemovableHandle, hooks: dict[int, Any]) -> None:
     handle.remove()
     if not any(isinstance(hook, OwnHook) for hook in hooks.values()):
         vars(hooks).pop("__reduce_ex__", None)
+
+
+def untraced(function: _Hook) -> _Hook:
+    """`function` as torch.compile runs it: as it is, not as a part of its graph.
+
+    The compiler is there as soon as there is an optimizer; nobody else should pay for its import.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return function
+    disabled: _Hook = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return disabled

@@ -1,6 +1,5 @@
 """Outputs and their gradients: the hooks on a model's layers, and what they reduce on the spot."""
 
-import sys
 import weakref
 from collections.abc import Callable, Collection, MutableMapping, Sequence
 from functools import partial
@@ -13,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from gradflow.record.backward import BackwardPasses, ForwardPass
-from gradflow.record.hooks import OwnHook, leave_out_of_copies, remove
+from gradflow.record.hooks import OwnHook, leave_out_of_copies, remove, untraced
 from gradflow.record.measures import Measure
 from gradflow.record.memory import as_real, n_real
 from gradflow.record.paths import feeds
@@ -66,13 +65,8 @@ class OutputHooks:
         # A leaf lives on, and with it its hooks, of which it has one per site.
         self._leaf_hooks: MutableMapping[Tensor, dict[Site, _LeafHook]] = WeakIdKeyDictionary()
         self._begin_pass()
-        # torch.compile runs this one as it is, between its compiled regions. The compiler is
-        # there as soon as there is an optimizer; nobody else should pay for its import.
-        self.on_output_untraced = (
-            torch.compiler.disable(self.on_output)  # type: ignore[no-untyped-call]
-            if "torch._dynamo" in sys.modules
-            else self.on_output
-        )
+        # torch.compile runs this one as it is, between its compiled regions.
+        self.on_output_untraced = untraced(self.on_output)
 
     def _begin_pass(self) -> None:
         self._pass = ForwardPass()

@@ -203,6 +203,24 @@ def test_a_layer_that_is_run_by_the_graph_of_one_like_it_is_noticed(
     torch.compiler.reset()
 
 
+def test_a_compiled_backward_pass_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Compiled autograd calls no end of a pass: outputs are not taken, parameters are."""
+    model = small_net()
+    optimizer, hand = sgd(model), ByHand(model)
+    with Recorder(model, optimizer) as recorder:
+        loss = loss_of(model)
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+            loss.backward()
+        with hand.step():
+            optimizer.step()
+    got = recorder.trace.select("grad_norm")
+    for name, row in hand._parameters[0].items():
+        assert got.values[0, got.sites.index(name)] == pytest.approx(row["grad_norm"], rel=1e-5)
+    assert recorder.trace.select("output_grad_norm").sites == ()
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "gradflow"]
+    assert "outputs in a step" in said
+
+
 def check_outputs_were_missed(trace: Trace, caplog: pytest.LogCaptureFixture) -> None:
     """It is said once, and the parameters are recorded."""
     (said,) = [r.getMessage() for r in caplog.records if r.name == "gradflow"]
