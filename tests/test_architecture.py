@@ -57,7 +57,7 @@ OWNERS = {
         "examine/rank.py",
     },
     "imagehash": {"data/twins.py"},
-    "torchvision": {"data/zoo.py", "data/sources.py", "examine/factories.py"},
+    "torchvision": {"data/sources.py", "examine/factories.py"},
     "triton": {"record/triton_device.py", "record/triton_kernel.py"},
     "cyclopts": {"cli/entry.py", "cli/flowing.py", "cli/options.py"},
     "lightning": {"bridges/lightning.py"},

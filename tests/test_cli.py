@@ -13,7 +13,7 @@ import pytest
 import gradflow
 from gradflow.cli import main
 from gradflow.cli.entry import COMMANDS, app
-from gradflow.cli.examples import EXAMPLES, GROUPS
+from gradflow.cli.options import EXAMPLES, GROUPS
 from gradflow.controls import CaseResult, Gate
 from gradflow.training.rundir import RunDir
 

@@ -123,27 +123,6 @@ def test_saliency_of_a_folder_goes_on_after_a_bad_file(
     assert "Expected a readable picture" in capsys.readouterr().err
 
 
-def test_a_second_call_in_a_folder_explains_the_same_pictures(
-    run: RunDir,
-    pictures: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    folder = tmp_path / "holiday"
-    folder.mkdir()
-    (pictures / "green" / "03.png").rename(folder / "03.png")
-    monkeypatch.chdir(folder)
-    flags = ["--run", str(run.path), "--method", "gradient", "--trust", "0", "--json"]
-    asked = []
-    for _ in range(2):
-        assert main(["saliency", ".", *flags]) == 0
-        assert main(["saliency", "03.png", *flags]) == 0
-        content = json.loads(capsys.readouterr().out.splitlines()[0])
-        asked.append([one["image"] for one in content["pictures"]])
-    assert asked == [["03.png"], ["03.png"]]
-
-
 @pytest.mark.parametrize("name", ["holiday [raw]", "a[", "x :cat: [bold]"])
 def test_a_path_is_printed_as_it_is(
     name: str,

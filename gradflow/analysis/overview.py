@@ -42,29 +42,34 @@ class RateOfGroup:
 
 
 @dataclass(frozen=True)
-class Band:
-    """A depth profile over seeds in one window: log10, the mean and the range of the seeds.
+class Profile:
+    """One number per layer over the seeds where it is finite; NaN where it is in none."""
 
-    Of those that are finite; NaN where none is.
-    """
-
-    network: str
-    size: str
     layers: tuple[str, ...]
     mean: np.ndarray  # (layers,)
     low: np.ndarray
     high: np.ndarray
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "network": self.network,
-            "size": self.size,
-            "unit": f"log10 of {GRADIENT_SIZES[self.size].unit}",
-            "layers": list(self.layers),
-            "mean": to_json(self.mean.tolist()),
-            "low": to_json(self.low.tolist()),
-            "high": to_json(self.high.tolist()),
+        return {"layers": list(self.layers)} | {
+            key: to_json(getattr(self, key).tolist()) for key in ("mean", "low", "high")
         }
+
+
+@dataclass(frozen=True)
+class Band(Profile):
+    """The log10 of a gradient size of a network in one window."""
+
+    network: str
+    size: str
+
+    def values(self) -> Profile:
+        """Not their log10."""
+        return Profile(self.layers, 10.0**self.mean, 10.0**self.low, 10.0**self.high)
+
+    def to_json(self) -> dict[str, Any]:
+        unit = f"log10 of {GRADIENT_SIZES[self.size].unit}"
+        return {"network": self.network, "size": self.size, "unit": unit} | super().to_json()
 
 
 def _window(network: TrainedNetwork, window: str) -> np.ndarray:
@@ -115,7 +120,7 @@ def bands(case: Case, window: str = "early") -> list[Band]:
             with np.errstate(divide="ignore"):
                 logs = np.log10(np.array(profiles))
             names = tuple(layer.name for layer in layers)
-            found.append(Band(group[0].name, size, names, *mean_and_range(logs)))
+            found.append(Band(names, *mean_and_range(logs), group[0].name, size))
     return found
 
 

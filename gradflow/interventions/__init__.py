@@ -4,12 +4,17 @@ A correlation of gradient norms with accuracy proves nothing. `docs/intervention
 one changes, why, and how the change is checked.
 """
 
-from gradflow.interventions.applied import Applied, batches_per_step, changed_labels
+from gradflow.interventions.applied import (
+    INTERVENTIONS,
+    Applied,
+    batches_per_step,
+    changed_labels,
+    parse,
+)
 from gradflow.interventions.gradients import Freeze, GradientScale, Transplant
 from gradflow.interventions.initial import DeltaOrthogonal, LayerVariance
 from gradflow.interventions.intervention import Check, CheckInputs, GradientChange, Intervention
 from gradflow.interventions.network import LeakySlope, NormBias, NormFree, SkipStrength
-from gradflow.interventions.text import INTERVENTIONS, parse
 from gradflow.interventions.training import Accumulate, RandomLabels, Recalibrate, Reset
 from gradflow.lazy import lazy
 

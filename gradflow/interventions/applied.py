@@ -1,5 +1,7 @@
 """The interventions of one network in training, at work."""
 
+import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from gradflow.interventions.gradients import Freeze, GradientScale, Transplant
+from gradflow.interventions.initial import DeltaOrthogonal, LayerVariance
 from gradflow.interventions.intervention import CheckInputs, GradientChange, Intervention
+from gradflow.interventions.network import LeakySlope, NormBias, NormFree, SkipStrength
+from gradflow.interventions.training import Accumulate, RandomLabels, Recalibrate, Reset
+from gradflow.typed import shown
 
 
 @dataclass
@@ -102,3 +109,92 @@ def changed_labels(
     for intervention in interventions:
         labels = intervention.change_labels(labels, train)
     return labels
+
+
+# -- as text ---------------------------------------------------------------------------------------
+
+
+INTERVENTIONS: dict[str, type[Intervention]] = {
+    kind.name: kind
+    for kind in (
+        GradientScale,
+        Transplant,
+        Freeze,
+        Reset,
+        SkipStrength,
+        NormBias,
+        LeakySlope,
+        NormFree,
+        DeltaOrthogonal,
+        LayerVariance,
+        RandomLabels,
+        Accumulate,
+        Recalibrate,
+    )
+}
+
+
+LARGEST = 2**32  # of a number: a seed of 32 bits, and far from what float32 can hold
+
+
+def parse(text: str) -> tuple[Intervention, ...]:
+    """The interventions that `text` names, in its order; none for an empty text.
+
+    Several are separated by semicolons. Raises ValueError, which names what is known.
+
+    >>> parse("gradient_scale(layers=1-17, factor=0.001); freeze(layers=1)")[0].factor
+    0.001
+    """
+    return tuple(_parse_one(part.strip()) for part in text.split(";") if part.strip())
+
+
+def _parse_one(text: str) -> Intervention:
+    match = re.fullmatch(r"(\w+)\s*(?:\((.*)\))?", text, re.DOTALL)
+    if match is None or match[1] not in INTERVENTIONS:
+        raise ValueError(
+            f"Expected an intervention such as 'gradient_scale(layers=1-17, factor=0.001)', one of "
+            f"{', '.join(INTERVENTIONS)}, but got {text!r}."
+        )
+    kind = INTERVENTIONS[match[1]]
+    try:
+        return kind(**_arguments(kind, match[2] or ""))
+    except ValueError as error:
+        raise ValueError(f"{kind.name}: {error}") from None
+
+
+def _arguments(kind: type[Intervention], text: str) -> dict[str, Any]:
+    """A comma ends a value only where the next name follows, since `layers=1,3` has one inside."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
+    for part in re.split(r",\s*(?=\w+\s*=)", text.strip()) if text.strip() else []:
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or name not in fields or name in given:
+            raise ValueError(
+                f"Expected arguments name=value, each once, of {', '.join(fields)}, "
+                f"but got {part.strip()!r}."
+            )
+        given[name] = _value(name, fields[name].type, value)
+    missing = [
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and name not in given
+    ]
+    if missing:
+        raise ValueError(f"Expected `{missing[0]}`, but it is missing.")
+    return given
+
+
+def _value(name: str, kind: Any, text: str) -> Any:
+    """Numbers as numbers; all else is text, which the intervention checks."""
+    if kind not in (int, float):
+        return text
+    try:
+        value = kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise ValueError(f"Expected `{name}` to be {what}, but got {shown(text)}.") from None
+    if not abs(value) <= LARGEST:  # also for what is no number
+        raise ValueError(
+            f"Expected `{name}` finite and within ±{LARGEST:g}, but got {shown(text)}."
+        )
+    return value

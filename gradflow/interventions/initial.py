@@ -13,10 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gradflow.interventions.growth import growth_checks
 from gradflow.interventions.intervention import Check, CheckInputs
 from gradflow.interventions.layers import ALL, OfLayers
-from gradflow.interventions.network import convolutions
+from gradflow.interventions.network import convolutions, growth_checks
 
 ORTHOGONAL_TOLERANCE = 1e-5  # products of up to 512 float32 weights, summed in float64
 

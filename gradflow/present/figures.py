@@ -34,9 +34,7 @@ def save_figures(run: RunDir) -> dict[str, DepthProfile]:
     _save_profiles(run, profiles)
     short = of_run(run)
     tables = {one.name: without_short(weight_table(trace), short) for one, trace in traces.items()}
-    values = np.concatenate([table.values.ravel() for table in tables.values()])
-    usable = values[np.isfinite(values) & (values > 0)]
-    limits = (float(usable.min()), float(usable.max())) if len(usable) else None
+    limits = plots.positive_range(table.values for table in tables.values())
     for name, table in tables.items():
         ax = plots.layer_step_heatmap(
             table.values, table.steps, table.sites, plots.GRAD_NORM, limits=limits

@@ -12,7 +12,7 @@ from gradflow.analysis import thresholds as at
 from gradflow.analysis.numerals import part
 from gradflow.analysis.statistics import Interval
 from gradflow.present import plots
-from gradflow.present.report.chart import Chart
+from gradflow.present.section import Chart
 from gradflow.studies.arms import PLACES, Place
 from gradflow.studies.outcomes import MEASURES
 from gradflow.studies.results import ArmResult, Results

@@ -36,32 +36,6 @@ def test_weights_follow_from_the_seed_and_leave_the_global_generator_alone(name:
     assert not torch.equal(first, other)
 
 
-def matrices(model: nn.Module) -> list[Tensor]:
-    return [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
-
-
-def test_orthogonal_weights_keep_lengths_but_for_the_gain() -> None:
-    for weight in matrices(networks.orthogonal_linear(4, 16, 1.5, seed=0)):
-        torch.testing.assert_close(weight.T @ weight, 1.5**2 * torch.eye(16, dtype=torch.float64))
-
-
-@pytest.mark.parametrize(
-    ("model", "variance"),
-    [
-        (networks.gaussian_linear(4, 256, 0), 1 / 256),
-        (networks.relu_mlp(4, 256, 1.0, 0), 2 / 256),
-        (networks.relu_mlp(4, 256, 0.5, 0), 0.5 / 256),
-        (networks.sigmoid_mlp(4, 256, "xavier", 0), 1 / 256),
-        (networks.sigmoid_mlp(4, 256, "torch-default", 0), 1 / (3 * 256)),
-        (networks.batchnorm_mlp(4, 256, 0), 1 / 256),
-    ],
-)
-def test_variance_of_the_weights(model: nn.Module, variance: float) -> None:
-    for weight in matrices(model):  # 65 536 numbers: ± 0.6 %
-        assert weight.var().item() == pytest.approx(variance, rel=0.03)
-        assert weight.mean().abs().item() < 4 * (variance / weight.numel()) ** 0.5
-
-
 def test_pytorchs_default_is_the_one_of_pytorch() -> None:
     """The bounds, and that there is a bias, as nn.Linear makes it today."""
     (mine, *_), theirs = networks.sigmoid_mlp(1, 400, "torch-default", 0), nn.Linear(400, 400)
@@ -69,10 +43,3 @@ def test_pytorchs_default_is_the_one_of_pytorch() -> None:
     for one in (mine.weight, mine.bias, theirs.weight, theirs.bias):
         assert one.abs().max().item() == pytest.approx(0.05, rel=0.02)
         assert one.abs().max().item() <= 0.05
-
-
-def test_residual_blocks_begin_as_the_identity() -> None:
-    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    first, *blocks, _ = networks.identity_residual(3, 8, seed=0)
-    start = first(x)
-    assert torch.equal(nn.Sequential(*blocks)(start), start)

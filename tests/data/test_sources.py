@@ -117,13 +117,6 @@ def test_a_wrong_csv_is_an_error_that_says_where_and_what_to_do(tmp_path, rows, 
         open_source(table)
 
 
-def test_wrong_columns_are_named_also_when_only_the_folder_is_given(tmp_path):
-    save(tmp_path / "train" / "1.png")
-    write_csv(tmp_path / "train.csv", "8.png,a", header="file,class")
-    with pytest.raises(ValueError, match=r"got train.csv with file,class \(separated by commas\)"):
-        open_source(tmp_path)
-
-
 def test_a_csv_in_another_encoding_is_an_error(tmp_path):
     (tmp_path / "x.csv").write_bytes("filename,label,größe\n".encode("latin-1"))
     with pytest.raises(ValueError, match="Expected UTF-8"):
@@ -211,7 +204,7 @@ def test_a_fetch_that_fails_says_what_to_check(monkeypatch, tmp_path):
 def test_every_name_in_the_table_is_a_torchvision_class_that_takes_its_arguments():
     import inspect
 
-    from gradflow.data.zoo import ZOO
+    from gradflow.data.sources import ZOO
 
     for name, entry in ZOO.items():
         parameters = inspect.signature(getattr(datasets, entry.dataset)).parameters
@@ -270,16 +263,6 @@ def test_a_truncated_jpeg_is_bad_although_pillow_verifies_it(tmp_path):
     with Image.open(path) as image:
         image.verify()  # does not notice
     with pytest.raises(BadImage, match=r"cut\.jpg: .*truncated"):
-        read_image(path)
-
-
-@pytest.mark.parametrize("suffix", ["png", "webp", "gif"])
-def test_other_formats_cut_in_half_are_bad(tmp_path, suffix):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    path = tmp_path / f"cut.{suffix}"
-    Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(BadImage, match="cut"):
         read_image(path)
 
 

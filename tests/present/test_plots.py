@@ -47,23 +47,6 @@ IMAGES = ("AxesImage", "PcolorImage", "QuadMesh")
 # -- depth profile -----------------------------------------------------------------------------
 
 
-def test_a_profile_is_drawn_as_given_on_a_log_axis():
-    plain, residual = np.logspace(0, -4, len(LAYERS)), np.ones(len(LAYERS))
-    ax = profile(
-        {"plain_34": (LAYERS, plain), "resnet_34": (LAYERS, residual)},
-        "gradient norm (loss/weight)",
-        "title",
-    )
-    drawn = {line.get_label(): line.get_ydata() for line in ax.lines}
-    assert drawn.keys() == {"plain_34", "resnet_34"}
-    np.testing.assert_array_equal(drawn["plain_34"], plain)
-    np.testing.assert_array_equal(ax.lines[0].get_xdata(), np.arange(len(LAYERS)))
-    assert ax.get_yscale() == "log"
-    assert ax.get_ylabel() == "gradient norm (loss/weight)"
-    assert ax.xaxis.get_ticklocs()[0] == 0
-    assert not ax.xaxis_inverted()
-
-
 def test_a_band_reaches_from_the_lowest_to_the_highest_seed_in_true_values():
     logs = np.array([[0.0, -1.0, np.nan], [-0.5, -2.0, np.nan], [0.5, 0.0, np.nan]])
     mean, low, high = 10**logs
@@ -92,16 +75,6 @@ def test_the_ticks_of_a_profile_are_the_beginnings_of_the_stages():
         "fc",
     ]
     assert ax.get_xticks().tolist() == [0, 1, 5, 9]
-
-
-def test_networks_of_different_layers_share_a_count_and_no_names():
-    ax = profile(
-        {"deep": (LAYERS, np.ones(len(LAYERS))), "flat": (("a", "b"), np.array([1.0, 2.0]))},
-        "norm",
-        "",
-    )
-    assert ax.lines[1].get_xdata().tolist() == [0, 1]
-    assert ax.get_xlabel() == "layer, counted from the input"
 
 
 def test_zero_and_nan_leave_a_gap_in_a_profile(tmp_path):

@@ -48,18 +48,6 @@ def test_what_is_not_finite_is_no_map_and_no_probability(tiny, image):
 # -- the values --------------------------------------------------------------------------------
 
 
-def test_gradcam_of_a_linear_head_has_a_closed_form(tiny, image):
-    """∂y_c/∂A_k is W_ck / 256 at each of the 16 x 16 pixels, and so is its mean, α_k."""
-    result = saliency.attribute(tiny, image, CLASSES)
-    with torch.no_grad():
-        activations = functional.relu(tiny.conv(image))[0]
-        want = functional.relu(torch.einsum("ck,kij->cij", tiny.fc.weight / 256, activations))
-    assert (want > 0).any()
-    assert (want == 0).any()  # the ReLU of Grad-CAM has something to do
-    assert result.layer == "relu"
-    np.testing.assert_allclose(result.maps, want.numpy(), rtol=1e-5, atol=1e-9)
-
-
 def test_gradcam_is_rectified_before_it_is_enlarged(image):
     torch.manual_seed(0)
     tiny = Tiny(stride=2)
@@ -255,6 +243,3 @@ def test_mistakes_are_named(tiny, image):
         saliency.Attribution("m", None, CLASSES, np.ones(2), np.ones((1, 2, 2)), (0,))
     with pytest.raises(ValueError, match=r"shape \(2, S, S\)"):
         saliency.Attribution("m", None, CLASSES, np.ones(3), np.ones((1, 2, 2)), (0, 1))
-
-
-# -- the picture -------------------------------------------------------------------------------

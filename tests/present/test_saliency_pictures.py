@@ -283,29 +283,6 @@ def plain(view: object, width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
-def example(best: int = 1) -> Attribution:
-    ramp = np.add.outer(np.arange(8.0), np.arange(8.0))
-    probabilities = np.full(3, 0.1)
-    probabilities[best] = 0.8
-    maps = np.stack([ramp, ramp[::-1], -ramp])
-    return Attribution("gradcam", "layer4.1", CLASSES, probabilities, maps, (0, 1, 2))
-
-
-def test_the_terminal_always_says_how_far_the_sums_of_maps_are_off():
-    deltas, changes = np.array([0.001, -0.004, 0.0]), np.array([1.0, -1.0, 0.5])
-    best = dataclasses.replace(example(), deltas=deltas, changes=changes)
-    worse = dataclasses.replace(example(), deltas=10 * deltas, changes=changes)
-    entries = [
-        {"networks": {"plain": pictures.scores(one), "res": pictures.scores(best)}}
-        for one in (best, worse, best)
-    ]
-    said = [line.plain for line in views.miss_lines("integrated-gradients", entries)]
-    ends = "integrated-gradients: the sum of a map misses the change of its logit by at most"
-    assert said == [f"plain: {ends} 4.0 %", f"res: {ends} 0.4 %"]
-    none = [{"networks": {"plain": pictures.scores(example())}}]
-    assert views.miss_lines("gradcam", none) == []
-
-
 def trust_of(**values: float) -> Trust:
     checks = tuple(TrustCheck(name, (values.get(name, float("nan")),)) for name in TRUST_THRESHOLDS)
     curve = np.array([0.9, 0.1])

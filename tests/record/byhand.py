@@ -246,7 +246,25 @@ def output_row(outputs: list[Output], scale: float = 1.0) -> dict[str, float]:
     return row
 
 
+def value(trace: Trace, measure: str, site: str, step: int = 0) -> float:
+    return float(trace.values[measure][step, trace.sites.index(site)])
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "gradflow"]
+
+
 # -- networks and loops ------------------------------------------------------------------------
+
+
+def mlp(n_in: int = 4, n_out: int = 1, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(n_in, 8), activation(), nn.Linear(8, n_out))
+
+
+def inputs(*shape: int, seed: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape or (6, 4), generator=generator)
 
 
 def small_net(seed: int = 0) -> nn.Sequential:
@@ -270,8 +288,13 @@ def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=lr)
 
 
+def plain_step(model: nn.Module, optimizer: Optimizer, seed: int = 1) -> None:
+    optimizer.zero_grad()
+    loss_of(model, seed).backward()
+    optimizer.step()
+
+
 def watched_step(hand: ByHand, optimizer: Optimizer, seed: int = 1) -> None:
-    """The plainest training step."""
     optimizer.zero_grad()
     with hand.forward():
         loss = loss_of(hand.model, seed)
@@ -290,13 +313,15 @@ def train_by_hand(
     optimizer: Optimizer | None = None,
     unpack: Callable[[Any], Tensor] = first,
     before: Callable[[int, Optimizer], None] = lambda step, optimizer: None,
+    after: Callable[[int], None] = lambda step: None,
     set_to_none: bool = True,
+    retain_graph: bool = False,
     compare: bool = True,
     **options: Any,
 ) -> Trace:
     """Train with a Recorder on `loss(step, part)`, and compare every value.
 
-    A step has so many passes; `before` is told of each step.
+    A step has so many passes; `before` is told of each step, `after` of each backward pass.
     """
     optimizer, hand = optimizer or sgd(model), ByHand(model, unpack)
     with Recorder(model, optimizer, every=every, **options) as recorder:
@@ -305,8 +330,9 @@ def train_by_hand(
             optimizer.zero_grad(set_to_none=set_to_none)
             for part in range(n_passes):
                 with hand.forward():
-                    value = loss(step, part)
-                value.backward()
+                    total = loss(step, part)
+                total.backward(retain_graph=retain_graph)
+                after(step)
             with hand.step():
                 optimizer.step()
     if compare:

@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from byhand import ByHand, assert_same_trace, loss_of, sgd, small_net
+from byhand import (
+    ByHand,
+    assert_same_trace,
+    loss_of,
+    plain_step,
+    said,
+    sgd,
+    small_net,
+    train_by_hand,
+)
 from torch import Tensor, nn
 
 from gradflow import Recorder, Trace
@@ -91,16 +100,7 @@ def test_a_compiled_network_has_the_trace_of_the_plain_one(
 def test_the_plain_network_equals_plain_autograd() -> None:
     """What the compiled ones are compared with."""
     model = Branches()
-    optimizer, hand = sgd(model), ByHand(model)
-    with Recorder(model, optimizer) as recorder:
-        for seed in range(3):
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = loss_of(model, seed)
-            loss.backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
+    train_by_hand(model, lambda step, _: loss_of(model, step))
 
 
 def test_only_some_steps_are_recorded_and_the_others_cost_no_pass() -> None:
@@ -132,26 +132,21 @@ def test_parameters_under_compile(interval: int) -> None:
     hand.compare(recorder.trace, steps=range(0, 3, interval))
 
 
-@pytest.mark.parametrize("interval", [2])
-def test_a_model_that_was_compiled_in_place_and_ran_is_recorded(interval: int) -> None:
+def test_a_model_that_was_compiled_in_place_and_ran_is_recorded() -> None:
     model = small_net()
     optimizer = sgd(model)
     run = by_method(model)
     for step in range(2):
-        optimizer.zero_grad()
-        loss_of(run, 10 * step).backward()  # type: ignore[arg-type]
-        optimizer.step()
-    with Recorder(model, optimizer, first_step=2, every=interval) as recorder:
+        plain_step(run, optimizer, 10 * step)
+    with Recorder(model, optimizer, first_step=2, every=2) as recorder:
         for step in range(2, 5):
-            optimizer.zero_grad()
-            loss_of(run, 10 * step).backward()  # type: ignore[arg-type]
-            optimizer.step()
+            plain_step(run, optimizer, 10 * step)
     got, want = recorder.trace, train(small_net, plain, n_steps=5)
     assert got.sites == want.sites
-    assert got.steps.tolist() == list(range(2, 5, interval))
+    assert got.steps.tolist() == [2, 4]
     for measure in got.measures:
         np.testing.assert_allclose(
-            got.values[measure], want.values[measure][2::interval], rtol=1e-5, atol=1e-8
+            got.values[measure], want.values[measure][2::2], rtol=1e-5, atol=1e-8
         )
 
 
@@ -223,9 +218,9 @@ def test_a_compiled_backward_pass_is_left_alone(caplog: pytest.LogCaptureFixture
 
 def check_outputs_were_missed(trace: Trace, caplog: pytest.LogCaptureFixture) -> None:
     """It is said once, and the parameters are recorded."""
-    (said,) = [r.getMessage() for r in caplog.records if r.name == "gradflow"]
-    assert "no layer ran through its hooks" in said
-    assert "compiled before the Recorder was made" in said
+    (sentence,) = said(caplog)
+    assert "no layer ran through its hooks" in sentence
+    assert "compiled before the Recorder was made" in sentence
     assert trace.select("output_grad_norm").sites == ()
     assert np.isfinite(trace.select("grad_norm").values).all()
 
@@ -245,9 +240,7 @@ def test_a_closed_recorder_leaves_a_compiled_model_as_it_was() -> None:
             if step == 2 and recorder is not None:
                 recorder.close()
                 n_steps = len(recorder.trace)
-            optimizer.zero_grad()
-            loss_of(run, step).backward()  # type: ignore[arg-type]
-            optimizer.step()
+            plain_step(run, optimizer, step)
         if recorder is not None:
             assert recorder._outputs is not None
             assert n_steps == len(recorder.trace) == 2

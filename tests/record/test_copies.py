@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from byhand import ByHand, assert_same_trace, loss_of, sgd, small_net
+from byhand import ByHand, assert_same_trace, loss_of, plain_step, sgd, small_net
 from byhand import watched_step as train_step
 from torch import nn
 
@@ -241,9 +241,7 @@ def test_a_resumed_recording_goes_on_as_if_it_had_not_stopped(tmp_path: Path) ->
     optimizer = sgd(model, 0.01)
     with Recorder(model, optimizer, measures=measures, cadence=1, folder=tmp_path) as recorder:
         for seed in range(12):
-            optimizer.zero_grad()
-            loss_of(model, seed).backward()
-            optimizer.step()
+            plain_step(model, optimizer, seed)
         torch.save([model.state_dict(), recorder.state_dict()], tmp_path / "checkpoint.pt")
     weights, state = torch.load(tmp_path / "checkpoint.pt")
     model = small_net(seed=7)
@@ -254,9 +252,7 @@ def test_a_resumed_recording_goes_on_as_if_it_had_not_stopped(tmp_path: Path) ->
     ) as recorder:
         recorder.load_state_dict(state)
         for seed in range(12, 20):
-            optimizer.zero_grad()
-            loss_of(model, seed).backward()
-            optimizer.step()
+            plain_step(model, optimizer, seed)
     resumed = recorder.trace
     assert resumed.steps.tolist() == list(range(20))
     for measure in measures:

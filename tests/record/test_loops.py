@@ -53,18 +53,12 @@ def test_uneven_micro_batches(interval: int) -> None:
 
 def test_clipping_counts_and_leaves_the_output_gradients() -> None:
     model = small_net()
-    optimizer, hand = sgd(model), ByHand(model)
-    with Recorder(model, optimizer) as recorder:
-        for seed in range(2):
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = loss_of(model, seed)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1e-2)
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
-    norms = recorder.trace.select("grad_norm").values
+    trace = train_by_hand(
+        model,
+        lambda step, _: loss_of(model, step),
+        after=lambda step: nn.utils.clip_grad_norm_(model.parameters(), 1e-2),
+    )
+    norms = trace.select("grad_norm").values
     np.testing.assert_allclose(np.sqrt(np.nansum(norms**2, axis=1)), 1e-2, rtol=1e-3)
 
 
@@ -108,40 +102,7 @@ def test_a_step_that_the_loop_throws_away_is_no_part_of_the_next(
 def test_a_micro_batch_without_a_gradient_is_no_thrown_away_step(set_to_none: bool) -> None:
     """All of its targets are masked: its gradients are zero by themselves."""
     model = small_net()
-    optimizer, hand = sgd(model), ByHand(model)
-    with Recorder(model, optimizer) as recorder:
-        for _ in range(2):
-            optimizer.zero_grad(set_to_none=set_to_none)
-            for weight in (0.0, 1.0):
-                with hand.forward():
-                    loss = loss_of(model) * weight
-                loss.backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
-    assert recorder.skipped_steps == []
-
-
-def test_several_backward_passes_through_one_forward_pass() -> None:
-    """They add as vectors in the outputs, as in the parameters: the gradient of the whole sum."""
-    model = small_net()
-    optimizer, hand = sgd(model), ByHand(model)
-    with Recorder(model, optimizer) as recorder:
-        for seed in range(2):
-            optimizer.zero_grad()
-            with hand.forward():
-                logits = model(batch(seed=seed)[0])
-            logits[:, :2].sum().backward(retain_graph=True)
-            (3 * logits[:, 1].square().sum()).backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
-    # ∂/∂logits of the sum is 1 in the first column, and 1 + 6 z in the second
-    z = logits.detach().double()
-    want = (8 + (1 + 6 * z[:, 1]).square().sum()).sqrt().item()
-    trace = recorder.trace
-    got = trace.values["output_grad_norm"][1, trace.sites.index("4")]
-    assert got == pytest.approx(want, rel=1e-5)
+    train_by_hand(model, lambda _, part: loss_of(model) * part, n_passes=2, set_to_none=set_to_none)
 
 
 def test_a_gradient_penalty_by_autograd_grad() -> None:
@@ -161,24 +122,6 @@ def test_a_gradient_penalty_by_autograd_grad() -> None:
             with hand.forward():
                 loss = model(torch.randn(4, 6, generator=generator)).square().mean()
             (loss + penalty).backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
-    assert recorder.skipped_steps == []
-
-
-def test_a_gradient_penalty_on_the_parameters() -> None:
-    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))
-    optimizer, hand = sgd(model), ByHand(model)
-    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    with Recorder(model, optimizer) as recorder:
-        for _ in range(2):
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = model(x).square().mean()
-            with hand.aside():
-                grads = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
-            (loss + sum(grad.square().sum() for grad in grads)).backward()
             with hand.step():
                 optimizer.step()
     hand.compare(recorder.trace)
@@ -476,27 +419,4 @@ def test_after_an_exception_the_next_step_is_right(fails_in: str, set_to_none: b
             except ZeroDivisionError:
                 hand.forget()
     assert hand.step_index == 3
-    hand.compare(recorder.trace)
-
-
-def test_an_exception_inside_the_optimizer_is_not_counted() -> None:
-    """The gradients were read already, and are read again."""
-    model = Fragile()
-    optimizer, hand = sgd(model), ByHand(model)
-    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
-    with Recorder(model, optimizer) as recorder:
-        for attempt in range(3):
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = model(x).square().mean()
-            loss.backward()
-            if attempt == 1:
-                optimizer.param_groups[0]["lr"] = "wrong"
-                with pytest.raises((TypeError, RuntimeError)):
-                    optimizer.step()
-                optimizer.param_groups[0]["lr"] = 0.1
-                hand.forget()
-                continue
-            with hand.step():
-                optimizer.step()
     hand.compare(recorder.trace)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from byhand import plain_step as train_step
+from byhand import sgd, small_net
 from torch import Tensor, nn
 
 from gradflow import Recorder, Trace
@@ -34,26 +36,6 @@ class Vector(nn.Module):
 def feed(model: Vector, optimizer: torch.optim.Optimizer, grad: Sequence[float] | Tensor) -> None:
     """One optimizer step with this gradient."""
     model.w.grad = torch.as_tensor(grad).to(model.w.dtype).clone()
-    optimizer.step()
-
-
-def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
-    return torch.optim.SGD(model.parameters(), lr=lr)
-
-
-def small_net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
-    ).to(dtype)
-
-
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 1) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(8, 3, 6, 6, generator=generator)
-    optimizer.zero_grad()
-    first = next(model.parameters())
-    F.cross_entropy(model(images.to(first.dtype)), torch.arange(8) % 3).backward()
     optimizer.step()
 
 
@@ -203,21 +185,6 @@ def test_a_function_may_not_grow_the_graph() -> None:
 # -- weights and gradients ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_filter_grad_size_equals_a_loop_over_filters(dtype: torch.dtype) -> None:
-    model = small_net(dtype)
-    optimizer = sgd(model)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with Recorder(model, optimizer, measures=["filter_grad_size"]) as recorder:
-        train_step(model, optimizer)
-    for name, p in model.named_parameters():
-        filters = (
-            zip(p.grad, before[name], strict=True) if p.dim() > 1 else [(p.grad, before[name])]
-        )
-        want = sum(float(g.square().sum() * w.square().sum()) for g, w in filters) ** 0.5
-        assert values(recorder.trace, "filter_grad_size", name) == pytest.approx(want, rel=1e-5)
-
-
 def test_scale_invariant_grad_does_not_see_the_scale_of_a_normed_weight() -> None:
     """Before a BatchNorm, a weight ten times as large has a tenth of the gradient."""
     results = []
@@ -308,34 +275,6 @@ def test_shares_of_a_complex_parameter_are_shares() -> None:
         assert values(recorder.trace, name) == pytest.approx(1, rel=1e-5), name
 
 
-def test_grad_dot_update_of_gradient_descent_is_minus_lr_times_grad_squared() -> None:
-    model = small_net()
-    optimizer = sgd(model, 1e-2)
-    measures = ["grad_dot_update", "grad_norm"]
-    with Recorder(model, optimizer, measures=measures) as recorder:
-        train_step(model, optimizer)
-    for name, _ in model.named_parameters():
-        want = -1e-2 * values(recorder.trace, "grad_norm", name) ** 2
-        got = values(recorder.trace, "grad_dot_update", name)
-        assert got == pytest.approx(want, rel=1e-3, abs=1e-12), name
-
-
-@pytest.mark.parametrize(
-    "options", [{"fused": True}, {"foreach": True}, {"foreach": False}], ids=str
-)
-def test_grad_dot_update_of_adamw_equals_autograd(options: dict) -> None:
-    model = small_net()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1, **options)
-    with Recorder(model, optimizer, measures=["grad_dot_update"]) as recorder:
-        for seed in range(2):
-            before = {name: p.detach().clone() for name, p in model.named_parameters()}
-            train_step(model, optimizer, seed)
-            for name, p in model.named_parameters():
-                want = (p.grad.double() * (p.detach() - before[name]).double()).sum().item()
-                got = values(recorder.trace, "grad_dot_update", name)[seed]
-                assert got == pytest.approx(want, rel=1e-5), (name, seed)
-
-
 def test_gradients_that_a_fused_step_unscales_are_given_in_true_size() -> None:
     """It divides by the scale of mixed precision inside its step, and in the gradients' place."""
     own = Measure("l1", "parameter", "Σ|g|", "1", function=lambda w, g: g.abs().sum())
@@ -372,19 +311,6 @@ def test_grad_dot_update_is_not_taken_where_the_optimizer_overwrites_the_gradien
         feed(model, optimizer, [3.0, 4.0])
     assert np.isnan(recorder.trace.values["grad_dot_update"]).all()
     assert values(recorder.trace, "grad_norm") == 5
-
-
-def test_loss_shares_are_of_one() -> None:
-    model = small_net()
-    optimizer = sgd(model)
-    with Recorder(model, optimizer, measures=["grad_dot_update"]) as recorder:
-        for seed in range(3):
-            train_step(model, optimizer, seed)
-    shares = recorder.trace.select("loss_share")
-    assert len(shares.sites) == len(list(model.parameters()))
-    np.testing.assert_allclose(shares.values.sum(axis=1), 1, rtol=1e-9)
-    dots = np.abs(recorder.trace.select("grad_dot_update").values)
-    np.testing.assert_allclose(shares.values[:, 0] / shares.values[:, 2], dots[:, 0] / dots[:, 2])
 
 
 # -- Adam --------------------------------------------------------------------------------------

@@ -1,16 +1,15 @@
 """What cannot be read is not taken, said once, and never an exception in somebody's training."""
 
-import logging
 import warnings
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from byhand import ByHand, sgd
+from byhand import ByHand, inputs, mlp, said, sgd, train_by_hand, value
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
@@ -22,23 +21,6 @@ from gradflow.record.readable import unreadable
 from gradflow.record.sites import first_floating_tensor, unknown_type
 
 ALL = [*DEFAULT_MEASURES, "grad_dot_update", "angle_from_start", "grad_cosine", "grad_noise"]
-
-
-def value(trace: Trace, measure: str, site: str, step: int = 0) -> float:
-    return float(trace.values[measure][step, trace.sites.index(site)])
-
-
-def inputs(*shape: int, seed: int = 3) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def mlp() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-
-
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.name == "gradflow"]
 
 
 def train_twice(
@@ -70,7 +52,7 @@ def train_twice(
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
 def test_nested_tensors(layout: torch.layout, caplog: pytest.LogCaptureFixture) -> None:
-    model = mlp()
+    model = mlp(n_out=2, activation=nn.ReLU)
     parts = [inputs(n, 4) for n in (2, 5, 3)]
 
     def run() -> Tensor:
@@ -97,7 +79,7 @@ def test_a_nested_tensor_among_others_is_nan_where_it_is() -> None:
             return self.last(self.middle(x).values())
 
     model = Net()
-    trace, _ = train_twice(model, lambda: model(inputs(6, 4)).square().mean())
+    trace, _ = train_twice(model, lambda: model(inputs()).square().mean())
     for measure in ("output_rms", "output_grad_norm", "output_dead_fraction"):
         for site, is_there in (("first", True), ("middle", False), ("last", True)):
             assert np.isfinite(value(trace, measure, site, 1)) == is_there, (measure, site)
@@ -106,9 +88,9 @@ def test_a_nested_tensor_among_others_is_nan_where_it_is() -> None:
 
 
 def test_per_sample_gradients_of_a_watched_model(caplog: pytest.LogCaptureFixture) -> None:
-    model = mlp()
+    model = mlp(n_out=2, activation=nn.ReLU)
     optimizer, hand = sgd(model), ByHand(model)
-    x, y = inputs(6, 4), torch.arange(6) % 2
+    x, y = inputs(), torch.arange(6) % 2
 
     def loss(p: dict[str, Tensor], xi: Tensor, yi: Tensor) -> Tensor:
         return nn.functional.cross_entropy(functional_call(model, p, (xi[None],)), yi[None])
@@ -127,9 +109,9 @@ def test_per_sample_gradients_of_a_watched_model(caplog: pytest.LogCaptureFixtur
 @pytest.mark.parametrize("transform", ["jacrev", "functional", "forward ad", "jit.trace"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_transforms_between_forward_and_backward(transform: str) -> None:
-    model = mlp()
+    model = mlp(n_out=2, activation=nn.ReLU)
     optimizer, hand = sgd(model), ByHand(model)
-    x = inputs(6, 4)
+    x = inputs()
     with Recorder(model, optimizer) as recorder:
         for _ in range(2):
             optimizer.zero_grad()
@@ -189,7 +171,7 @@ def test_outputs_of_all_strides(change: Any) -> None:
     class Changed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.weight = nn.Parameter(inputs(6, 4, seed=1))
+            self.weight = nn.Parameter(inputs(seed=1))
 
         def forward(self, x: Tensor) -> Tensor:
             return change(x * self.weight)
@@ -198,7 +180,7 @@ def test_outputs_of_all_strides(change: Any) -> None:
     optimizer = sgd(model, 0.01)
     seen: list[Tensor] = []
     with Recorder(model, optimizer) as recorder:
-        z = model(inputs(6, 4))
+        z = model(inputs())
         z.register_hook(lambda g: seen.append(g))
         z.abs().square().sum().backward()
         optimizer.step()
@@ -227,18 +209,9 @@ def test_a_subclass_that_only_carries_data_is_read() -> None:
             return super().__torch_function__(func, types, args, kwargs or {})
 
     for kind in (Image, Unit):
-        model = mlp()
-        optimizer, hand = sgd(model), ByHand(model)
-        with Recorder(model, optimizer) as recorder:
-            for seed in range(2):
-                x = inputs(6, 4, seed=seed).as_subclass(kind)
-                optimizer.zero_grad()
-                with hand.forward():
-                    loss = model(x).square().mean()
-                loss.backward()
-                with hand.step():
-                    optimizer.step()
-        hand.compare(recorder.trace)
+        model = mlp(n_out=2, activation=nn.ReLU)
+        x = inputs().as_subclass(kind)
+        train_by_hand(model, lambda *_, model=model, x=x: model(x).square().mean())
 
 
 # -- containers --------------------------------------------------------------------------------
@@ -286,16 +259,8 @@ def test_containers_that_are_known(pack: Any, unpack: Any) -> None:
             return pack(x * self.weight)
 
     model = nn.Sequential(Packs())
-    optimizer, hand = sgd(model, 0.01), ByHand(model, unpack)
-    with Recorder(model, optimizer) as recorder:
-        for seed in range(2):
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = unpack(model(inputs(2, 4, 3, seed=seed)[:, 0])).square().sum()
-            loss.backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
+    x = inputs(2, 4, 3)[:, 0]
+    train_by_hand(model, lambda *_: unpack(model(x)).square().sum(), unpack=unpack)
 
 
 def test_outputs_of_unknown_types_are_told_and_left_alone(
@@ -321,7 +286,7 @@ def test_outputs_of_unknown_types_are_told_and_left_alone(
             return self.opaque(x).z
 
     model = Net()
-    trace, _ = train_twice(model, lambda: model(inputs(6, 4)).square().mean())
+    trace, _ = train_twice(model, lambda: model(inputs()).square().mean())
     assert value(trace, "output_grad_norm", "lazy.layer") > 0
     assert said(caplog) == [
         "gradflow does not take the output of 'lazy': it is a generator.",
@@ -385,23 +350,14 @@ def test_a_gradient_that_is_sparse_by_element_is_no_embedding() -> None:
             return torch.gather(self.table, 1, index, sparse_grad=True)
 
     model = Gathers()
-    optimizer, hand = sgd(model), ByHand(model)
     index = torch.tensor([[0, 3], [1, 1], [5, 2], [0, 0], [4, 5]])
-    with Recorder(model, optimizer) as recorder:
-        for _ in range(2):
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = model(index).square().sum()
-            loss.backward()
-            assert model.table.grad.is_sparse
-            assert model.table.grad.sparse_dim() == 2
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
+    train_by_hand(model, lambda *_: model(index).square().sum())
+    assert model.table.grad.is_sparse
+    assert model.table.grad.sparse_dim() == 2
 
 
 def test_parameters_that_cannot_be_read(caplog: pytest.LogCaptureFixture) -> None:
-    model = mlp()
+    model = mlp(n_out=2, activation=nn.ReLU)
     model.ids = nn.Parameter(torch.arange(3), requires_grad=False)
     model.ghost = nn.Parameter(torch.ones(3, device="meta"))
     model.forward = lambda x: nn.Sequential.forward(model[:3], x)  # type: ignore[method-assign]
@@ -409,7 +365,7 @@ def test_parameters_that_cannot_be_read(caplog: pytest.LogCaptureFixture) -> Non
     with Recorder(model, optimizer, measures=ALL) as recorder:
         for _ in range(2):
             optimizer.zero_grad()
-            model(inputs(6, 4)).square().mean().backward()
+            model(inputs()).square().mean().backward()
             optimizer.step()
     assert value(recorder.trace, "grad_norm", "2.weight", 1) > 0
     assert not {"ids", "ghost"} & set(recorder.trace.sites)
@@ -543,7 +499,7 @@ def test_scripted_modules_are_recorded_by_their_parameters(
     torch.manual_seed(0)
     inner = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     model = nn.Sequential(nn.Linear(4, 4), torch.jit.script(inner), nn.Linear(4, 2))
-    trace, _ = train_twice(model, lambda: model(inputs(6, 4)).square().mean(), DEFAULT_MEASURES)
+    trace, _ = train_twice(model, lambda: model(inputs()).square().mean(), DEFAULT_MEASURES)
     assert [site for site in trace.sites if site.isdigit()] == ["0", "2"]
     assert value(trace, "grad_norm", "1.0.weight") > 0
     assert said(caplog) == [
@@ -571,8 +527,8 @@ def test_an_error_of_gradflows_own_stays_inside(
         raise ZeroDivisionError("nobody\nforesaw this")
 
     monkeypatch.setattr(module, name, fails)
-    model = mlp()
-    train_twice(model, lambda: model(inputs(6, 4)).square().mean(), DEFAULT_MEASURES)
+    model = mlp(n_out=2, activation=nn.ReLU)
+    train_twice(model, lambda: model(inputs()).square().mean(), DEFAULT_MEASURES)
     if what is not None:
         why = "reading it raised ZeroDivisionError: nobody foresaw this."
         assert f"gradflow does not take {what}: {why}" in said(caplog)
@@ -581,7 +537,7 @@ def test_an_error_of_gradflows_own_stays_inside(
 def test_a_full_disk_does_not_stop_the_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = mlp()
+    model = mlp(n_out=2, activation=nn.ReLU)
     optimizer = sgd(model)
     monkeypatch.setattr("gradflow.record.buffer.BUFFER_STEPS", 2)
     recorder = Recorder(model, optimizer, folder=tmp_path)
@@ -593,7 +549,7 @@ def test_a_full_disk_does_not_stop_the_training(
     monkeypatch.setattr(Trace, "save_part", full)
     for step in range(6):
         optimizer.zero_grad()
-        model(inputs(6, 4)).square().mean().backward()
+        model(inputs()).square().mean().backward()
         if step == 5:
             monkeypatch.setattr(Trace, "save_part", real)
         optimizer.step()
@@ -604,7 +560,7 @@ def test_a_full_disk_does_not_stop_the_training(
 
 
 def test_a_model_can_be_traced_and_exported_while_it_is_recorded() -> None:
-    model, x = mlp(), inputs(6, 4)
+    model, x = mlp(n_out=2, activation=nn.ReLU), inputs()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with Recorder(model, optimizer) as recorder:
         with warnings.catch_warnings():
@@ -616,32 +572,3 @@ def test_a_model_can_be_traced_and_exported_while_it_is_recorded() -> None:
         z.square().sum().backward()
         optimizer.step()
     assert value(recorder.trace, "output_grad_norm", "2") == pytest.approx(want, rel=1e-6)
-
-
-def test_what_is_not_taken_is_said_once_and_never_raised() -> None:
-    logger = logging.getLogger("gradflow")
-    seen: list[str] = []
-
-    class Keeps(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            seen.append(record.getMessage())
-
-    handler = Keeps()
-    logger.addHandler(handler)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            model = nn.Sequential(mlp(), Generator())
-            train_twice(model, lambda: next(iter(model(inputs(6, 4)))).sum(), DEFAULT_MEASURES)
-    finally:
-        logger.removeHandler(handler)
-    assert seen == ["gradflow does not take the output of '1': it is a generator."]
-
-
-class Generator(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, x: Tensor) -> Iterator[Tensor]:
-        return (row for row in x * self.scale)

@@ -12,8 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from gradflow import Recorder, Trace
 from gradflow.record.paths import weights_of
 
-Feeds = dict[str, tuple[str, ...]]
-
 
 def recorded(model: nn.Module, *inputs: Tensor, folder: Path | None = None) -> Trace:
     with Recorder(model, None, folder=folder) as recorder:

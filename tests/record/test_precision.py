@@ -1,12 +1,11 @@
 """Mixed precision: autocast, loss scaling, and the steps that a scaler skips."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from byhand import ByHand, batch, loss_of, small_net
-from torch import nn
+from byhand import ByHand, batch, loss_of, sgd, small_net, train_by_hand, value
+from torch import Tensor, nn
 
 from gradflow import Recorder
 from gradflow.record import DEFAULT_MEASURES
@@ -140,52 +139,39 @@ def test_a_disabled_scaler_changes_nothing() -> None:
 def test_autocast_outputs_and_gradients(dtype: torch.dtype, accumulate: int) -> None:
     """Outputs in 16 bits are summed in float32 at least; parameters stay in float32."""
     model = small_net()
+
+    def loss(step: int, part: int) -> Tensor:
+        with torch.autocast("cpu", dtype=dtype):
+            return loss_of(model, 10 * step + part)
+
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    hand = ByHand(model)
-    with Recorder(model, optimizer) as recorder:
-        for step in range(2):
-            optimizer.zero_grad()
-            for part in range(accumulate):
-                with hand.forward(), torch.autocast("cpu", dtype=dtype):
-                    loss = loss_of(model, 10 * step + part)
-                loss.backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
+    train_by_hand(model, loss, n_passes=accumulate, optimizer=optimizer)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_model_in_another_type(dtype: torch.dtype) -> None:
     """Updates that round to nothing in 16 bits show as elements that do not change."""
     model = small_net().to(dtype)
-    optimizer, hand = torch.optim.SGD(model.parameters(), lr=1e-2), ByHand(model)
-    with Recorder(model, optimizer) as recorder:
-        for seed in range(2):
-            optimizer.zero_grad()
-            images, labels = batch(seed=seed)
-            with hand.forward():
-                logits = model(images.to(dtype))
-            nn.functional.cross_entropy(logits.float(), labels).backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
-    changed = recorder.trace.select("update_changed_fraction").values
-    column = recorder.trace.select("update_changed_fraction").sites.index("4.weight")
-    assert (changed[0, column] < 0.9) == (dtype == torch.bfloat16)
+
+    def loss(step: int, part: int) -> Tensor:
+        images, labels = batch(seed=step)
+        return nn.functional.cross_entropy(model(images.to(dtype)).float(), labels)
+
+    trace = train_by_hand(model, loss, optimizer=sgd(model, 1e-2))
+    changed = value(trace, "update_changed_fraction", "4.weight")
+    assert (changed < 0.9) == (dtype == torch.bfloat16)
 
 
 def test_flat_and_enormous_values_are_not_lost() -> None:
     """Squares of float32 that leave its range, on both sides."""
     for factor in (1e-25, 1e20):
         model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
-        optimizer, hand = torch.optim.SGD(model.parameters(), lr=0.0), ByHand(model)
         with torch.no_grad():
             model[0].weight.mul_(factor)
             model[0].bias.mul_(factor)
-        with Recorder(model, optimizer) as recorder, nullcontext():
-            with hand.forward():
-                loss = model(torch.ones(3, 6)).sum() / 1e10
-            loss.backward()
-            with hand.step():
-                optimizer.step()
-        hand.compare(recorder.trace)
+        train_by_hand(
+            model,
+            lambda *_, model=model: model(torch.ones(3, 6)).sum() / 1e10,
+            n_steps=1,
+            optimizer=sgd(model, 0.0),
+        )

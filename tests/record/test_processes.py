@@ -192,9 +192,3 @@ def test_on_cuda_the_older_fsdp_is_refused(tmp_path: Path, original: bool) -> No
             Recorder(model, sgd(model))
     finally:
         dist.destroy_process_group()
-
-
-def test_data_parallel_is_refused() -> None:
-    model = small_net()
-    with pytest.raises(TypeError, match="DataParallel.*Use DistributedDataParallel"):
-        Recorder(nn.DataParallel(model), sgd(model))

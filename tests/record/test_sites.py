@@ -4,19 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from byhand import ByHand, sgd
+from byhand import inputs, sgd, train_by_hand, value
 from torch import Tensor, nn
 
 from gradflow import Recorder, Trace
 from gradflow.record import DEFAULT_MEASURES
-
-
-def value(trace: Trace, measure: str, site: str, step: int = 0) -> float:
-    return float(trace.values[measure][step, trace.sites.index(site)])
-
-
-def inputs(*shape: int, seed: int = 3) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def recorded(model: nn.Module, x: Tensor) -> Trace:
@@ -46,13 +38,11 @@ class Attention(nn.Module):
 def test_a_module_with_parameters_and_children_is_a_site() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), Attention(), nn.Linear(4, 2))
-    optimizer = sgd(model)
     x = inputs(5, 4)
     z = model[1](model[0](x))
     out = model[2](z)
     want = torch.autograd.grad(out.square().sum(), z)[0].norm().item()
     trace = recorded(model, x)
-    del optimizer
     assert value(trace, "output_grad_norm", "1") == pytest.approx(want, rel=1e-5)
     assert value(trace, "output_rms", "1") == pytest.approx(z.square().mean().sqrt().item(), 1e-5)
     assert trace.sites == (
@@ -123,19 +113,9 @@ def test_a_tied_head_is_a_site_of_its_own() -> None:
             return self.head(self.inner(self.embedding(ids)))
 
     model = Tied()
-    optimizer, hand = sgd(model), ByHand(model)
-    with Recorder(model, optimizer) as recorder:
-        for _ in range(2):
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = model(torch.tensor([[1, 2, 6]])).square().mean()
-            loss.backward()
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
-    sites = [site for site in recorder.trace.sites if site.count(".") == 0]
-    assert sites == ["embedding", "inner", "head"]
-    assert recorder.trace.kinds[recorder.trace.sites.index("head")] == "linear"
+    trace = train_by_hand(model, lambda *_: model(torch.tensor([[1, 2, 6]])).square().mean())
+    assert [site for site in trace.sites if "." not in site] == ["embedding", "inner", "head"]
+    assert trace.kinds[trace.sites.index("head")] == "linear"
 
 
 def test_a_parametrization_is_no_layer() -> None:

@@ -6,26 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from byhand import ByHand, batch, loss_of, sgd, small_net
+from byhand import ByHand, batch, inputs, loss_of, mlp, said, sgd, small_net, train_by_hand, value
 from byhand import watched_step as train_step
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gradflow import Recorder, Trace
+from gradflow import Recorder
 from gradflow.record import DEFAULT_MEASURES, Measure
-
-
-def value(trace: Trace, measure: str, site: str, step: int = 0) -> float:
-    return float(trace.values[measure][step, trace.sites.index(site)])
-
-
-def mlp(n_in: int = 4, n_out: int = 1, seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(n_in, 8), nn.Tanh(), nn.Linear(8, n_out))
-
-
-def inputs(*shape: int, seed: int = 3) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def norm_of(loss: Tensor, z: Tensor) -> float:
@@ -63,12 +50,12 @@ def test_another_networks_loss_does_not_count() -> None:
     for freezes in (True, False):
         model, generator = mlp(), nn.Linear(4, 4)
         optimizer, other = sgd(model), sgd(generator)
-        hand, z = ByHand(model), inputs(6, 4)
+        hand, z = ByHand(model), inputs()
         with Recorder(model, optimizer) as recorder:
             for _ in range(3):
                 model.requires_grad_(True)
                 optimizer.zero_grad()
-                for part in (generator(z).detach(), inputs(6, 4, seed=9)):
+                for part in (generator(z).detach(), inputs(seed=9)):
                     with hand.forward():
                         loss = (model(part) - 1).square().mean()
                     loss.backward()
@@ -83,18 +70,18 @@ def test_another_networks_loss_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
-@pytest.mark.parametrize("by_grad", [True, False])
-def test_an_attack_before_the_step_does_not_count(by_grad: bool, set_to_none: bool) -> None:
+@pytest.mark.parametrize("by", ["grad", "backward", "inputs"])
+def test_an_attack_before_the_step_does_not_count(by: str, set_to_none: bool) -> None:
     model = mlp()
     optimizer, hand = sgd(model), ByHand(model)
     with Recorder(model, optimizer) as recorder:
         for step in range(3):
-            x = inputs(6, 4, seed=step).requires_grad_()
+            x = inputs(seed=step).requires_grad_()
             loss = model(x).square().sum()
-            if by_grad:
+            if by == "grad":
                 (slope,) = torch.autograd.grad(loss, x)
             else:
-                loss.backward()
+                loss.backward(inputs=[x] if by == "inputs" else None)
                 slope = x.grad
             optimizer.zero_grad(set_to_none=set_to_none)
             with hand.forward():
@@ -104,21 +91,6 @@ def test_an_attack_before_the_step_does_not_count(by_grad: bool, set_to_none: bo
                 optimizer.step()
     hand.compare(recorder.trace)
     assert recorder.skipped_steps == []
-
-
-def test_gradients_for_the_inputs_alone_do_not_count() -> None:
-    model = mlp()
-    optimizer, hand = sgd(model), ByHand(model)
-    x = inputs(6, 4).requires_grad_()
-    with Recorder(model, optimizer) as recorder:
-        optimizer.zero_grad()
-        model(x).square().sum().backward(inputs=[x])
-        with hand.forward():
-            loss = model(x).sum()
-        loss.backward(inputs=list(model.parameters()))
-        with hand.step():
-            optimizer.step()
-    hand.compare(recorder.trace)
 
 
 def test_inner_steps_count_through_the_outer_loss_alone() -> None:
@@ -147,7 +119,7 @@ def test_inner_steps_count_through_the_outer_loss_alone() -> None:
 def test_a_product_inside_the_step_does_not_count() -> None:
     """AdaHessian, SophiaH: a backward pass and a forward pass of the optimizer's own."""
     model = mlp()
-    x = inputs(6, 4)
+    x = inputs()
 
     class Hessian(torch.optim.Optimizer):
         def step(self, closure: Any = None) -> None:
@@ -179,7 +151,7 @@ def test_backward_passes_meet_as_vectors_also_for_a_measure_of_ones_own() -> Non
     """L₁ + L₂ in two passes is as in one; L − L is nothing."""
     own = Measure("sum", "output gradient", "Σg", "", function=lambda grad: grad.sum())
     model = mlp(n_out=2)
-    optimizer, x = sgd(model, 0.0), inputs(6, 4)
+    optimizer, x = sgd(model, 0.0), inputs()
     with Recorder(model, optimizer, measures=[*DEFAULT_MEASURES, own]) as recorder:
         for parts in ((1.0, 2.0), (3.0,), (2.0, -2.0)):
             optimizer.zero_grad()
@@ -198,16 +170,7 @@ def test_backward_passes_meet_as_vectors_also_for_a_measure_of_ones_own() -> Non
 
 def test_a_graph_that_is_kept_and_not_used_again_costs_no_precision() -> None:
     model = mlp()
-    optimizer, hand = sgd(model), ByHand(model)
-    with Recorder(model, optimizer) as recorder:
-        for seed in range(2):
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = model(inputs(6, 4, seed=seed)).square().sum()
-            loss.backward(retain_graph=True)
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
+    train_by_hand(model, lambda step, _: model(inputs(seed=step)).square().sum(), retain_graph=True)
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
@@ -219,7 +182,7 @@ def test_a_pass_of_two_whose_gradient_was_zeroed_is_gone_alone(set_to_none: bool
         for seed in range(3):
             optimizer.zero_grad(set_to_none=set_to_none)
             with hand.forward():
-                z = model(inputs(6, 4, seed=seed))
+                z = model(inputs(seed=seed))
             with hand.aside():
                 z.square().sum().backward(retain_graph=True)
             optimizer.zero_grad(set_to_none=set_to_none)
@@ -238,11 +201,11 @@ def test_a_gradient_that_is_zeroed_past_autograd_takes_its_pass_with_it() -> Non
         for seed in range(3):
             optimizer.zero_grad()
             with hand.aside():
-                model(inputs(6, 4, seed=seed)).square().sum().backward()
+                model(inputs(seed=seed)).square().sum().backward()
             for parameter in model.parameters():
                 parameter.grad.data.zero_()
             with hand.forward():
-                loss = model(inputs(6, 4)).square().mean()
+                loss = model(inputs()).square().mean()
             loss.backward()
             model[0].weight.grad.data.zero_()  # one of several: the pass stays
             model[2].bias.grad.data.zero_()
@@ -254,24 +217,19 @@ def test_a_gradient_that_is_zeroed_past_autograd_takes_its_pass_with_it() -> Non
 
 def test_gradients_that_are_scaled_or_replaced_between_passes_are_still_there() -> None:
     model = mlp()
-    optimizer, hand = sgd(model), ByHand(model)
-    with Recorder(model, optimizer) as recorder:
-        for change in ("scale", "replace", "clip"):
-            optimizer.zero_grad()
-            for part in range(2):
-                with hand.forward():
-                    loss = model(inputs(6, 4, seed=part)).square().mean()
-                loss.backward()
-                for parameter in model.parameters():
-                    if change == "scale":
-                        parameter.grad.mul_(0.5)
-                    elif change == "replace":
-                        parameter.grad = parameter.grad.clone()
-                if change == "clip":
-                    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
+
+    def change(step: int) -> None:
+        for parameter in model.parameters():
+            if step == 0:
+                parameter.grad.mul_(0.5)
+            elif step == 1:
+                parameter.grad = parameter.grad.clone()
+        if step == 2:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+
+    train_by_hand(
+        model, lambda _, part: model(inputs(seed=part)).square().mean(), n_passes=2, after=change
+    )
 
 
 def test_a_step_without_a_gradient_has_no_outputs() -> None:
@@ -280,7 +238,7 @@ def test_a_step_without_a_gradient_has_no_outputs() -> None:
         model = mlp()
         optimizer = sgd(model)
         with Recorder(model, optimizer) as recorder:
-            model(inputs(6, 4)).square().sum().backward()
+            model(inputs()).square().sum().backward()
             optimizer.zero_grad(set_to_none=set_to_none)
             optimizer.step()
         assert "2" not in recorder.trace.sites
@@ -293,7 +251,7 @@ def test_gradients_that_are_assigned_come_from_no_backward_pass(
     optimizer = sgd(model)
     with Recorder(model, optimizer) as recorder:
         for _ in range(2):
-            loss = model(inputs(6, 4)).square().sum()
+            loss = model(inputs()).square().sum()
             for p, g in zip(
                 model.parameters(),
                 torch.autograd.grad(loss, list(model.parameters())),
@@ -303,7 +261,7 @@ def test_gradients_that_are_assigned_come_from_no_backward_pass(
             optimizer.step()
     assert "2" not in recorder.trace.sites
     assert value(recorder.trace, "grad_norm", "2.weight") > 0
-    assert [r.getMessage() for r in caplog.records if r.name == "gradflow"] == [
+    assert said(caplog) == [
         "gradflow does not take outputs in a step: no backward pass had brought the parameters a "
         "gradient that was still there."
     ]
@@ -311,7 +269,7 @@ def test_gradients_that_are_assigned_come_from_no_backward_pass(
 
 def test_gradients_that_come_from_a_copy_of_the_model(caplog: pytest.LogCaptureFixture) -> None:
     """First-order meta-learning: no layer of the model runs, and its training goes on."""
-    model, x = mlp(), inputs(6, 4)
+    model, x = mlp(), inputs()
     optimizer = sgd(model)
     with Recorder(model, optimizer) as recorder:
         for _ in range(2):
@@ -326,8 +284,8 @@ def test_gradients_that_come_from_a_copy_of_the_model(caplog: pytest.LogCaptureF
             want = model[0].weight.grad.double().norm().item()
             optimizer.step()
     assert value(recorder.trace, "grad_norm", "0.weight", 1) == pytest.approx(want, rel=1e-6)
-    (said,) = [r.getMessage() for r in caplog.records if r.name == "gradflow"]
-    assert "no layer ran through its hooks" in said
+    (sentence,) = said(caplog)
+    assert "no layer ran through its hooks" in sentence
 
 
 def test_a_layer_that_returns_its_own_parameter() -> None:

@@ -29,9 +29,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.fixture(scope="module")
 def expected(finished: tuple[Path, Results]) -> dict[str, Any]:
     """The results of a study that nothing disturbed, in this process."""
@@ -65,16 +62,11 @@ class Killer(Thread):
             time.sleep(0.02)
 
 
-@pytest.mark.parametrize("missing", ["bias", pytest.param("", marks=SLOW)])
 def test_a_worker_that_is_killed_changes_nothing(
-    missing: str,
-    all_but: Callable[[str], StudyDir],
-    pictures: Path,
-    tmp_path: Path,
-    expected: dict[str, Any],
+    all_but: Callable[[str], StudyDir], pictures: Path, expected: dict[str, Any]
 ) -> None:
-    """With two trainings to do of four, and slowly with all."""
-    folder, study = all_but(missing) if missing else StudyDir(tmp_path), read(pictures)
+    """With two trainings to do of four."""
+    folder, study = all_but("bias"), read(pictures)
     killer = Killer(folder.cells / "bias" / "accused-s0", times=1)
     killer.start()
     found = run_study(study, folder, Engine(workers=2))
@@ -95,21 +87,6 @@ def test_a_training_whose_process_was_always_killed_is_not_begun_again(
     assert (end.state, CellDir(cell.folder).state()["state"]) == ("failed", "failed")
     assert "killed 3 times" in end.message
     assert CellDir(cell.folder).network() is None
-
-
-@pytest.mark.slow
-def test_a_training_whose_process_is_always_killed_fails_alone(
-    pictures: Path, tmp_path: Path
-) -> None:
-    folder, study = StudyDir(tmp_path), read(pictures)
-    killer = Killer(folder.cells / "bias" / "accused-s0", times=MAX_STARTS)
-    killer.start()
-    found = run_study(study, folder, Engine(workers=2))
-    killer.join()
-    states = started(folder, study)
-    assert states.pop("bias/accused-s0")["state"] == "failed"
-    assert {state["state"] for state in states.values()} == {"done"}
-    assert any("killed 3 times" in note for note in found.notes)
 
 
 @pytest.mark.slow
@@ -164,16 +141,6 @@ def test_a_dask_cluster_that_loses_one_of_two_workers_gives_the_same_table(
     assert found.to_json() == expected
 
 
-@pytest.mark.slow
-def test_jobs_of_submitit_give_the_same_table(
-    pictures: Path, tmp_path: Path, expected: dict[str, Any]
-) -> None:
-    pytest.importorskip("submitit")
-    folder = StudyDir(tmp_path)
-    engine = Engine(name="slurm", slurm={"cluster": "local"})
-    assert run_study(read(pictures), folder, engine).to_json() == expected
-
-
 def test_a_job_of_submitit_completes_a_study(
     all_but: Callable[[str], StudyDir], pictures: Path, expected: dict[str, Any]
 ) -> None:
@@ -196,16 +163,12 @@ def dies(cell: Cell) -> None:
     os._exit(1)
 
 
-@pytest.mark.parametrize("alone", [False, pytest.param(True, marks=SLOW)])
 def test_processes_that_die_before_any_training_begins_come_to_an_end(
-    alone: bool, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gradflow.studies.engine.run_cell", dies)
     monkeypatch.setattr("gradflow.studies.engine.MAX_STARTS", 1)
     cells = read(pictures).cells(tmp_path)[:2]
-    if alone:
-        CellDir(cells[0].folder).path.mkdir(parents=True)
-        CellDir(cells[0].folder).save_state({"state": "running", "starts": 1})
     ends = Engine(workers=2).run(cells, tmp_path)
     assert [end.state for end in ends] == ["failed", "failed"]
     assert "died 1 times before the training began" in ends[0].message

@@ -149,24 +149,6 @@ def test_an_arm_that_comes_back_changed_is_refused(all_but: Copy, pictures: Path
     assert not [note for note in again.notes if "complete" in note]
 
 
-def test_a_full_disk_leaves_the_file_of_the_study_as_it_was(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = StudyDir(tmp_path)
-    folder.begin(read(pictures))
-    before = folder.file.read_text("utf-8")
-    write_whole = Path.write_text
-
-    def full(self: Path, text: str, *args: Any, **kwargs: Any) -> int:
-        write_whole(self, text[:10], *args, **kwargs)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space left"):
-        folder.begin(read(pictures, seeds=2))
-    assert folder.file.read_text("utf-8") == before
-
-
 def test_a_disk_that_is_full_when_a_training_begins_costs_nothing(
     all_but: Copy, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,15 +324,6 @@ def test_two_processes_do_not_work_in_one_folder(
     with FileLock(out / ".lock"):
         assert main(["study", str(file), "--out", str(out)]) == 1
     assert "another process is using it" in " ".join(capsys.readouterr().err.split())
-
-
-def test_a_typo_in_the_file_is_told_with_the_nearest_name(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = write(tmp_path / "tiny.yaml", tiny(pictures, base={"epocs": 3}))
-    assert main(["study", str(file), "--out", str(tmp_path / "study")]) == 2
-    assert "'epocs'. Did you mean 'epochs'?" in capsys.readouterr().err
-    assert not (tmp_path / "study" / "cells").exists()
 
 
 def test_the_plan_counts_and_trains_nothing(

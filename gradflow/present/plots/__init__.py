@@ -30,6 +30,7 @@ from gradflow.present.plots.style import figure_of as figure_of
 from gradflow.present.plots.style import in_both_themes as in_both_themes
 from gradflow.present.plots.style import new_figure as new_figure
 from gradflow.present.plots.style import picture_path as picture_path
+from gradflow.present.plots.style import positive_range as positive_range
 from gradflow.present.plots.style import refuse_to_replace as refuse_to_replace
 from gradflow.present.plots.style import save as save
 from gradflow.present.plots.style import style_numbers as style_numbers

@@ -16,6 +16,7 @@ from gradflow.present.plots.saliency import (
     frame,
     note,
     overlay,
+    sources,
     title,
 )
 from gradflow.present.plots.style import TITLE_SIZE, new_figure, wrapped
@@ -120,21 +121,14 @@ def _gallery_title(name: str, gallery: "Gallery", n_shown: int) -> str:
     n = len(gallery.classes)
     which = f"; the first {n_shown} of {n} classes" if n_shown < n else ""
     text = (
-        f"{name}: what it looks at in its test pictures ({_source(gallery)}){which}\n"
+        f"{name}: what it looks at in its test pictures ({sources({name: gallery})}){which}\n"
         "the map of the predicted class; framed and ✗: wrong"
     )
     return "\n".join([text, *gallery.notes])
 
 
 def _mean_title(networks: Mapping[str, "Gallery"]) -> str:
-    sources = {name: _source(network) for name, network in networks.items()}
-    if len(set(sources.values())) == 1:
-        how = next(iter(sources.values()))
-    else:
-        how = "; ".join(f"{name}: {source}" for name, source in sources.items())
     noted = [f"{name}: {note}" for name, network in networks.items() for note in network.notes]
-    return "\n".join([f"Mean map of each class over its test pictures ({how})", *noted])
-
-
-def _source(network: "Gallery") -> str:
-    return network.method + (f" at {network.layer}" if network.layer else "")
+    return "\n".join(
+        [f"Mean map of each class over its test pictures ({sources(networks)})", *noted]
+    )

@@ -14,6 +14,7 @@ from gradflow.present.plots.style import new_figure
 
 if TYPE_CHECKING:
     from gradflow.present.saliency.attribution import Attribution
+    from gradflow.present.saliency.gallery import Gallery
 
 MAPS_PER_ROW = 5  # maps beside a photograph, which keep 4 cm each on a page
 MAP_COLORS = "YlOrRd"  # darker is more, in grey print too
@@ -61,7 +62,11 @@ def saliency_grid(
     fig.colorbar(ScalarMappable(Normalize(0, 1), MAP_COLORS), cax=bar, extend="max")
     bar.set_ylabel(f"map value / its {MAP_PERCENTILE}th percentile", fontsize=8)
     bar.tick_params(labelsize=8)
-    fig.suptitle(_saliency_title(networks), fontsize=10)
+    fig.suptitle(
+        f"Where each network looks, class by class ({sources(networks)}); framed: the predicted "
+        "class",
+        fontsize=10,
+    )
     return axes
 
 
@@ -145,13 +150,12 @@ def _percent(probability: float) -> str:
     return f"{100 * probability:.1f} %"
 
 
-def _saliency_title(networks: Mapping[str, "Attribution"]) -> str:
-    sources = {
+def sources(networks: "Mapping[str, Attribution | Gallery]") -> str:
+    """By which method, and at which layer, the maps were found."""
+    found = {
         name: network.method + (f" at {network.layer}" if network.layer else "")
         for name, network in networks.items()
     }
-    if len(set(sources.values())) == 1:
-        how = next(iter(sources.values()))
-    else:
-        how = "; ".join(f"{name}: {source}" for name, source in sources.items())
-    return f"Where each network looks, class by class ({how}); framed: the predicted class"
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return "; ".join(f"{name}: {source}" for name, source in found.items())

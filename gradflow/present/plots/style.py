@@ -197,6 +197,13 @@ def ink_on(color: Any) -> str:
     return "black" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "white"
 
 
+def positive_range(arrays: Iterable[np.ndarray]) -> tuple[float, float] | None:
+    """The lowest and the highest value above zero; None where there is none."""
+    values = np.concatenate([np.empty(0), *(one.ravel() for one in arrays)])
+    usable = values[np.isfinite(values) & (values > 0)]
+    return (float(usable.min()), float(usable.max())) if len(usable) else None
+
+
 def figure_of(ax: Axes) -> Figure:
     """The whole figure that `ax` stands in."""
     fig = ax.figure

@@ -6,15 +6,16 @@ import numpy as np
 
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.numerals import power_of_two
+from gradflow.analysis.overview import Profile
 from gradflow.analysis.profile import GRADIENT_SIZES, geometric_mean
 from gradflow.present import plots
 from gradflow.present.figures import draw_profiles, gradient_title
 from gradflow.present.report import interactive
-from gradflow.present.report.chart import Chart
 from gradflow.present.report.content import Report
-from gradflow.present.report.depth import ACTIVATIONS, UPDATES, Measure, Profile
+from gradflow.present.report.depth import ACTIVATIONS, UPDATES, Measure
 from gradflow.present.report.distributions import KINDS, MOMENTS, Distribution
 from gradflow.present.report.words import place_in_stage
+from gradflow.present.section import Chart
 from gradflow.record.histograms import GRADIENTS
 from gradflow.record.trace import Table
 
@@ -167,9 +168,7 @@ def _thinning(report: Report) -> str:
 
 def _heat_figure(report: Report) -> plots.Figure:
     size, tables = _shown_tables(report)
-    values = np.concatenate([table.values.ravel() for table in tables.values()])
-    usable = values[np.isfinite(values) & (values > 0)]
-    limits = (float(usable.min()), float(usable.max())) if len(usable) else None
+    limits = plots.positive_range(table.values for table in tables.values())
     fig = plots.new_figure(7.0, 4.2 * len(tables))
     one = GRADIENT_SIZES[size]
     for ax, (name, table) in zip(

@@ -7,9 +7,9 @@ import numpy as np
 from gradflow.analysis import thresholds as at
 from gradflow.present import plots
 from gradflow.present.report import interactive
-from gradflow.present.report.chart import Chart
 from gradflow.present.report.content import Report
 from gradflow.present.report.numbers import confusions, differences_in_recall, reliabilities
+from gradflow.present.section import Chart
 
 MOST_INTERVALS = 40  # classes in one figure; with more, those that differ most
 

@@ -9,13 +9,12 @@ import numpy as np
 
 from gradflow.analysis.case import Case
 from gradflow.analysis.compare import Comparison, LayerDifference, compare
-from gradflow.analysis.overview import Band, bands
+from gradflow.analysis.overview import Band, Profile, bands
 from gradflow.analysis.verdict import Verdict, judge_case
 from gradflow.controls.gate import load_gate
 from gradflow.files import DamagedFile
 from gradflow.present.figures import of_run, without_short
 from gradflow.present.report.depth import (
-    Profile,
     activations,
     angles,
     drawn_seeds,

@@ -9,6 +9,7 @@ import numpy as np
 
 from gradflow.analysis.layers import body, main_path
 from gradflow.analysis.network import TrainedNetwork, distance_travelled
+from gradflow.analysis.overview import Profile
 from gradflow.analysis.profile import (
     GRADIENT_SIZES,
     columns,
@@ -54,16 +55,6 @@ UPDATES = {
     )
 }  # fmt: skip
 ACTIVATION_KINDS = ("activation",)
-
-
-@dataclass(frozen=True)
-class Profile:
-    """One number per layer and network over the seeds where it is finite: arrays (layers,)."""
-
-    layers: tuple[str, ...]
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
 
 
 Groups = Mapping[str, Sequence[TrainedNetwork]]  # by name, one per seed

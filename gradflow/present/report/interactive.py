@@ -14,12 +14,19 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from gradflow.analysis.overview import Band
+from gradflow.analysis.overview import Band, Profile
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.statistics import mean_and_range
-from gradflow.present.plots import COLORMAP, STYLES, kinds_of_layers, rate_ticks, style_numbers
+from gradflow.present.plots import (
+    COLORMAP,
+    STYLES,
+    kinds_of_layers,
+    positive_range,
+    rate_ticks,
+    style_numbers,
+)
 from gradflow.present.report.content import WINDOWS
-from gradflow.present.report.depth import Measure, Profile
+from gradflow.present.report.depth import Measure
 from gradflow.present.report.distributions import KINDS, Distribution
 from gradflow.record.trace import Table
 
@@ -102,8 +109,7 @@ def gradient_profiles(
         for band in sorted(found, key=lambda one: names.index(one.network)):
             meta = {"size": band.size, "window": window, "ylabel": axis_of(band.size)}
             visible = (band.size, window) == (sizes[0], next(iter(bands)))
-            profile = Profile(band.layers, 10**band.mean, 10**band.low, 10**band.high)
-            _add_profile(figure, looks[band.network], band.network, profile, visible=visible,
+            _add_profile(figure, looks[band.network], band.network, band.values(), visible=visible,
                          x=_places(band.layers, numbered), meta=meta,
                          said=f"<br>{WINDOWS[window]}")  # fmt: skip
     if mark is not None:
@@ -158,7 +164,8 @@ def heat_map(tables: Mapping[tuple[str, str], Table]) -> tuple[go.Figure, list[C
     keys = list(tables)
     for name, size in keys:
         table = thinned(tables[name, size])
-        low, high = _limits(tables, size)
+        limits = positive_range(one.values for (_, of), one in tables.items() if of == size)
+        low, high = map(float, np.log10(limits or (0.1, 1.0)))
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log10(table.values.T)
         logs = np.where(np.isfinite(logs), logs, np.nan)
@@ -305,15 +312,14 @@ def _add_marks(
 
     Where layers are numbered one for each network, in which the layer has its own number.
     """
-    values = 10.0 ** np.concatenate([[], *((one.mean, one.low, one.high) for one in bands)], None)
-    usable = values[np.isfinite(values) & (values > 0)]
+    ends = positive_range(10.0 ** np.array([one.mean, one.low, one.high]) for one in bands)
     having = [one for one in bands if layer in one.layers]
-    if not len(usable):
+    if ends is None:
         return
     for band in having if numbered else having[:1]:
         place = _places(band.layers, numbered)[band.layers.index(layer)]
         figure.add_scatter(
-            x=[place, place], y=[usable.min(), usable.max()], mode="lines", visible=visible,
+            x=[place, place], y=list(ends), mode="lines", visible=visible,
             name=f"differ most: {layer}{f' of {band.network}' if numbered else ''}",
             meta={"size": band.size, "window": "early", "ylabel": axis_of(band.size)},
             hoverinfo="skip",
@@ -329,17 +335,6 @@ def _color(i: int) -> str:
 def _pale(color: str) -> str:
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.18)"
-
-
-def _limits(tables: Mapping[tuple[str, str], Table], size: str) -> tuple[float, float]:
-    """log10 of the smallest and largest value of all networks."""
-    values = np.concatenate(
-        [table.values.ravel() for (_, one), table in tables.items() if one == size]
-    )
-    usable = values[np.isfinite(values) & (values > 0)]
-    if not len(usable):
-        return -1.0, 0.0
-    return float(np.log10(usable.min())), float(np.log10(usable.max()))
 
 
 def _words(size: str) -> str:

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from gradflow.analysis.overview import Band
+from gradflow.analysis.overview import Band, Profile
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.present.report.content import Report
-from gradflow.present.report.depth import ACTIVATIONS, UPDATES, Measure, Profile
+from gradflow.present.report.depth import ACTIVATIONS, UPDATES, Measure
 from gradflow.present.report.rows import evaluated
 from gradflow.present.report.saliency import maps_of
 from gradflow.training.evaluate import (
@@ -89,7 +89,7 @@ def _band(band: Band) -> dict[str, Any]:
         "network": band.network,
         "size": band.size,
         "unit": GRADIENT_SIZES[band.size].unit,
-        **_layers(Profile(band.layers, 10**band.mean, 10**band.low, 10**band.high)),
+        **band.values().to_json(),
     }
 
 
@@ -98,18 +98,10 @@ def _by_depth(
 ) -> dict[str, dict[str, Any]]:
     return {
         measure: {
-            name: {"unit": measures[measure].axis, **_layers(one)} for name, one in profiles.items()
+            name: {"unit": measures[measure].axis, **one.to_json()}
+            for name, one in profiles.items()
         }
         for measure, profiles in found.items()
-    }
-
-
-def _layers(profile: Profile) -> dict[str, Any]:
-    return {
-        "layers": list(profile.layers),
-        "mean": profile.mean.tolist(),
-        "low": profile.low.tolist(),
-        "high": profile.high.tolist(),
     }
 
 

@@ -14,7 +14,6 @@ from gradflow.files import write_text
 from gradflow.present import plots
 from gradflow.present.markdown import markdown
 from gradflow.present.report import interactive
-from gradflow.present.report.chart import Chart, save_charts
 from gradflow.present.report.content import Report, collect
 from gradflow.present.report.numbers import numbers
 from gradflow.present.report.rows import (
@@ -37,7 +36,7 @@ from gradflow.present.report.words import (
     sentences,
     setting,
 )
-from gradflow.present.section import Section
+from gradflow.present.section import Chart, Section, save_charts
 from gradflow.present.verdict_story import how_sure
 from gradflow.training.index import write_index
 from gradflow.training.rundir import RunDir

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gradflow.analysis import thresholds as at
-from gradflow.present.report.chart import SECTIONS, Chart
 from gradflow.present.report.charts_by_depth import (
     activation_charts,
     gradient_charts,
@@ -32,7 +31,7 @@ from gradflow.present.report.words import (
     sentences,
     setting,
 )
-from gradflow.present.section import Box, Code, Part, Section, TextTable, Tiles
+from gradflow.present.section import SECTIONS, Box, Chart, Code, Part, Section, TextTable, Tiles
 from gradflow.present.study_figures import study_charts
 from gradflow.present.study_story import study_section
 from gradflow.present.verdict_story import changed, how_sure, why

@@ -6,8 +6,7 @@ from gradflow.present.saliency.attribution import (
     attribute_all,
     inspecting,
 )
-from gradflow.present.saliency.layers import gradcam_layer
-from gradflow.present.saliency.methods import METHODS
+from gradflow.present.saliency.methods import METHODS, gradcam_layer
 from gradflow.present.saliency.pictures import saliency_figure
 from gradflow.present.saliency.trust import Trust, check_method
 
