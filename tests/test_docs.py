@@ -60,9 +60,10 @@ def test_table_of_measures_equals_the_code() -> None:
 
 def test_columns_of_the_records_equal_the_code(trace_of_tiny_convolutions: Trace) -> None:
     (table,) = re.findall(r"\| Column \|.*?\n\n", page("run-files"), re.DOTALL)
-    documented = [name for name, *_ in rows(table)]
+    *documented, histograms = [name for name, *_ in rows(table)]
     assert documented == list(trace_of_tiny_convolutions.to_pandas().columns[: len(documented)])
     assert len(documented) == 4, "beside the measures"
+    assert histograms == "weight_histogram`, `grad_histogram", "where they were asked for"
 
 
 def test_the_gallery_shows_every_figure() -> None:
