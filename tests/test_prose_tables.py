@@ -149,3 +149,26 @@ def test_the_table_of_the_rivals(key: str) -> None:
     tried = TRIED[key]
     assert row[3:] == [tried.planted, f"{tried.hits} of {tried.n_planted}",
                        f"{tried.false_alarms} of {tried.n_others}"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "row", "form"),
+    [
+        ("output_gradient_decades", "link 1: δ", "+.2f"),
+        ("scale_invariant_decades", "link 1: ŝ", "+.2f"),
+        ("output_gradient_to_reference", "link 2: δ", "+.2f"),
+        ("scale_invariant_to_reference", "link 2: ŝ", "+.2f"),
+        ("relative_update", "size of a step", ".5f"),
+        ("distance travelled", "distance travelled", ".3f"),
+        ("adam_attenuation", "Adam's attenuation", ".4f"),
+    ],
+)
+def test_what_the_cadence_does_to_precision(key: str, row: str, form: str) -> None:
+    text = (ROOT / "docs" / "measures.md").read_text(encoding="utf-8")
+    (line,) = (line for line in text.splitlines() if line.startswith("| ") and row in line
+               and "to" in line.split("|")[-2])  # fmt: skip
+    cells = [
+        "{:{form}} ({:{form}} to {:{form}})".format(*stored("cadence")["rows"][n][key], form=form)
+        for n in ("1", "8")
+    ]
+    assert line.endswith(f"| {cells[0]} | {cells[1]} |")
