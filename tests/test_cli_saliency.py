@@ -231,8 +231,8 @@ def test_a_report_from_python_goes_into_the_run(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the page holds is tested in tests/present/test_report.py."""
-    monkeypatch.setattr("gradflow.present.report.content.collect", lambda folders: folders)
-    monkeypatch.setattr("gradflow.present.report.story.charts", lambda content: [])
+    monkeypatch.setattr("gradflow.present.report.page.collect", lambda folders: folders)
+    monkeypatch.setattr("gradflow.present.report.page.charts", lambda content: [])
     monkeypatch.setattr(
         "gradflow.present.report.page.write", lambda content, charts, path: [path, content]
     )
