@@ -25,13 +25,24 @@ def over_seeds(values: list[float], digits: int) -> str:
     return spread({"mean": mean, "interval": [mean - half, mean + half]}, digits)
 
 
+def gaps_in_loss(arm: str) -> list[float]:
+    """nats by which Plain-34 is worse after the last epoch, seed by seed."""
+    losses = [
+        [one["train"]["recalibrated"]["loss"] for one in evaluations(arm, place)]
+        for place in ("accused", "reference")
+    ]
+    return list(np.subtract(*losses))
+
+
 @cache
 def numbers() -> dict[str, str]:
     """What stands in the page, by name."""
     found, verdict = stored(STUDY), stored(f"{STUDY}-verdict")
-    baseline, cosine = (
-        next(one for one in found["arms"] if one["name"] == name) for name in ("baseline", "cosine")
+    baseline, cosine, same_sum = (
+        next(one for one in found["arms"] if one["name"] == name)
+        for name in ("baseline", "cosine", "cosine-same-sum")
     )
+    same, same_accuracy = (same_sum["shares"][name] for name in ("train_loss", "test_accuracy"))
     share, accuracy = (cosine["shares"][name] for name in ("train_loss", "test_accuracy"))
     evidence = {one["name"]: one for part in (*verdict["links"], *verdict["rivals"])
                 for one in part["evidence"]}  # fmt: skip
@@ -44,11 +55,7 @@ def numbers() -> dict[str, str]:
                 for one in last[place]]
         for place in last
     }  # fmt: skip
-    left = [
-        [one["train"]["recalibrated"]["loss"] for one in evaluations("cosine", place)]
-        for place in ("accused", "reference")
-    ]
-    gaps = list(np.subtract(*left))
+    gaps = gaps_in_loss("cosine")
     accuracies = [
         [one["test"]["balanced_accuracy"] for one in evaluations("cosine", place)]
         for place in ("accused", "reference")
@@ -65,6 +72,12 @@ def numbers() -> dict[str, str]:
         "accstatus": accuracy["status"],
         "gain_p": text(share["accused_gain"]["mean"], "+"),
         "gain_r": text(share["reference_gain"]["mean"], "+"),
+        "same": spread(same, 2),
+        "same_status": same["status"],
+        "same_p": text(same["accused_gain"]["mean"], "+"),
+        "same_r": text(same["reference_gain"]["mean"], "+"),
+        "same_acc": spread(same_accuracy, 2),
+        "more": over_seeds(list(np.subtract(gaps_in_loss("cosine-same-sum"), gaps)), 2),
         "gap": spread(gap["train_loss"], 3),
         "accgap": spread(gap["test_accuracy"], 3),
         "outcome": verdict["outcome"],
@@ -106,7 +119,10 @@ PHRASES = (
     "λ = {lam} per layer",
     "√v̂ / (√v̂ + ε) is {adam}",
     "| {share} | {gain_p} | {gain_r} | {status} |",
-    "Of the gap in test accuracy it takes {accshare}, which is {accstatus}",
+    "| {same} | {same_p} | {same_r} | {same_status} |",
+    "test accuracy the cosine takes {accshare}, and the one with the same sum {same_acc}. Both are "
+    "{accstatus}",
+    "Between the two cosines lie {more} nats of the gap",
     "it would have lost {h5} nats more",
     "(rival H5: {h5_status})",
     "**{left} nats remain** under the cosine (95 % {left_interval})",
