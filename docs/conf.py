@@ -22,6 +22,7 @@ nitpick_ignore_regex = [
     # Types of other projects: to link them, their inventories would have to be downloaded.
     ("py:class", r"(PIL|collections|numpy|os|pandas|pathlib|torch)\..*"),
     # Named for the type checker only, so that start-up is fast.
-    ("py:class", r"Tensor|Progress|nn\.Module|Optimizer|Attribution"),
+    ("py:class", r"Tensor|Progress|nn\.Module|Optimizer"),
+    ("py:class", r"(gradflow\.present\.saliency\.attribution\.)?Attribution"),
     ("py:class", r"gradflow\.analysis\.case\.Number"),  # a type variable
 ]
