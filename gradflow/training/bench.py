@@ -154,6 +154,7 @@ WAYS: dict[str, tuple[Callable[..., float], dict[str, Any]]] = {
     "bare again (the noise)": (_bare, {}),
     "recorded at every step": (_bare, _SETTLED),
     "every step, all measures at each": (_bare, {"cadence": 1}),
+    "every step, with histograms": (_bare, {"histograms": True, **_SETTLED}),
     "recorded at every 16th step": (_bare, {"every": 16}),
     "every step, parameters only": (_bare, {"measures": PARAMETER_MEASURES, **_SETTLED}),
     "every step, gradient norms only": (_bare, {"measures": ["grad_norm"]}),
