@@ -111,20 +111,27 @@ def _loader() -> Any:
 
     # A study reads hundreds of configurations, and libyaml reads ten times as fast.
     base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    loader: Any = type("Loader", (base,), {"yaml_implicit_resolvers": {}})
+    return _knows_bare(type("Loader", (base,), {"yaml_implicit_resolvers": {}}))
+
+
+@cache
+def _dumper() -> Any:
+    import yaml
+
+    return _knows_bare(type("Dumper", (yaml.SafeDumper,), {}))  # text that looks so gets quotes
+
+
+def _knows_bare(kind: Any) -> Any:
     for tag, pattern in _BARE.items():
-        loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^({pattern})$"), None)
-    return loader
+        kind.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^({pattern})$"), None)
+    return kind
 
 
 def yaml_text(content: Any) -> str:
     """YAML that `read_yaml` reads; PyYAML's own loader reads the same from it."""
     import yaml
 
-    dumper: Any = type("Dumper", (yaml.SafeDumper,), {})
-    for tag, pattern in _BARE.items():  # text that looks so gets quotes
-        dumper.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^({pattern})$"), None)
-    return str(yaml.dump(content, Dumper=dumper, sort_keys=False, allow_unicode=True))
+    return str(yaml.dump(content, Dumper=_dumper(), sort_keys=False, allow_unicode=True))
 
 
 @contextmanager

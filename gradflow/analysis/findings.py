@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gradflow.analysis import thresholds as at
-from gradflow.analysis.numerals import plain
+from gradflow.analysis.numerals import factor
 from gradflow.analysis.statistics import Interval, holm, p_beyond, seeds_needed, t_interval
 from gradflow.analysis.thresholds import ALPHA, CONFIDENCE, Threshold
 from gradflow.typed import to_json
@@ -73,7 +73,7 @@ class Evidence:
     def _show(self, value: float) -> str:
         """A ratio as a factor; a difference with its sign; a share as it is."""
         if self.unit == "×":
-            return f"{plain(10**value)}×"
+            return f"{factor(value)}×"
         signed = self.unit.startswith(("decades", "nats")) and value != 0
         return f"{value:+.3g}" if signed else f"{value:.3g}"
 

@@ -16,14 +16,23 @@ def plain(value: float, n_digits: int = 3) -> str:
     return f"{float(text):.0f}" if is_long else text
 
 
+def factor(decades: float, n_digits: int = 3) -> str:
+    """10^decades, also where no float holds it.
+
+    >>> factor(2.456), factor(-1.0), factor(-400.0)
+    ('286', '0.1', '10^-400')
+    """
+    is_held = not 300 <= abs(decades) < math.inf
+    return plain(10**decades, n_digits) if is_held else f"10^{decades:.0f}"
+
+
 def times(decades: float, n_digits: int = 3) -> str:
-    """10^|decades|, also where no float holds it.
+    """10^|decades|: how many times larger or smaller.
 
     >>> times(-2.456), times(400.0)
     ('286', '10^400')
     """
-    size = abs(decades)
-    return plain(10**size, n_digits) if size < 300 else f"10^{size:.0f}"
+    return factor(abs(decades), n_digits)
 
 
 def part(share: float) -> str:

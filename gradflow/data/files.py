@@ -25,12 +25,7 @@ SYSTEM_NAMES = frozenset(
         *("config.msi", "msocache", "lost+found", "lost.dir"),  # the last two: Linux, Android
         *("@eadir", "#recycle", "#snapshot", "~snapshot", "@tmp", "@recycle"),  # NAS
         *("@recently-snapshot", "@__thumb", "@synoresource", "@synoeastream", "@transcode"),
-        *(
-            "_gsdata_",
-            "recyclebin.ffs_tmp",
-            "sync.ffs_db",
-            "sync.ffs_lock",
-        ),  # sync
+        *("_gsdata_", "recyclebin.ffs_tmp", "sync.ffs_db", "sync.ffs_lock"),  # sync programs
         *("picasa.ini", "zbthumbnail.info", "__pycache__"),
     }
 )

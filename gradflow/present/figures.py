@@ -7,7 +7,7 @@ import numpy as np
 
 from gradflow.analysis import DepthProfile, depth_profile, geometric_mean, weight_table
 from gradflow.analysis.case import Case
-from gradflow.analysis.numerals import plain
+from gradflow.analysis.numerals import times
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.statistics import mean_and_range
 from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades
@@ -95,11 +95,8 @@ def draw_profiles(verdict: Verdict, mark: str = "") -> plots.Figure:
     sizes = [size for size in JUDGED_SIZES if any(band.size == size for band in verdict.bands)]
     fig = plots.new_figure(7.0, 3.8 * len(sizes))
     for ax, size in zip(fig.subplots(len(sizes), 1, squeeze=False)[:, 0], sizes, strict=True):
-        bands = {
-            band.network: (band.layers, 10.0**band.mean, 10.0**band.low, 10.0**band.high)
-            for band in verdict.bands
-            if band.size == size
-        }
+        profiles = {b.network: b.values() for b in verdict.bands if b.size == size}
+        bands = {name: (p.layers, p.mean, p.low, p.high) for name, p in profiles.items()}
         marked = (mark, f"differ most: {mark}") if mark and size == "output_gradient" else None
         meaning = GRADIENT_SIZES[size]
         label = f"{meaning.symbol} ({meaning.unit})"
@@ -113,7 +110,7 @@ def gradient_title(case: Case) -> str:
     if case.reference:
         changes[case.reference_name] = early_decades(Case(case.reference), "output_gradient").mean
     known = [
-        f"{plain(10 ** abs(change))} times {'larger' if change > 0 else 'smaller'} in {name}"
+        f"{times(change)} times {'larger' if change > 0 else 'smaller'} in {name}"
         for name, change in changes.items()
         if np.isfinite(change)
     ]

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from gradflow.analysis.alarms import Alarm, Alarms
 from gradflow.analysis.layers import PATH_KINDS, main_path
-from gradflow.analysis.numerals import plain
+from gradflow.analysis.numerals import factor, plain
 from gradflow.analysis.profile import GRADIENT_SIZES, layer_table, typical
 from gradflow.analysis.rates import Rate
 from gradflow.present.terminal_plot import can_show_braille, depth_picture
@@ -94,7 +94,7 @@ def _numbers(one: Moment) -> str:
         said.append(f"loss {plain(one.loss, 3)}")
     change = Rate(one.values).decades
     if math.isfinite(change):
-        said.append(f"first/last {plain(10**change, 2)}x")
+        said.append(f"first/last {factor(change, 2)}x")
     if math.isfinite(one.update):
         said.append(f"update up to {plain(one.update, 2)} ({one.of})")
     return ", ".join(said)

@@ -7,7 +7,7 @@ import numpy as np
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.compare import MEANINGS, Comparison
 from gradflow.analysis.findings import Finding
-from gradflow.analysis.numerals import p_text, plain
+from gradflow.analysis.numerals import factor, p_text
 from gradflow.analysis.overview import WINDOWS
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.statistics import Interval, enough_seeds
@@ -157,8 +157,8 @@ def comparison(comparisons: Sequence[Comparison], size: str) -> Section:
 
 
 def _ratio(ratio: Interval) -> str:
-    ends = f" ({plain(10**ratio.low, 2)} to {plain(10**ratio.high, 2)})" if ratio.n > 1 else ""
-    return f"{plain(10**ratio.mean)}×{ends}"
+    ends = f" ({factor(ratio.low, 2)} to {factor(ratio.high, 2)})" if ratio.n > 1 else ""
+    return f"{factor(ratio.mean)}×{ends}"
 
 
 def _how_many(one: Comparison) -> str:
@@ -170,4 +170,4 @@ def _how_many(one: Comparison) -> str:
     if not known:
         return f"{said}."
     largest = max(known, key=lambda layer: abs(layer.ratio.mean))
-    return f"{said}; the largest ratio is {plain(largest.factor)}× at {largest.layer}."
+    return f"{said}; the largest ratio is {factor(largest.ratio.mean)}× at {largest.layer}."

@@ -8,7 +8,7 @@ from torch import Tensor
 from gradflow.record import kernel, sparse
 from gradflow.record.copies import Read, table
 from gradflow.record.histograms import GRADIENTS, HIGHEST, LOWEST, N_BINS, NONFINITE, WEIGHTS, ZERO
-from gradflow.record.memory import HOST, as_dense, as_real, flatten_dense
+from gradflow.record.memory import HOST, as_dense, as_real, flatten_dense, n_real
 from gradflow.record.torch_sums import PIECE
 
 BIAS = 127  # of the exponent in the bits of a float32
@@ -31,7 +31,7 @@ def _counts(x: Tensor) -> Tensor:
     """What a sparse tensor does not hold is zero."""
     counts = exponent_counts(sparse.stored(x))
     if sparse.is_sparse(x):
-        counts[ZERO] += x.numel() * (2 if x.is_complex() else 1) - counts.sum()
+        counts[ZERO] += n_real(x) - counts.sum()
     return counts
 
 

@@ -72,6 +72,16 @@ class Histograms:
         }
 
 
+def span(counts: np.ndarray) -> slice:
+    """From the first bin that holds something to the last; empty, up to 0, where none does.
+
+    >>> span(np.array([0, 3, 0, 1, 0])), span(np.zeros(3))
+    (slice(1, 4, None), slice(0, 0, None))
+    """
+    there = np.flatnonzero(counts).tolist()
+    return slice(there[0], there[-1] + 1) if there else slice(0, 0)
+
+
 def occupied(
     steps: np.ndarray, sites: Sequence[str], counts: Mapping[str, np.ndarray]
 ) -> Histograms | None:

@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from gradflow.record.backward import BackwardPasses, ForwardPass
 from gradflow.record.hooks import OwnHook, leave_out_of_copies, remove, untraced
 from gradflow.record.measures import Measure
-from gradflow.record.memory import as_real, n_real
+from gradflow.record.memory import HOST, as_real, n_real
 from gradflow.record.paths import feeds
 from gradflow.record.readable import NotTaken, unreadable
 from gradflow.record.sites import (
@@ -27,7 +27,7 @@ from gradflow.record.sites import (
 from gradflow.record.steps import PassSums, Site
 from gradflow.record.sums import OUTPUT_SUMS, output_sums
 
-_NOT_TAKEN = torch.full((len(OUTPUT_SUMS),), torch.nan, dtype=torch.float64, device="cpu")
+_NOT_TAKEN = torch.full((len(OUTPUT_SUMS),), torch.nan, dtype=torch.float64, device=HOST)
 
 
 class OutputHooks:

@@ -15,6 +15,14 @@ from gradflow.record import PARAMETER_MEASURES
 from gradflow.record import outputs as record_outputs
 
 
+def new_gradients(hand: ByHand, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    """In place of those that were there."""
+    optimizer.zero_grad()
+    with hand.forward():
+        loss = hand.model(inputs(seed=seed)).square().mean()
+    loss.backward()
+
+
 def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().double().clone() for name, p in model.named_parameters()}
 
@@ -187,10 +195,7 @@ def test_a_step_that_calls_that_of_its_parent_is_one_step() -> None:
     optimizer, hand = Logged(model.parameters(), lr=0.1), ByHand(model)
     with Recorder(model, optimizer) as recorder:
         for seed in range(3):
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = model(inputs(seed=seed)).square().mean()
-            loss.backward()
+            new_gradients(hand, optimizer, seed)
             if seed == 1:
                 optimizer.param_groups[0]["lr"] = "wrong"
                 with pytest.raises((TypeError, RuntimeError)):
@@ -212,10 +217,7 @@ def test_a_closure_that_is_not_called() -> None:
     optimizer, hand = Ignores(model.parameters(), lr=0.1), ByHand(model)
     with Recorder(model, optimizer) as recorder:
         for seed in range(2):
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = model(inputs(seed=seed)).square().mean()
-            loss.backward()
+            new_gradients(hand, optimizer, seed)
             with hand.step():
                 optimizer.step(lambda: None)
     hand.compare(recorder.trace)
@@ -292,10 +294,7 @@ def test_what_hooks_of_others_do_to_a_step_belongs_to_it(n_recorders: int) -> No
     optimizer.register_step_pre_hook(clip_gradients)
     optimizer.register_step_post_hook(clip_weights)
     for seed in range(3):
-        optimizer.zero_grad()
-        with hand.forward():
-            loss = model(inputs(seed=seed)).square().mean()
-        loss.backward()
+        new_gradients(hand, optimizer, seed)
         optimizer.step()
     for recorder in recorders:
         recorder.close()
@@ -314,10 +313,7 @@ def test_a_later_hook_that_raises_leaves_the_next_step_right() -> None:
     with Recorder(model, optimizer) as recorder:
         optimizer.register_step_pre_hook(check)
         for seed in range(3):
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = model(inputs(seed=seed)).square().mean()
-            loss.backward()
+            new_gradients(hand, optimizer, seed)
             if fails[0]:
                 with pytest.raises(ArithmeticError):
                     optimizer.step()

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from gradflow.analysis.network import TrainedNetwork
-from gradflow.record.histograms import EXPONENTS, GRADIENTS, WEIGHTS, Histograms
+from gradflow.analysis.profile import mean_over_steps
+from gradflow.record.histograms import EXPONENTS, GRADIENTS, WEIGHTS, Histograms, span
 from gradflow.record.trace import load_histograms
 
 KINDS = {GRADIENTS: "gradients", WEIGHTS: "weights"}
@@ -48,10 +49,11 @@ def distributions(
         moments = MOMENTS if all(len(one) == len(MOMENTS) for one in known) else MOMENTS[-1:]
         for kind in KINDS:
             for step, moment in reversed(list(enumerate(moments, -len(moments)))):
-                shares = _mean([_of_layers(one, kind, step, list(layers)) for one in known])
-                there = np.flatnonzero(np.nansum(shares, axis=0))
-                if len(there):
-                    part = slice(there[0], there[-1] + 1)
+                shares = mean_over_steps(
+                    np.array([_of_layers(one, kind, step, list(layers)) for one in known])
+                )
+                part = span(np.nansum(shares, axis=0))
+                if part.stop:
                     where = (tuple(layers.values()), EXPONENTS[part], shares[:, part])
                     found.append(Distribution(name, kind, moment, *where))
     return tuple(found)
@@ -63,11 +65,3 @@ def _of_layers(found: Histograms, kind: str, step: int, sites: Sequence[str]) ->
     shares = found.shares(kind)[step]
     nothing = np.full(shares.shape[1], np.nan)
     return np.array([shares[at[site]] if site in at else nothing for site in sites])
-
-
-def _mean(of_seeds: Sequence[np.ndarray]) -> np.ndarray:
-    """Over the seeds in which something was counted."""
-    n = np.sum([~np.isnan(one) for one in of_seeds], axis=0)
-    total = np.nansum(of_seeds, axis=0)
-    mean: np.ndarray = np.divide(total, n, where=n > 0, out=np.full(total.shape, np.nan))
-    return mean

@@ -12,7 +12,7 @@ import numpy as np
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.compare import MEANINGS
 from gradflow.analysis.findings import OUTCOMES
-from gradflow.analysis.numerals import p_text, plain
+from gradflow.analysis.numerals import factor, p_text
 from gradflow.analysis.statistics import Interval
 from gradflow.analysis.thresholds import MIN_SEEDS
 from gradflow.present.report.content import Report, Trained
@@ -75,7 +75,7 @@ def differs(report: Report) -> str:
     return (
         f"The two networks differ most at {layer.layer}, {where}layer {number} of "
         f"{len(comparison.layers)} from the input: there δ, the gradient passed on, is "
-        f"{plain(10**ratio.mean)} times as large in {larger} as in {smaller}{_factors(ratio)}, "
+        f"{factor(ratio.mean)} times as large in {larger} as in {smaller}{_factors(ratio)}, "
         f"{MEANINGS[comparison.at]}. {_is_chance(report)}"
     )
 
@@ -194,8 +194,4 @@ def _accuracy(name: str, trained: Sequence[Trained]) -> str:
 
 
 def _factors(ratio: Interval) -> str:
-    return (
-        ""
-        if ratio.n < 2
-        else f" ({at.LEVEL} {plain(10**ratio.low, 2)} to {plain(10**ratio.high, 2)})"
-    )
+    return "" if ratio.n < 2 else f" ({at.LEVEL} {factor(ratio.low, 2)} to {factor(ratio.high, 2)})"

@@ -15,6 +15,7 @@ from gradflow.record.histograms import (
     WEIGHTS,
     ZERO,
     Histograms,
+    span,
 )
 from gradflow.record.trace import Table, Trace
 from gradflow.training.fit import Epoch
@@ -70,9 +71,8 @@ def histogram_rows(
         layer = f"{i:0{n_digits}d}.{sites[i].removesuffix('.weight')}"
         for kind, name in ("weight", WEIGHTS), ("gradient", GRADIENTS):
             counts = histograms.counts[name][-1, at[sites[i]], ZERO + 1 : NONFINITE]
-            there = np.flatnonzero(counts)
-            if len(there):
-                part = slice(there[0], there[-1] + 1)
+            part = span(counts)
+            if part.stop:
                 edges = np.append(EXPONENTS[part], EXPONENTS[part][-1] + 1)
                 rows[f"histogram/{layer}/{kind}"] = counts[part], edges
     return rows
