@@ -175,7 +175,7 @@ class Told:
         """Of the rivals, which are the last part of a network's work, each alike."""
         if n_done == 0:
             said = (
-                f"{n} measurements of rival explanations. Ctrl-C stops here; "
+                f"{n} measurement{'s' * (n > 1)} of rival explanations. Ctrl-C stops here; "
                 "`gradflow diagnose --measure` measures the rest later."
                 if n
                 else "none is cheap enough for so short a training (--rivals-budget); "

@@ -400,21 +400,31 @@ void gradient_sums(const T* x, int64_t n, int threads, double* out) {
   });
 }
 
-// How many elements have each exponent in their bits, and how many are zero. Four tables, since a
-// count that follows one of the same place would wait for it.
+// How many elements have each exponent in their bits, and how many are zero. A tile's exponents are
+// taken out first, in lanes, and then counted in four tables, since a count that follows one of the
+// same place would wait for it.
 template <typename T>
 void exponent_counts(const T* x, int64_t n, int threads, double* out) {
   in_parallel<257>(n, n, threads, out, [&](int, int64_t first, int64_t last, double* sums) {
     int64_t fields[4][256] = {}, zeros = 0;
-    for (int64_t i = first; i < last; i++) {
-      const float value = float(x[i]);
-      uint32_t bits;
-      std::memcpy(&bits, &value, sizeof bits);
-      fields[i % 4][bits >> 23 & 255]++;
-      zeros += bits << 1 == 0;
-    }
-    for (int i = 0; i < 1024; i++) sums[i % 256] += fields[i / 256][i % 256];
-    sums[256] += zeros;
+    uint8_t exponents[TILE];
+    by_tiles(first, last, [&](int64_t start, int64_t m) {
+      int32_t zeros_here = 0;
+      for (int64_t i = 0; i < m; i++) {
+        const float value = float(x[start + i]);
+        uint32_t bits;
+        std::memcpy(&bits, &value, sizeof bits);
+        exponents[i] = uint8_t(bits >> 23);
+        zeros_here += bits << 1 == 0;
+      }
+      zeros += zeros_here;
+      int64_t i = 0;
+      for (; i + 4 <= m; i += 4)
+        for (int64_t table = 0; table < 4; table++) fields[table][exponents[i + table]]++;
+      for (; i < m; i++) fields[0][exponents[i]]++;
+    });
+    for (int64_t i = 0; i < 1024; i++) sums[i % 256] += double(fields[i / 256][i % 256]);
+    sums[256] += double(zeros);
   });
 }
 

@@ -73,7 +73,7 @@ def differs(report: Report) -> str:
         ratio = replace(ratio, mean=-ratio.mean, low=-ratio.high, high=-ratio.low)
         larger, smaller = smaller, larger
     return (
-        f"The two networks differ most at {layer.layer}, {where}layer {number} of "
+        f"The two networks differ most at the layer {layer.layer}, {where}number {number} of "
         f"{len(comparison.layers)} from the input: there δ, the gradient passed on, is "
         f"{factor(ratio.mean)} times as large in {larger} as in {smaller}{_factors(ratio)}, "
         f"{MEANINGS[comparison.at]}. {_is_chance(report)}"
