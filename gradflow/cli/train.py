@@ -195,10 +195,7 @@ def _train_one(
                 soft_wrap=True,
             )
             shown.epoch(network.name, epoch.train_loss)
-            first_step = epoch.step - len(epoch.step_losses)
-            trackers.log_epoch(
-                epoch, network.trace_from(first_step) if trackers.has_sinks else None
-            )
+            trackers.log_epoch(epoch)
             told.epoch()
         if is_main:
             trackers.close(_accuracies(network), keep_open=True)
@@ -260,7 +257,7 @@ def _track_verdict(
         or (config.wandb == "off" and not config.tensorboard)
     ):
         return
-    from gradflow.present.tracking.start import verdict_sinks, wandb_sink
+    from gradflow.present.tracking.start import verdict_sinks, wandb_sinks
     from gradflow.present.tracking.verdict_log import log_verdict, summary_of_network
     from gradflow.training.diagnosis import diagnose as run_diagnosis
 
@@ -272,9 +269,9 @@ def _track_verdict(
         for trackers in logs:
             trackers.end(told)
         for network in run.networks():  # trained before this process, whose runs had ended
-            if config.wandb != "off" and network.name not in {one.name for one in logs}:
-                again = wandb_sink(run, network, config, config.wandb)
-                again.finish({**_accuracies(network), **told})
+            if network.name not in {one.name for one in logs}:
+                for again in wandb_sinks(run, network, config):
+                    again.finish({**_accuracies(network), **told})
     except (ValueError, RuntimeError) as error:
         # Three networks, nothing to judge by, no network: the training is complete all the same.
         log.print(f"No verdict for the trackers: {error}", markup=False, soft_wrap=True)

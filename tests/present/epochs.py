@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from gradflow.present.tracking.sink import STEP
+from gradflow.present.tracking.budget import Budget
+from gradflow.present.tracking.network_log import NetworkLog
+from gradflow.present.tracking.sink import STEP, Sink
 from gradflow.record.histograms import HISTOGRAMS, LOWEST, N_BINS, ZERO, Histograms
 from gradflow.record.trace import Trace
 from gradflow.training.fit import Epoch
@@ -50,9 +52,10 @@ def trace_of(steps: Sequence[int] | range, with_outputs: bool = True) -> Trace:
     return Trace(taken, sites, kinds, np.ones(len(sites), np.int64), values)
 
 
-def with_histograms(trace: Trace) -> Trace:
+def with_histograms(steps: Sequence[int] | range) -> Trace:
     """Of every weight and gradient: 3 zeros, 4 elements from 1 to 2 and n from 4 to 8, n its place;
     at the first step one element more."""
+    trace = trace_of(steps)
     counts = np.zeros((len(trace), len(PARAMETERS), N_BINS), dtype=np.int64)
     counts[..., ZERO], counts[..., 1 - LOWEST] = 3, 4
     counts[..., 3 - LOWEST] = np.arange(1, len(PARAMETERS) + 1)
@@ -107,3 +110,33 @@ class Memory:
             sum(n for at, n in self.values if start <= at <= start + 60)
             for start in {at for at, _ in self.values}
         )
+
+
+class Training:
+    """Two recorded steps an epoch, after `n_before` epochs of an earlier process; told to sinks."""
+
+    def __init__(
+        self,
+        *sinks: Sink,
+        clock: Clock | None = None,
+        n_before: int = 0,
+        recorded: Callable[[range], Trace] = trace_of,
+    ) -> None:
+        self.clock, self.n_epochs = clock or Clock(), n_before
+        self.log = NetworkLog(
+            "plain_18-s0",
+            sinks,
+            Budget(self.clock),
+            records=lambda first: recorded(range(first, 2 * self.n_epochs)),
+            clock=self.clock,
+        )
+
+    def epoch(self, losses: tuple[float, float] = (1.0, 0.5), val_accuracy: float = 0.5) -> None:
+        self.clock.now += 1.0
+        self.n_epochs += 1
+        epoch = epoch_of(self.n_epochs - 1, 2 * self.n_epochs, losses, val_accuracy)
+        self.log.log_epoch(epoch)
+
+    def run(self, n_epochs: int) -> None:
+        while self.n_epochs < n_epochs:
+            self.epoch()

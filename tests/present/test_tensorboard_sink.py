@@ -10,11 +10,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from gradflow.present.tracking.budget import Budget
-from gradflow.present.tracking.network_log import NetworkLog
 from gradflow.present.tracking.rows import step_rows
 from gradflow.present.tracking.tensorboard_sink import TensorBoardSink
-from tests.present.epochs import Memory, epoch_of, trace_of, with_histograms
+from tests.present.epochs import Memory, Training, epoch_of, trace_of, with_histograms
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -32,18 +30,18 @@ def text(events: EventAccumulator, tag: str) -> str:
 
 def test_an_event_file_holds_what_any_sink_is_told(tmp_path: Path) -> None:
     memory = Memory()
-    log = NetworkLog("plain_18-s0", [TensorBoardSink(tmp_path), memory], Budget())
-    first = trace_of([0, 1])
-    log.log_epoch(epoch_of(0, 2, (2.0, 1.5)), first)
-    log.log_epoch(epoch_of(1, 4, (1.0, 0.5), val_accuracy=0.75), trace_of([2, 3]))
-    log.close({"best/test_accuracy": 0.8})
+    training = Training(TensorBoardSink(tmp_path), memory)
+    training.epoch((2.0, 1.5))
+    training.epoch((1.0, 0.5), val_accuracy=0.75)
+    training.log.close({"best/test_accuracy": 0.8})
     events = read(tmp_path)
 
     told = {key for _, _, row in memory.rows for key in row}
     assert set(events.Tags()["scalars"]) == told
     assert scalars(events, "train/loss") == [(0, 2.0), (1, 1.5), (2, 1.0), (3, 0.5)]
     assert scalars(events, "val/accuracy") == [(2, 0.5), (4, 0.75)]
-    expected = step_rows(epoch_of(0, 2, (2.0, 1.5)), first, 1000)[1]["stage/layer1/weight"]
+    rows = step_rows(epoch_of(0, 2, (2.0, 1.5)), trace_of([0, 1]), 1000)
+    expected = rows[1]["stage/layer1/weight"]
     assert dict(scalars(events, "stage/layer1/weight"))[1] == pytest.approx(expected)
     profile = scalars(events, "profile/output_gradient")
     assert [layer for layer, _ in profile] == [0, 1, 2]
@@ -56,9 +54,9 @@ def test_an_event_file_holds_what_any_sink_is_told(tmp_path: Path) -> None:
 
 
 def test_histograms_of_the_last_step_stand_on_an_axis_of_powers_of_two(tmp_path: Path) -> None:
-    log = NetworkLog("plain_18-s0", [TensorBoardSink(tmp_path)], Budget())
-    log.log_epoch(epoch_of(0, 2, (2.0, 1.5)), with_histograms(trace_of([0, 1])))
-    log.close({})
+    training = Training(TensorBoardSink(tmp_path), recorded=with_histograms)
+    training.epoch()
+    training.log.close({})
     events = read(tmp_path)
     layers = ("00.conv1", "01.layer1.0.conv1", "02.layer1.0.conv2", "03.fc")
     assert events.Tags()["histograms"] == [

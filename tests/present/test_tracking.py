@@ -1,22 +1,19 @@
 """What trackers are told of a training: which values, at which steps, how many, how often."""
 
-import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from gradflow.analysis.profile import geometric_mean, layer_table, weight_table
+from gradflow.analysis.profile import geometric_mean, layer_table
 from gradflow.present.tracking import network_log
 from gradflow.present.tracking.budget import VALUES_PER_LOG, VALUES_PER_MINUTE, Budget
 from gradflow.present.tracking.network_log import NetworkLog
 from gradflow.present.tracking.rows import histogram_rows, layer_columns, n_values, step_rows
-from gradflow.present.tracking.running import RunningTrace, ThinnedTable
 from gradflow.present.tracking.sink import LAYER, STEP
 from gradflow.record.histograms import N_BINS
 from gradflow.record.trace import Trace
-from tests.present.epochs import Clock, Memory, epoch_of, trace_of, with_histograms
+from tests.present.epochs import Clock, Memory, Training, epoch_of, trace_of, with_histograms
 
 PLENTY = 10**6
 
@@ -110,7 +107,7 @@ def test_a_network_of_a_thousand_layers_stays_within_a_log(name: str) -> None:
 
 
 def test_histograms_of_few_layers_where_there_is_no_room_for_all() -> None:
-    found = with_histograms(trace_of([0])).histograms
+    found = with_histograms([0]).histograms
     assert found is not None
     sites = [f"{name}.weight" for name in ("conv1", "layer1.0.conv1", "frozen", "fc")]
     names = [f"{layer}/{kind}" for layer in ("00.conv1", "01.layer1.0.conv1", "03.fc")
@@ -134,7 +131,7 @@ def test_no_minute_sees_more_than_a_hundred_thousand_values(seconds: float) -> N
         clock.now += seconds
         log = NetworkLog("a-s0", [sink], budget, clock=clock)  # also over networks
         end = (index + 1) * n_steps
-        log.log_epoch(epoch_of(index, end, (1.0,) * n_steps), None)
+        log.log_epoch(epoch_of(index, end, (1.0,) * n_steps))
     assert sink.most_in_a_minute() <= VALUES_PER_MINUTE
     assert max(n for _, n in sink.values) <= VALUES_PER_LOG
     spent = sum(n for _, n in sink.values)
@@ -143,49 +140,7 @@ def test_no_minute_sees_more_than_a_hundred_thousand_values(seconds: float) -> N
     assert len([row for _, _, row in sink.rows if "epoch" in row]) == n_epochs
 
 
-# -- a trace that grows ------------------------------------------------------------------------
-
-
-def chunks(n_steps: int, n_chunks: int) -> Iterator[Trace]:
-    edges = np.linspace(0, n_steps, n_chunks + 1).astype(int)
-    return (trace_of(range(a, b)) for a, b in itertools.pairwise(edges))
-
-
-def test_running_means_are_those_of_the_whole_trace() -> None:
-    running, whole = RunningTrace(1000), trace_of(range(300))
-    for chunk in chunks(300, 7):
-        running.add(chunk)
-    weights = weight_table(whole)
-    assert running.weight_profile.sites == weights.sites
-    np.testing.assert_allclose(running.weight_profile.values, geometric_mean(weights.values))
-    for size, mean in running.sizes.items():
-        table = layer_table(whole, size)
-        assert mean.sites == table.sites
-        np.testing.assert_allclose(mean.values, geometric_mean(table.values))
-    assert running.weights.table is not None
-    np.testing.assert_array_equal(running.weights.table.values, weights.values)
-
-
-def test_a_long_trace_is_thinned_evenly_and_never_grows_beyond_its_bound() -> None:
-    thinned, most = ThinnedTable(64), 64
-    for chunk in chunks(1000, 9):
-        thinned.add(weight_table(chunk))
-        assert thinned.table is not None
-        assert len(thinned.table.steps) <= most
-    assert thinned.every == 16
-    np.testing.assert_array_equal(thinned.table.steps, np.arange(0, 1000, 16))
-    np.testing.assert_allclose(thinned.table.values[:, 0], np.arange(0, 1000, 16) + 1.5)
-
-
 # -- the training of one network ----------------------------------------------------------------
-
-
-def train(log: NetworkLog, n_epochs: int, clock: Clock, seconds: float, first: int = 0) -> None:
-    """Two recorded steps an epoch."""
-    for index in range(first, n_epochs):
-        clock.now += seconds
-        chunk = trace_of([2 * index, 2 * index + 1])
-        log.log_epoch(epoch_of(index, 2 * index + 2, (1.0, 0.5)), chunk)
 
 
 @pytest.fixture
@@ -205,11 +160,10 @@ def drawing_takes_a_second(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_pictures_take_a_small_share_of_the_time_and_the_last_epoch_has_them(
     drawing_takes_a_second: Clock,
 ) -> None:
-    clock = drawing_takes_a_second
-    sink = Memory(clock)
-    log = NetworkLog("plain_18-s0", [sink], Budget(clock), clock=clock)
-    train(log, 80, clock, seconds=1.0)
-    log.close({})
+    sink = Memory()
+    training = Training(sink, clock=drawing_takes_a_second)
+    training.run(80)
+    training.log.close({})
     heatmaps = [step for key, step, _ in sink.pictures if key == "gradient/heatmap"]
     # The first at once; then 1 s of drawing needs 33 s of training; the last in any case.
     assert heatmaps == [2, 2 + 2 * 34, 2 + 2 * 68, 160]
@@ -220,10 +174,13 @@ def test_pictures_take_a_small_share_of_the_time_and_the_last_epoch_has_them(
     )
 
 
-def test_a_training_ends_with_its_profiles_by_layer_and_its_summary() -> None:
-    clock, sink = Clock(), Memory()
-    with NetworkLog("plain_18-s0", [sink], Budget(clock), clock=clock) as log:
-        train(log, 3, clock, seconds=1.0)
+@pytest.mark.parametrize("n_before", [0, 2], ids=["from the start", "resumed"])
+def test_a_training_ends_with_its_profiles_by_layer_and_its_summary(n_before: int) -> None:
+    """Means over all that is on disk, also from before a resume."""
+    sink = Memory()
+    training = Training(sink, n_before=n_before)
+    with training.log as log:
+        training.run(3)
         log.close({"best/test_accuracy": 0.8})
     whole = trace_of(range(6))
     rows = {at: row for axis, at, row in sink.rows if axis == LAYER}
@@ -235,33 +192,13 @@ def test_a_training_ends_with_its_profiles_by_layer_and_its_summary() -> None:
     assert sink.ends == [({"best/test_accuracy": 0.8}, False)], "once"
 
 
-def test_a_resumed_training_draws_and_means_over_what_came_before_it() -> None:
-    """The steps behind the checkpoint, which are trained again, count once."""
-    clock, sink, asked = Clock(), Memory(), []
-
-    def earlier() -> Trace:
-        asked.append(True)
-        return trace_of(range(6))  # a killed process left steps 4 and 5 behind; they come again
-
-    log = NetworkLog("plain_18-s0", [sink], Budget(clock), earlier=earlier, clock=clock)
-    train(log, 5, clock, seconds=1.0, first=2)
-    log.close({})
-    assert asked == [True], "read once, not each epoch"
-    expected = geometric_mean(layer_table(trace_of(range(10)), "output_gradient").values)
-    told = [row["profile/output_gradient"] for axis, _, row in sink.rows if axis == LAYER]
-    np.testing.assert_allclose(told, expected)
-
-
 def test_without_records_numbers_are_logged_and_nothing_is_drawn() -> None:
-    clock, sink = Clock(), Memory()
-    log = NetworkLog("a", [sink], Budget(clock), clock=clock)
-    log.log_epoch(epoch_of(0, 2, (1.0, 0.5)), None)
+    sink = Memory()
+    log = NetworkLog("a", [sink], Budget(Clock()))
+    log.log_epoch(epoch_of(0, 2, (1.0, 0.5)))
     log.close({})
-    assert [(axis, at, len(row)) for axis, at, row in sink.rows] == [
-        (STEP, 0, 1),
-        (STEP, 1, 1),
-        (STEP, 2, 6),
-    ]
+    told = [(axis, at, len(row)) for axis, at, row in sink.rows]
+    assert told == [(STEP, 0, 1), (STEP, 1, 1), (STEP, 2, 6)]
     assert sink.pictures == []
 
 
@@ -270,32 +207,29 @@ def test_every_sink_is_told_the_same_and_is_ended_though_another_fails() -> None
         def finish(self, summary: object, *, failed: bool = False) -> None:
             raise OSError("disk full")
 
-    clock, first, second = Clock(), Full(), Memory()
-    log = NetworkLog("a", [second, first], Budget(clock), clock=clock)
-    train(log, 2, clock, seconds=1.0)
+    first, second = Full(), Memory()
+    training = Training(second, first)
+    training.run(2)
     with pytest.raises(OSError, match="disk full"):
-        log.close({})
+        training.log.close({})
     assert first.rows == second.rows
     assert second.ends == [({}, False)]
 
 
 def test_a_training_that_fails_ends_its_sinks_as_failed() -> None:
-    clock, sink = Clock(), Memory()
-
-    def stopped() -> None:
-        with NetworkLog("a", [sink], Budget(clock), clock=clock) as log:
-            train(log, 1, clock, seconds=1.0)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        stopped()
+    sink = Memory()
+    training = Training(sink)
+    training.run(1)
+    with pytest.raises(KeyboardInterrupt), training.log:
+        raise KeyboardInterrupt
     assert sink.ends == [({}, True)]
 
 
 def test_sinks_that_wait_for_the_verdict_end_with_it_once() -> None:
-    clock, sink = Clock(), Memory()
-    with NetworkLog("a", [sink], Budget(clock), clock=clock) as log:
-        train(log, 1, clock, seconds=1.0)
+    sink = Memory()
+    training = Training(sink)
+    with training.log as log:
+        training.run(1)
         log.close({"last/test_accuracy": 0.5}, keep_open=True)
     assert sink.ends == []
     log.end({"verdict/outcome": "refuted"})

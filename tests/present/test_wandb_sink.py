@@ -13,12 +13,10 @@ import pytest
 import wandb
 from PIL import Image
 
-from gradflow.present.tracking.budget import Budget
-from gradflow.present.tracking.network_log import NetworkLog
 from gradflow.present.tracking.rows import step_rows
 from gradflow.present.tracking.sink import LAYER, STEP
 from gradflow.present.tracking.wandb_sink import WandbSink
-from tests.present.epochs import epoch_of, trace_of, with_histograms
+from tests.present.epochs import Training, epoch_of, trace_of, with_histograms
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +31,6 @@ def start(folder: Path, **changes: Any) -> WandbSink:
     facts = {"mode": "offline", "project": "gradflow", "group": "digits", "job_type": "plain_34"}
     config = {"batch": 50, "arch": "plain_34", "seed": 3}
     return WandbSink(folder, **{**facts, "name": "plain_34-s3", "config": config, **changes})
-
-
-def log_of(*sinks: WandbSink) -> NetworkLog:
-    return NetworkLog("plain_34-s3", sinks, Budget())
 
 
 def read(folder: Path) -> list[dict]:
@@ -55,10 +49,10 @@ def history(records) -> list[dict]:
 
 
 def test_an_offline_run_holds_what_was_logged(tmp_path):
-    first, log = trace_of([0, 1]), log_of(start(tmp_path))
-    log.log_epoch(epoch_of(0, 2, (2.0, math.nan)), first)
-    log.log_epoch(epoch_of(1, 4, (math.inf, 0.5), val_accuracy=0.75), trace_of([2, 3]))
-    log.close({"test/accuracy": 0.8})
+    training = Training(start(tmp_path))
+    training.epoch((2.0, math.nan))
+    training.epoch((math.inf, 0.5), val_accuracy=0.75)
+    training.log.close({"test/accuracy": 0.8})
     records = read(tmp_path)
 
     rows = history(records)
@@ -66,7 +60,7 @@ def test_an_offline_run_holds_what_was_logged(tmp_path):
     assert [row["trainer/step"] for row in by_step] == [0, 1, 2, 3]
     assert by_step[0] == {
         "trainer/step": 0,
-        **step_rows(epoch_of(0, 2, (2.0, 0.0)), first, 1000)[0],
+        **step_rows(epoch_of(0, 2, (2.0, 0.0)), trace_of([0, 1]), 1000)[0],
     }
     losses = [row["train/loss"] for row in by_step]
     assert losses == [2.0, "NaN", "Infinity", 0.5]  # JSON's spelling of what wandb stored
@@ -111,9 +105,9 @@ def test_an_offline_run_holds_what_was_logged(tmp_path):
 
 
 def test_histograms_stand_on_an_axis_of_powers_of_two_and_in_no_summary(tmp_path):
-    log = log_of(start(tmp_path))
-    log.log_epoch(epoch_of(0, 2, (2.0, 1.5)), with_histograms(trace_of([0, 1])))
-    log.close({"test/accuracy": 0.8})
+    training = Training(start(tmp_path), recorded=with_histograms)
+    training.epoch()
+    training.log.close({"test/accuracy": 0.8})
     records = read(tmp_path)
     key = "histogram/03.fc/gradient"
     (row,) = [row for row in history(records) if f"{key}.bins" in row]
@@ -211,13 +205,10 @@ def test_networks_of_a_sweep_are_runs_of_their_own_and_name_it(tmp_path, monkeyp
 
 
 def test_an_error_in_training_keeps_what_was_logged(tmp_path):
-    def train():
-        with log_of(start(tmp_path)) as log:
-            log.log_epoch(epoch_of(0, 1, (1.0,)), None)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train()
+    training = Training(start(tmp_path))
+    training.epoch()
+    with pytest.raises(KeyboardInterrupt), training.log:
+        raise KeyboardInterrupt
     records = read(tmp_path)
     assert history(records)[0]["train/loss"] == 1.0
     assert records[-1]["type"] == "exit"

@@ -11,10 +11,8 @@ import pytest
 from gradflow.cli import main
 from gradflow.nets import plain_18
 from gradflow.present.tracking import verdict_log
-from gradflow.present.tracking.budget import Budget
-from gradflow.present.tracking.network_log import NetworkLog
 from gradflow.present.tracking.wandb_workspace import to_json, workspace
-from tests.present.epochs import Memory, epoch_of, trace_of
+from tests.present.epochs import Memory, Training
 
 Capture = pytest.CaptureFixture[str]
 ASK = ["wandb-panels", "--entity", "team", "--project", "food"]
@@ -94,9 +92,9 @@ def test_every_panel_shows_a_key_that_is_logged(
     sections: dict[str, list[dict[str, Any]]],
 ) -> None:
     memory = Memory()
-    log = NetworkLog("plain_18-s0", [memory], Budget())
-    log.log_epoch(epoch_of(0, 2, (1.0, 0.5)), trace_of([0, 1]))
-    log.close({})
+    training = Training(memory)
+    training.epoch()
+    training.log.close({})
     logged = {key for _, _, row in memory.rows for key in row}
     logged |= {axis for axis, _, _ in memory.rows} | {key for key, _, _ in memory.pictures}
     # The trace at hand is of one stage; those of gradflow's networks are the parts of their names.

@@ -6,16 +6,21 @@ Everything that is left out here stands in the run's own records.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from gradflow.analysis.profile import depth_profile, weight_sites
+from gradflow.analysis.profile import (
+    GRADIENT_SIZES,
+    depth_profile,
+    geometric_mean,
+    layer_table,
+    weight_sites,
+    weight_table,
+)
 from gradflow.present import plots
 from gradflow.present.tracking.budget import Budget
 from gradflow.present.tracking.rows import epoch_row, histogram_rows, n_values, step_rows
-from gradflow.present.tracking.running import RunningTrace
 from gradflow.present.tracking.sink import LAYER, Cell, Sink
 from gradflow.record.trace import Table, Trace
 from gradflow.training.fit import Epoch
@@ -36,7 +41,7 @@ class NetworkLog:
     the last epoch, the pictures `gradient/heatmap` and `gradient/depth_profile`. At the end the
     depth profiles `profile/<gradient size>`, on the axis `profile/layer`.
 
-    `earlier` gives what was recorded before a resume.
+    `records` gives what is on disk from a step on, of which 0 is all of it.
     """
 
     def __init__(
@@ -45,41 +50,29 @@ class NetworkLog:
         sinks: Sequence[Sink],
         budget: Budget,
         *,
-        earlier: Callable[[], Trace | None] = lambda: None,
+        records: Callable[[int], Trace | None] = lambda first_step: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.name = name
         self._sinks = tuple(sinks)
         self._open = list(sinks)
-        self._budget, self._clock, self._earlier = budget, clock, earlier
-        self._so_far = RunningTrace(plots.MAX_COLUMNS)
-        self._last: tuple[Epoch, Trace | None] | None = None
+        self._budget, self._clock, self._records = budget, clock, records
+        self._undrawn: tuple[Epoch, Trace | None] | None = None
         self._drawn_at, self._draw_seconds = -np.inf, 0.0
-        self._is_drawn = True
-        self._is_closed = False
-        self._summary: dict[str, Cell] = {}
+        self._summary: dict[str, Cell] | None = None  # before `close`
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is not None or not self._is_closed:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None or self._summary is None:
             self._finish({}, failed=kind is not None)
 
-    @property
-    def has_sinks(self) -> bool:
-        return bool(self._sinks)
-
-    def log_epoch(self, epoch: Epoch, chunk: Trace | None) -> None:
-        """`chunk` is what was recorded in the epoch."""
+    def log_epoch(self, epoch: Epoch) -> None:
         if not self._sinks:
             return
-        self._remember(epoch, chunk)
+        chunk = self._records(epoch.step - len(epoch.step_losses))
+        self._undrawn = epoch, chunk
         row = epoch_row(epoch)
         self._budget.spend(len(row) + 1)
         rows = step_rows(epoch, chunk, self._budget.left())
@@ -90,7 +83,7 @@ class NetworkLog:
             sink.log(row, epoch.step)
         self._log_histograms(chunk)
         if self._clock() - self._drawn_at >= self._draw_seconds / PICTURE_SHARE:
-            self._draw()
+            self._draw(epoch, chunk)
 
     def _log_histograms(self, chunk: Trace | None) -> None:
         if chunk is None or chunk.histograms is None:
@@ -107,20 +100,20 @@ class NetworkLog:
 
         With `keep_open` the sinks wait for `end`.
         """
-        if not self._is_drawn:
-            self._draw()
+        if self._undrawn is not None:
+            self._draw(*self._undrawn)
         profiles = self._profile_rows() if self._sinks else {}
         self._budget.spend(n_values(profiles))
         for sink in self._sinks:
             for layer, row in profiles.items():
                 sink.log(row, layer, LAYER)
-        self._is_closed, self._summary = True, dict(summary)
+        self._summary = dict(summary)
         if not keep_open:
             self.end()
 
     def end(self, more: Mapping[str, Cell] | None = None) -> None:
         """Add to the summary, and end the sinks. More calls do nothing."""
-        self._finish({**self._summary, **(more or {})})
+        self._finish({**(self._summary or {}), **(more or {})})
 
     def _finish(self, summary: Mapping[str, Cell], *, failed: bool = False) -> None:
         """End each sink once, the others too where one fails."""
@@ -129,43 +122,31 @@ class NetworkLog:
             for sink in unfinished:
                 stack.callback(sink.finish, summary, failed=failed)
 
-    def _remember(self, epoch: Epoch, chunk: Trace | None) -> None:
-        if self._last is None and epoch.index > 0:
-            before = self._earlier()
-            if before is not None:
-                self._so_far.add(before, before=epoch.step - len(epoch.step_losses))
-        if chunk is not None:
-            self._so_far.add(chunk)
-        self._last, self._is_drawn = (epoch, chunk), False
-
-    def _draw(self) -> None:
+    def _draw(self, epoch: Epoch, chunk: Trace | None) -> None:
         """Draw where training stands; nothing without records."""
-        assert self._last is not None
         start = self._clock()
-        epoch, chunk = self._last
         pictures = {}
-        if self._so_far.weights.table is not None:
-            pictures["gradient/heatmap"] = self._heatmap(self._so_far.weights.table)
-            pictures["gradient/depth_profile"] = self._profile(epoch, chunk)
+        if (trace := self._records(0)) is not None:
+            table = weight_table(trace)
+            pictures["gradient/heatmap"] = self._heatmap(table)
+            pictures["gradient/depth_profile"] = self._profile(epoch, chunk, table)
         for key, pixels in pictures.items():
             self._budget.spend(2)
             for sink in self._sinks:
                 sink.picture(key, pixels, epoch.step)
-        self._is_drawn = True
+        self._undrawn = None
         self._drawn_at = self._clock()
         self._draw_seconds = self._drawn_at - start
 
     def _heatmap(self, table: Table) -> np.ndarray:
-        every = self._so_far.weights.every
         ax = plots.layer_step_heatmap(table.values, table.steps, table.sites, plots.GRAD_NORM)
-        thinned = f", 1 of {every}" if every > 1 else ""
-        ax.set_title(f"{self.name}: every layer at every recorded step{thinned}", parse_math=False)
+        said = ax.get_title()
+        ax.set_title(f"{self.name}: {said[0].lower()}{said[1:]}", parse_math=False)
         return plots.to_pixels(plots.figure_of(ax), IMAGE_DPI)
 
-    def _profile(self, epoch: Epoch, chunk: Trace | None) -> np.ndarray:
-        so_far = self._so_far.weight_profile
-        bands = {"all epochs so far": (so_far.sites, *3 * (so_far.values,))}
-        if chunk is not None and len(chunk):
+    def _profile(self, epoch: Epoch, chunk: Trace | None, table: Table) -> np.ndarray:
+        bands = {"all epochs so far": (table.sites, *3 * (geometric_mean(table.values),))}
+        if chunk is not None:
             profile = depth_profile(chunk)
             bands = {f"epoch {epoch.index + 1}": (profile.sites, *3 * (profile.values,)), **bands}
         title = f"{self.name}: depth profile, from input to output"
@@ -175,8 +156,13 @@ class NetworkLog:
     def _profile_rows(self) -> dict[int, dict[str, float]]:
         """Layer -> key -> the geometric mean over all recorded steps; nothing where it is NaN."""
         rows: dict[int, dict[str, float]] = {}
-        for size, mean in self._so_far.sizes.items():
-            for layer, value in enumerate(mean.values.tolist()):
-                if np.isfinite(value):
-                    rows.setdefault(layer, {})[f"profile/{size}"] = value
+        if (trace := self._records(0)) is None:
+            return rows
+        for size in GRADIENT_SIZES:
+            try:
+                mean = geometric_mean(layer_table(trace, size).values)
+            except (KeyError, ValueError):  # not recorded, or a network without depth
+                continue
+            for layer in np.flatnonzero(np.isfinite(mean)).tolist():
+                rows.setdefault(layer, {})[f"profile/{size}"] = float(mean[layer])
         return rows

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradflow.present.tracking.budget import Budget
 from gradflow.present.tracking.network_log import NetworkLog
@@ -11,7 +11,7 @@ from gradflow.training.config import TrainConfig
 from gradflow.training.rundir import NetworkDir, RunDir
 
 if TYPE_CHECKING:
-    from gradflow.present.tracking.wandb_sink import Mode
+    from gradflow.present.tracking.wandb_sink import WandbSink
 
 
 def check_trackers(config: TrainConfig) -> None:
@@ -40,62 +40,55 @@ def network_log(
 ) -> NetworkLog:
     """The log of one network; only the main process has trackers. Raises RuntimeError."""
     sinks: list[Sink] = []
-    if config.tensorboard and is_main:
-        from gradflow.present.tracking.tensorboard_sink import TensorBoardSink
-
+    if is_main:
         history = network.history()
-        first_step = history[-1]["step"] if history else 0
-        sinks.append(TensorBoardSink(run.tensorboard / network.name, first_step=first_step))
-    if config.wandb != "off" and is_main:
-        sinks.append(wandb_sink(run, network, config, config.wandb))
-    return NetworkLog(
-        network.name,
-        sinks,
-        budget,
-        earlier=lambda: network.trace() if network.has_trace() else None,
-    )
+        sinks += _tensorboard(run, network.name, config, history[-1]["step"] if history else 0)
+        sinks += wandb_sinks(run, network, config)
+    return NetworkLog(network.name, sinks, budget, records=network.trace_from)
 
 
-def wandb_sink(run: RunDir, network: NetworkDir, config: TrainConfig, mode: "Mode") -> Sink:
+def wandb_sinks(run: RunDir, network: NetworkDir, config: TrainConfig) -> "list[WandbSink]":
     """The W&B run of a network, gone on with where it has one. Raises RuntimeError."""
-    from gradflow.present.tracking.wandb_sink import WandbSink
-
     facts = {"out": str(config.out), "arch": network.arch, "seed": network.seed}
-    sink = WandbSink(
-        run.path,
-        mode=mode,
-        project=config.project,
-        group=run.path.name,
-        name=network.name,
-        job_type=network.arch,
-        config=dataclasses.asdict(config) | facts,
-        resume_id=network.wandb_id(),
-    )
-    network.save_wandb_id(sink.id)
-    return sink
+    facts = dataclasses.asdict(config) | facts
+    sinks = _wandb(run, network.name, config, network.arch, facts, network.wandb_id())
+    for sink in sinks:
+        network.save_wandb_id(sink.id)
+    return sinks
 
 
 def verdict_sinks(run: RunDir, config: TrainConfig) -> list[Sink]:
     """Where the verdict over a whole run goes. Raises RuntimeError."""
     from gradflow.present.tracking.verdict_log import NAME
 
-    sinks: list[Sink] = []
-    if config.tensorboard:
-        from gradflow.present.tracking.tensorboard_sink import TensorBoardSink
+    facts = {"run": run.path.name, "data": config.data, "seeds": config.seeds}
+    return [*_tensorboard(run, NAME, config), *_wandb(run, NAME, config, NAME, facts)]
 
-        sinks.append(TensorBoardSink(run.tensorboard / NAME))
-    if config.wandb != "off":
-        from gradflow.present.tracking.wandb_sink import WandbSink
 
-        sinks.append(
-            WandbSink(
-                run.path,
-                mode=config.wandb,
-                project=config.project,
-                group=run.path.name,
-                name=NAME,
-                job_type=NAME,
-                config={"run": run.path.name, "data": config.data, "seeds": config.seeds},
-            )
+def _tensorboard(run: RunDir, name: str, config: TrainConfig, first_step: int = 0) -> list[Sink]:
+    if not config.tensorboard:
+        return []
+    from gradflow.present.tracking.tensorboard_sink import TensorBoardSink
+
+    return [TensorBoardSink(run.tensorboard / name, first_step=first_step)]
+
+
+def _wandb(
+    run: RunDir,
+    name: str,
+    config: TrainConfig,
+    job_type: str,
+    facts: dict[str, Any],
+    resume_id: str | None = None,
+) -> "list[WandbSink]":
+    if config.wandb == "off":
+        return []
+    from gradflow.present.tracking.wandb_sink import WandbSink
+
+    about = {"project": config.project, "group": run.path.name, "name": name}
+    return [
+        WandbSink(
+            run.path, mode=config.wandb, **about, job_type=job_type, config=facts,
+            resume_id=resume_id,
         )
-    return sinks
+    ]  # fmt: skip
