@@ -10,9 +10,15 @@ from gradflow.analysis import thresholds as at
 from gradflow.analysis.findings import OUTCOMES
 from gradflow.analysis.network import early
 from gradflow.analysis.numerals import part, plain, times
-from gradflow.analysis.profile import GRADIENT_SIZES, layer_table, typical
+from gradflow.analysis.profile import GRADIENT_SIZES, typical
 from gradflow.analysis.rates import Rate
-from gradflow.analysis.sentences import SEEDS, SIZE_WORDS, undetermined, worse_by
+from gradflow.analysis.sentences import (
+    SEEDS,
+    SIZE_WORDS,
+    at_the_first_layer,
+    undetermined,
+    worse_by,
+)
 from gradflow.analysis.statistics import enough_seeds
 from gradflow.analysis.vanishing import JUDGED_SIZES, early_decades, n_cut_off
 
@@ -59,20 +65,16 @@ def _size(verdict: "Verdict", size: str) -> str:
     found = early_decades(verdict.case, size)
     if not found.n:
         return ""
-    if n_cut := n_cut_off(verdict.case, size):
-        n = len(verdict.case.seeds)
-        return f"{SIZE_WORDS[size]}: 0 at the first layer in {n_cut} of {n} seeds"
-    change = "larger" if found.mean > 0 else "smaller"
+    said = f"{SIZE_WORDS[size]}: {at_the_first_layer(verdict.case, size)}"
+    if n_cut_off(verdict.case, size):
+        return said
     ends = sorted((abs(found.low), abs(found.high)))
     # An interval on both sides of "no change" cannot be said in times larger or smaller.
     spread = f"{at.LEVEL} {found.low:+.2f} to {found.high:+.2f} decades; "
     if found.low * found.high > 0:
         spread = f"{at.LEVEL} {times(ends[0])} to {times(ends[1])}; "
     limit = plain(10**at.VANISHING_DECADES.value)
-    return (
-        f"{SIZE_WORDS[size]}: {times(found.mean)} times {change} at the first layer "
-        f"than at the last ({spread if found.n > 1 else ''}vanishing: {limit} smaller)"
-    )
+    return f"{said} ({spread if found.n > 1 else ''}vanishing: {limit} smaller)"
 
 
 def _gap(verdict: "Verdict") -> str:
@@ -89,13 +91,9 @@ def where(verdict: "Verdict") -> str:
             return f"NaN or inf first at {bad[0].site}, step {bad[0].first_step}, seed {one.seed}"
     layers = case.accused[0].layers
     for size in JUDGED_SIZES:
-        try:
-            of_seeds = [
-                typical(layer_table(one.trace, size, one.layers).values[early(one)])
-                for one in case.accused
-            ]
-        except KeyError:  # not recorded
+        if not all(GRADIENT_SIZES[size].is_in(one.trace) for one in case.accused):
             continue
+        of_seeds = [one.rate(size, early(one)).values for one in case.accused]
         place = _place(Rate(typical(np.array(of_seeds))), [layer.name for layer in layers], size)
         has_graph = all(one.trace.feeds is not None for one in case.accused)
         return place if has_graph or not place else f"{place}; layers in order of execution"

@@ -8,8 +8,6 @@ import numpy as np
 
 from gradflow.analysis.layers import Layer, align, body, depth_note, paths
 from gradflow.analysis.network import TrainedNetwork, early
-from gradflow.analysis.profile import layer_table, typical
-from gradflow.analysis.rates import Rate
 
 Number = TypeVar("Number", bool, float)
 # Where the records come from: what to do next depends on it.
@@ -110,7 +108,13 @@ def _along_one_path(
     found = [body(path) for path in paths(first.trace)[:n_paths]]
     if len(found) > 1:
         changes = [
-            np.mean([_early_change(one, path) for one in accused]) for path in range(len(found))
+            np.mean(
+                [
+                    replace(one, path=path).rate("output_gradient", early(one)).decades
+                    for one in accused
+                ]
+            )
+            for path in range(len(found))
         ]
         asked = int(np.argmin(np.nan_to_num(changes)))
         said = [
@@ -131,13 +135,3 @@ def _beside(network: TrainedNetwork, layers: Sequence[Layer]) -> TrainedNetwork:
     names = {layer.name for layer in layers}
     shared = [len(names & {layer.name for layer in path}) for path in paths(network.trace)]
     return replace(network, path=int(np.argmax(shared)))
-
-
-def _early_change(network: TrainedNetwork, path: int) -> float:
-    """Decades from the last to the first layer; NaN where the gradient was not recorded."""
-    along = replace(network, path=path)
-    try:
-        values = layer_table(network.trace, "output_gradient", along.layers).values
-    except KeyError:
-        return np.nan
-    return Rate(typical(values[early(network)])).decades

@@ -7,7 +7,7 @@ import numpy as np
 
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.case import Case
-from gradflow.analysis.network import TrainedNetwork, early, equal_loss_steps, mean_log_ratio
+from gradflow.analysis.network import TrainedNetwork, early, equal_loss_steps, log_ratio
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.statistics import Interval, holm, p_beyond, t_interval
 from gradflow.typed import to_json
@@ -85,20 +85,24 @@ def compare(case: Case) -> list[Comparison]:
     found = []
     for size in GRADIENT_SIZES:
         for way in MEANINGS:
-            ratios = _all_ratios(case, size, way)
+            ratios = _ratios(case, size, way)
             if ratios is not None:
                 found.append(_compare(case, size, way, ratios))
     return found
 
 
-def _all_ratios(case: Case, size: str, way: At) -> np.ndarray | None:
+def _ratios(case: Case, size: str, way: At) -> np.ndarray | None:
     """(seeds, layers) in decades; None where the size was not recorded or no steps align."""
-    pairs = zip(case.accused, case.reference, strict=True)
-    try:
-        ratios = [_ratios(mine, theirs, size, way, case) for mine, theirs in pairs]
-    except KeyError:
-        return None
-    return None if any(one is None for one in ratios) else np.array(ratios)
+    ratios = []
+    for mine, theirs in zip(case.accused, case.reference, strict=True):
+        steps = _aligned_steps(mine, theirs, way)
+        if not steps:
+            return None
+        try:
+            ratios.append(log_ratio(mine, theirs, size, case.common_layers, steps))
+        except KeyError:
+            return None
+    return np.array(ratios)
 
 
 def _compare(case: Case, size: str, way: At, ratios: np.ndarray) -> Comparison:
@@ -109,14 +113,6 @@ def _compare(case: Case, size: str, way: At, ratios: np.ndarray) -> Comparison:
         for layer, column, p in zip(case.common_layers, ratios.T, p_values, strict=True)
     )
     return Comparison(case.name, case.reference_name, size, way, case.seeds, layers)
-
-
-def _ratios(
-    mine: TrainedNetwork, theirs: TrainedNetwork, size: str, way: At, case: Case
-) -> np.ndarray | None:
-    """(layers,) log10 of the ratio; None where the two cannot be aligned in this way."""
-    pairs = _aligned_steps(mine, theirs, way)
-    return mean_log_ratio(mine, theirs, size, case.common_layers, pairs) if pairs else None
 
 
 def _aligned_steps(

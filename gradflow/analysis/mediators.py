@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -78,17 +79,15 @@ def at_the_end(network: TrainedNetwork, part: str, mode: str, transform: str = "
         return math.nan
 
 
-def test_loss(network: TrainedNetwork) -> float:
-    return at_the_end(network, "test", "running")
-
-
-def train_loss(network: TrainedNetwork) -> float:
-    return at_the_end(network, "train", "running")
+def gap(mine: TrainedNetwork, theirs: TrainedNetwork, part: str) -> float:
+    """nats: the final loss of one less that of the other."""
+    return at_the_end(mine, part, "running") - at_the_end(theirs, part, "running")
 
 
 def mode_mismatch(network: TrainedNetwork) -> float:
     """nats: the test loss with running statistics less that with recalibrated ones."""
-    return test_loss(network) - at_the_end(network, "test", "recalibrated")
+    running, recalibrated = (at_the_end(network, "test", m) for m in ("running", "recalibrated"))
+    return running - recalibrated
 
 
 def progress(network: TrainedNetwork, step: str = "10") -> float:
@@ -109,14 +108,10 @@ def progress(network: TrainedNetwork, step: str = "10") -> float:
 def deep_rank(network: TrainedNetwork) -> float:
     """The geometric mean of the effective rank over the deepest third, at steps 0 and 10."""
     by_step: Mapping[str, Any] = network.examined.get("rank", {})
-    ranks = [
-        rank
-        for step in ("0", "10")
-        if step in by_step
-        for rank in _last_third(by_step[step]["effective_rank"])
-        if rank is not None and rank > 0
-    ]
-    return float(np.exp(np.mean(np.log(ranks)))) if ranks else math.nan
+    by_depth = [by_step[step]["effective_rank"] for step in ("0", "10") if step in by_step]
+    deepest = [rank for ranks in by_depth for rank in ranks[third(len(ranks), "last")]]
+    known = [rank for rank in deepest if rank is not None and rank > 0]
+    return float(np.exp(np.mean(np.log(known)))) if known else math.nan
 
 
 def probe_drop(network: TrainedNetwork) -> float:
@@ -129,10 +124,6 @@ def probe_drop(network: TrainedNetwork) -> float:
     return math.nan
 
 
-def _last_third(values: list[float | None]) -> list[float | None]:
-    return values[third(len(values), "last")]
-
-
 def log(value: float) -> float:
     return math.log10(value) if value > 0 else math.nan
 
@@ -142,32 +133,24 @@ def log(value: float) -> float:
 
 def batchnorm_modes(case: Case) -> tuple[str, ...]:
     """The final loss by BatchNorm mode, part and transform: means over seeds."""
-    return tuple(
-        line
-        for group in (case.accused, case.reference)
-        for part in ("train", "test")
-        for transform in ("plain", "augmented")
-        for line in _modes(group, part, transform)
-    )
-
-
-def _modes(group: tuple[TrainedNetwork, ...], part: str, transform: str) -> list[str]:
-    losses = {
-        mode: mean(tuple(at_the_end(one, part, mode, transform) for one in group))
-        for mode in ("running", "recalibrated", "batch")
-    }
-    if not all(math.isfinite(loss) for loss in losses.values()):
-        return []
-    numbers = ", ".join(f"{mode} {loss:.3f}" for mode, loss in losses.items())
-    return [
-        f"loss of {group[0].name} on {transform} {part} images by BatchNorm statistics: {numbers}"
-    ]
+    lines = []
+    groups = (case.accused, case.reference)
+    for group, part, kind in product(groups, ("train", "test"), ("plain", "augmented")):
+        losses = {
+            mode: mean([at_the_end(one, part, mode, kind) for one in group])
+            for mode in ("running", "recalibrated", "batch")
+        }
+        if all(map(math.isfinite, losses.values())):
+            numbers = ", ".join(f"{mode} {loss:.3f}" for mode, loss in losses.items())
+            what = f"loss of {group[0].name} on {kind} {part} images"
+            lines.append(f"{what} by BatchNorm statistics: {numbers}")
+    return tuple(lines)
 
 
 def decomposition(case: Case) -> tuple[str, ...]:
     """Gap on test images = gap on training images + what comes with generalising."""
-    at_test = mean(case.pairs(lambda a, b: test_loss(a) - test_loss(b)))
-    at_training = mean(case.pairs(lambda a, b: train_loss(a) - train_loss(b)))
+    at_test = mean(case.pairs(lambda mine, theirs: gap(mine, theirs, "test")))
+    at_training = mean(case.pairs(lambda mine, theirs: gap(mine, theirs, "train")))
     if not math.isfinite(at_test + at_training):
         return ()
     return (

@@ -9,6 +9,7 @@ import numpy as np
 
 from gradflow.analysis.layers import Layer, body, counterparts, main_path, paths
 from gradflow.analysis.profile import (
+    GRADIENT_SIZES,
     SMALLEST,
     columns,
     geometric_mean,
@@ -17,6 +18,7 @@ from gradflow.analysis.profile import (
     stands_for,
     typical,
 )
+from gradflow.analysis.rates import Rate, trace_rate
 from gradflow.analysis.thresholds import LOSS_OVERLAP
 from gradflow.record.trace import Trace
 
@@ -52,6 +54,12 @@ class TrainedNetwork:
     def layers(self) -> tuple[Layer, ...]:
         """The path without the classifier."""
         return body(paths(self.trace)[self.path])
+
+    def rate(self, size: str, steps: np.ndarray | None = None) -> Rate:
+        """Of a gradient size along the path; of NaN where it was not recorded."""
+        if not GRADIENT_SIZES[size].is_in(self.trace):
+            return Rate(np.full(len(self.layers), np.nan))
+        return trace_rate(self.trace, size, steps, self.layers)
 
 
 def first_drop(network: TrainedNetwork) -> int | None:
@@ -110,25 +118,6 @@ def distance_travelled(network: TrainedNetwork, layers: Sequence[Layer]) -> np.n
 
 
 def log_ratio(
-    accused: TrainedNetwork,
-    reference: TrainedNetwork,
-    size: str,
-    layers: Sequence[Layer],
-    *,
-    at_equal_loss: bool,
-) -> np.ndarray:
-    """(layers,): log10 of a gradient size of the accused over the reference network's.
-
-    At equal training loss, as the mean over ten levels of the loss that both reach; or else over
-    the early steps of each.
-    """
-    pairs = [(early(accused), early(reference))]
-    if at_equal_loss:
-        pairs = equal_loss_steps(accused, reference)
-    return mean_log_ratio(accused, reference, size, layers, pairs)
-
-
-def mean_log_ratio(
     mine: TrainedNetwork,
     theirs: TrainedNetwork,
     size: str,

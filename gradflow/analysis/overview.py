@@ -1,5 +1,6 @@
 """Rates and depth profiles of the networks of a case, over seeds, to be shown."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,6 @@ import numpy as np
 from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork, early
 from gradflow.analysis.profile import GRADIENT_SIZES, geometric_mean, layer_table
-from gradflow.analysis.rates import trace_rate
 from gradflow.analysis.statistics import Interval, mean_and_range, t_interval
 from gradflow.typed import to_json
 
@@ -79,48 +79,37 @@ def _window(network: TrainedNetwork, window: str) -> np.ndarray:
     return np.arange(n) == 0 if window == "start" else np.ones(n, dtype=bool)
 
 
-def _groups(case: Case) -> list[tuple[TrainedNetwork, ...]]:
-    return [group for group in (case.accused, case.reference) if group]
+def _recorded(case: Case) -> Iterator[tuple[tuple[TrainedNetwork, ...], str]]:
+    """The networks over their seeds, with each gradient size that all of these have."""
+    for group in (case.accused, case.reference):
+        for size, meaning in GRADIENT_SIZES.items():
+            if group and all(meaning.is_in(one.trace) for one in group):
+                yield group, size
 
 
 def rates(case: Case) -> list[RateOfGroup]:
     """Every gradient size of every network at the start, early, and over the whole training."""
     found: list[RateOfGroup] = []
-    for group in _groups(case):
-        for size in GRADIENT_SIZES:
-            for window in WINDOWS:
-                try:
-                    of_seeds = [
-                        trace_rate(one.trace, size, _window(one, window), one.layers)
-                        for one in group
-                    ]
-                except KeyError:  # not recorded
-                    continue
-                per_layer = t_interval([one.decades_per_layer for one in of_seeds])
-                total = t_interval([one.decades for one in of_seeds])
-                found.append(RateOfGroup(group[0].name, size, window, per_layer, total))
+    for group, size in _recorded(case):
+        for window in WINDOWS:
+            of_seeds = [one.rate(size, _window(one, window)) for one in group]
+            per_layer = t_interval([one.decades_per_layer for one in of_seeds])
+            total = t_interval([one.decades for one in of_seeds])
+            found.append(RateOfGroup(group[0].name, size, window, per_layer, total))
     return found
 
 
 def bands(case: Case, window: str = "early") -> list[Band]:
     """Every gradient size of every network in one of `WINDOWS`."""
     found: list[Band] = []
-    for group in _groups(case):
+    for group, size in _recorded(case):
         layers = group[0].layers
-        for size in GRADIENT_SIZES:
-            try:
-                profiles = [
-                    geometric_mean(
-                        layer_table(one.trace, size, layers).values[_window(one, window)]
-                    )
-                    for one in group
-                ]
-            except KeyError:
-                continue
-            with np.errstate(divide="ignore"):
-                logs = np.log10(np.array(profiles))
-            names = tuple(layer.name for layer in layers)
-            found.append(Band(names, *mean_and_range(logs), group[0].name, size))
+        tables = [layer_table(one.trace, size, layers).values[_window(one, window)]
+                  for one in group]  # fmt: skip
+        with np.errstate(divide="ignore"):
+            logs = np.log10([geometric_mean(table) for table in tables])
+        names = tuple(layer.name for layer in layers)
+        found.append(Band(names, *mean_and_range(logs), group[0].name, size))
     return found
 
 

@@ -1,11 +1,12 @@
 """Depth profiles: a trace reduced over steps to one number per layer, input first."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gradflow.analysis.layers import Layer, body, main_path, paths
+from gradflow.record.measures import DERIVED
 from gradflow.record.trace import Table, Trace
 
 SMALLEST = 2.0**-149  # of float32 above zero
@@ -37,7 +38,24 @@ class GradientSize:
     unit: str
     says: str
     at: str  # "weight" or "output": where of a Layer it is read
-    compute: Callable[[Trace, Sequence[str | None]], np.ndarray]  # (steps, sites)
+    measure: str  # recorded or derived, and over √n of a weight
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a Recorder must have taken."""
+        return DERIVED[self.measure].needs if self.measure in DERIVED else (self.measure,)
+
+    def is_in(self, trace: Trace) -> bool:
+        return trace.values.keys() >= set(self.needs)
+
+    def compute(self, trace: Trace, sites: Sequence[str | None]) -> np.ndarray:
+        """(steps, sites); NaN at a parameter without elements, where nothing is typical."""
+        values = columns(trace, self.measure, sites)
+        if self.at == "output":
+            return values
+        sizes: dict[str | None, int] = dict(zip(trace.sites, trace.sizes, strict=True))
+        n = np.array([sizes.get(site) or np.nan for site in sites], dtype=np.float64)
+        return np.asarray(values / np.sqrt(n))
 
 
 GRADIENT_SIZES: dict[str, GradientSize] = {
@@ -47,21 +65,18 @@ GRADIENT_SIZES: dict[str, GradientSize] = {
             "output_gradient", "δ", "‖∂L/∂z‖₂ of the layer's normalised output z",
             "loss / activation",
             "how much of the gradient is transported from layer to layer", "output",
-            lambda trace, sites: columns(trace, "output_grad_norm", sites),
+            "output_grad_norm",
         ),
         GradientSize(
             "scale_invariant", "ŝ", "‖∂L/∂w‖₂ ‖w‖₂ / √n", "loss",
             "what a small relative change of a typical weight does to the loss; blind to the "
             "scale of the weights, which means nothing under BatchNorm", "weight",
-            lambda trace, sites: columns(trace, "scale_invariant_grad", sites)
-            / np.sqrt(_sizes(trace, sites)),
+            "scale_invariant_grad",
         ),
         GradientSize(
             "gradient_rms", "g", "‖∂L/∂w‖₂ / √n", "loss / weight",
             "the raw gradient of a typical weight, as most tools show it; under BatchNorm it "
-            "shrinks when weights grow, and proves nothing", "weight",
-            lambda trace, sites: columns(trace, "grad_norm", sites)
-            / np.sqrt(_sizes(trace, sites)),
+            "shrinks when weights grow, and proves nothing", "weight", "grad_norm",
         ),
     )
 }  # fmt: skip
@@ -92,12 +107,6 @@ def columns(trace: Trace, measure: str, sites: Sequence[str | None]) -> np.ndarr
         mine, theirs = map(list, zip(*found, strict=True))
         values[:, mine] = table.values[:, theirs]
     return values
-
-
-def _sizes(trace: Trace, sites: Sequence[str | None]) -> np.ndarray:
-    """(sites,): elements of each parameter; NaN of none, where nothing is typical."""
-    sizes: dict[str | None, int] = dict(zip(trace.sites, trace.sizes, strict=True))
-    return np.array([sizes.get(site) or np.nan for site in sites], dtype=np.float64)
 
 
 def weight_sites(trace: Trace) -> tuple[str, ...]:

@@ -45,7 +45,6 @@ TRIED = {
     "H8": Tried("batches of 2 images in place of 32", 16, 16, 0, 96),
     "H9": Tried("a bottleneck of 1 unit", 16, 16, 0, 112),
 }
-EXAMINE = "the weights at {steps}"
 
 
 def rivals(case: Case) -> list[Finding]:
@@ -115,8 +114,8 @@ def batchnorm_mismatch(case: Case) -> Finding:
     """H6: BatchNorm's running statistics differ from those of the final weights."""
 
     def more_than_its_share(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
-        gap = read.test_loss(mine) - read.test_loss(theirs)
-        return read.mode_mismatch(mine) - at.MODE_SHARE.value * gap
+        share = at.MODE_SHARE.value * read.gap(mine, theirs, "test")
+        return read.mode_mismatch(mine) - share
 
     evidence = (
         Evidence(
@@ -143,8 +142,7 @@ def overfitting(case: Case) -> Finding:
     """H7: the gap is there on test images and not on training images."""
 
     def more_than_its_share(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
-        at_test = read.test_loss(mine) - read.test_loss(theirs)
-        at_training = read.train_loss(mine) - read.train_loss(theirs)
+        at_test, at_training = (read.gap(mine, theirs, part) for part in ("test", "train"))
         return (at_test - at_training) - at.GENERALISATION_SHARE.value * at_test
 
     evidence = (
@@ -220,12 +218,11 @@ def _finding(
     """A rival holds only if all of its evidence does."""
     needs_weights = steps is not None and not all(one.is_measured for one in evidence)
     if needs_weights:
-        missing = (EXAMINE.format(steps=steps),)
-    p_for, p_against = all_of(evidence)
+        missing = (f"the weights at {steps}",)
+    details = (str(TRIED[key]), *more)
     return Finding(
-        key, title, question, evidence, p_for, p_against, missing, (str(TRIED[key]), *more),
-        needs_weights=needs_weights,
-    )  # fmt: skip
+        key, title, question, evidence, *all_of(evidence), missing, details, needs_weights
+    )
 
 
 def _of_a_gap(
@@ -238,7 +235,7 @@ def _of_a_gap(
 ) -> Finding:
     """A rival about the gap in test loss; it cannot hold before that gap is surely there."""
     found = _finding(key, title, question, evidence, "the end", more=more)
-    gaps = case.pairs(lambda mine, theirs: read.test_loss(mine) - read.test_loss(theirs))
+    gaps = case.pairs(lambda mine, theirs: read.gap(mine, theirs, "test"))
     if not found.is_measured or p_beyond(gaps, 0.0, "above") <= at.ALPHA.value:
         return found
     missing = ("a gap in test loss that is surely above zero",)

@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from gradflow.analysis import thresholds as at
-from gradflow.analysis.case import Source
+from gradflow.analysis.case import Case, Source
 from gradflow.analysis.findings import Evidence
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.numerals import part, times
@@ -64,11 +64,7 @@ MEASURE: dict[Source, str] = {
 
 def sentences(verdict: "Verdict") -> tuple[str, ...]:
     """The answer, the numbers behind it, and what it does not say."""
-    return tuple(
-        sentence
-        for sentence in (_answer(verdict), _numbers(verdict), _gap_sentence(verdict))
-        if sentence
-    )
+    return tuple(filter(None, (_answer(verdict), _numbers(verdict), _gap_sentence(verdict))))
 
 
 def _answer(verdict: "Verdict") -> str:
@@ -155,18 +151,13 @@ def _how_much(verdict: "Verdict") -> str:
 def _numbers(verdict: "Verdict") -> str:
     parts = []
     for size in JUDGED_SIZES:
-        found = early_decades(verdict.case, size)
+        found, is_cut = early_decades(verdict.case, size), n_cut_off(verdict.case, size) > 0
+        if not (found.n or is_cut):
+            continue
+        spread = f" ({at.LEVEL} {found.low:+.2f} to {found.high:+.2f})" if found.n > 1 else ""
+        decades = "" if is_cut else f", {found.mean:+.2f} decades{spread}"
         what = f"{SIZE_WORDS[size]} ({GRADIENT_SIZES[size].symbol})"
-        if n_cut := n_cut_off(verdict.case, size):
-            n = len(verdict.case.seeds)
-            parts.append(f"{what} is 0 at the first layer in {n_cut} of {n} seeds")
-        elif found.n:
-            change = "larger" if found.mean > 0 else "smaller"
-            spread = f" ({at.LEVEL} {found.low:+.2f} to {found.high:+.2f})" if found.n > 1 else ""
-            parts.append(
-                f"{what} is {times(found.mean)} times {change} at the first layer than at the "
-                f"last, {found.mean:+.2f} decades{spread}"
-            )
+        parts.append(f"{what} is {at_the_first_layer(verdict.case, size)}{decades}")
     if not parts:
         return ""
     limit = at.VANISHING_DECADES
@@ -174,6 +165,15 @@ def _numbers(verdict: "Verdict") -> str:
         f"Early in training, {'; '.join(parts)}. Vanishing would be below -{limit.value:g} "
         f"decade{'' if limit.value == 1 else 's'}."
     )
+
+
+def at_the_first_layer(case: Case, size: str) -> str:
+    """How much larger or smaller a size is than at the last layer."""
+    if n_cut := n_cut_off(case, size):
+        return f"0 at the first layer in {n_cut} of {len(case.seeds)} seeds"
+    decades = early_decades(case, size).mean
+    change = "larger" if decades > 0 else "smaller"
+    return f"{times(decades)} times {change} at the first layer than at the last"
 
 
 # -- the gap ---------------------------------------------------------------------------------------

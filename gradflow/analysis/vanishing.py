@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -19,7 +20,6 @@ from gradflow.analysis.network import (
     third,
 )
 from gradflow.analysis.profile import GRADIENT_SIZES, SMALLEST
-from gradflow.analysis.rates import trace_rate
 from gradflow.analysis.statistics import (
     Interval,
     enough_seeds,
@@ -31,22 +31,13 @@ from gradflow.analysis.statistics import (
 
 # The raw gradient is shown but not judged: under BatchNorm it shrinks when weights grow.
 JUDGED_SIZES = ("output_gradient", "scale_invariant")
-NEEDS = {"output_gradient": "output_grad_norm", "scale_invariant": "grad_norm and weight_norm"}
 Direction = Literal["vanishing", "exploding"]
 SIDES: dict[Direction, Side] = {"vanishing": "below", "exploding": "above"}
 
 
-def decades(network: TrainedNetwork, size: str, steps: np.ndarray | None = None) -> float:
-    """The change from the last to the first layer in decades; NaN where it was not recorded."""
-    try:
-        return trace_rate(network.trace, size, steps, network.layers).decades
-    except KeyError:
-        return math.nan
-
-
 def early_values(case: Case, size: str) -> tuple[float, ...]:
     """Decades from the last to the first layer of the accused, early in training, per seed."""
-    return case.each(lambda one: decades(one, size, early(one)))
+    return case.each(lambda one: one.rate(size, early(one)).decades)
 
 
 def early_decades(case: Case, size: str) -> Interval:
@@ -60,11 +51,7 @@ def n_cut_off(case: Case, size: str) -> int:
     Their `early_values` stand for the smallest number that there is, or are minus infinity where no
     layer has any. 0 for what was not recorded.
     """
-    try:
-        found = [trace_rate(one.trace, size, early(one), one.layers) for one in case.accused]
-    except KeyError:
-        return 0
-    return sum(one.n_without > 0 for one in found)
+    return sum(one.rate(size, early(one)).n_without > 0 for one in case.accused)
 
 
 def directions(case: Case) -> set[Direction]:
@@ -102,20 +89,12 @@ def exists(case: Case) -> Finding:
         p_for = p_against = 1.0
         details = ("one size shrinks towards the input and the other grows: they contradict",)
     missing = tuple(
-        f"{GRADIENT_SIZES[size].symbol}: {NEEDS[size]} in the records"
+        f"{GRADIENT_SIZES[size].symbol}: {' and '.join(GRADIENT_SIZES[size].needs)} in the records"
         for size in JUDGED_SIZES
         if not early_decades(case, size).n
     )
-    return Finding(
-        "link 1",
-        "it exists",
-        "Do the gradients shrink towards the input while the network learns?",
-        evidence,
-        p_for,
-        p_against,
-        missing,
-        details,
-    )
+    question = "Do the gradients shrink towards the input while the network learns?"
+    return Finding("link 1", "it exists", question, evidence, p_for, p_against, missing, details)
 
 
 def reaches(case: Case) -> Finding:
@@ -141,14 +120,8 @@ def reaches(case: Case) -> Finding:
     if compared:
         less, not_less = any_of([all_of([one]) for one in compared])
         p_for, p_against = max(p_for, less), min(1.0, 2 * min(p_against, not_less))
-    return Finding(
-        "link 2",
-        "it reaches the weights",
-        "Do the early layers receive less, and does it reach their weights?",
-        (own, *compared),
-        p_for,
-        p_against,
-    )
+    question = "Do the early layers receive less, and does it reach their weights?"
+    return Finding("link 2", "it reaches the weights", question, (own, *compared), p_for, p_against)
 
 
 def matters(case: Case) -> Finding:
@@ -163,19 +136,9 @@ def matters(case: Case) -> Finding:
         at.LOSS_MARGIN.value,
         "below",
     )
-    p_for, p_against = all_of([evidence])
-    missing = () if evidence.is_measured else (
-        "the weights at step 0 and at the end",
-    )  # fmt: skip
-    return Finding(
-        "link 3",
-        "it matters",
-        "Did the early layers fail to learn?",
-        (evidence,),
-        p_for,
-        p_against,
-        missing,
-    )
+    missing = () if evidence.is_measured else ("the weights at step 0 and at the end",)
+    question = "Did the early layers fail to learn?"
+    return Finding("link 3", "it matters", question, (evidence,), *all_of([evidence]), missing)
 
 
 def causes(case: Case, shares: Sequence[float]) -> Finding:
@@ -189,22 +152,13 @@ def causes(case: Case, shares: Sequence[float]) -> Finding:
         at.SHARE_CONTRIBUTOR.value,
         "above",
     )
-    none = Evidence(
-        "share_of_gap_none", evidence.meaning, "of the gap", tuple(shares),
-        at.SHARE_NONE, at.SHARE_NONE.value, "above",
-    )  # fmt: skip
-    missing = () if evidence.is_measured else (
-        "an intervention: only changing the gradients on purpose can show a cause",
-    )  # fmt: skip
-    return Finding(
-        "link 4",
-        "it causes the gap",
-        "Does the gap close when the gradients are restored?",
-        (evidence, none) if evidence.is_measured else (),
-        evidence.p_for,
-        p_equivalent(shares, at.SHARE_NONE.value),
-        missing,
-    )
+    limit = at.SHARE_NONE.value
+    none = replace(evidence, name="share_of_gap_none", threshold=at.SHARE_NONE, limit=limit)
+    p_for, p_against = evidence.p_for, p_equivalent(shares, limit)
+    question = "Does the gap close when the gradients are restored?"
+    needs = "an intervention: only changing the gradients on purpose can show a cause"
+    found, missing = ((evidence, none), ()) if evidence.is_measured else ((), (needs,))
+    return Finding("link 4", "it causes the gap", question, found, p_for, p_against, missing)
 
 
 def _shrinks(case: Case, size: str) -> Evidence:
@@ -227,8 +181,10 @@ def _less_than_reference(case: Case, size: str) -> Evidence:
     aligned = all(case.pairs(lambda mine, theirs: bool(equal_loss_steps(mine, theirs))))
 
     def ratio(mine: TrainedNetwork, theirs: TrainedNetwork) -> float:
+        early_steps = [(early(mine), early(theirs))]
+        steps = equal_loss_steps(mine, theirs) if aligned else early_steps
         try:
-            return mean(log_ratio(mine, theirs, size, first, at_equal_loss=aligned))
+            return mean(log_ratio(mine, theirs, size, first, steps))
         except KeyError:
             return math.nan
 

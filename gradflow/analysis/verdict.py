@@ -7,6 +7,7 @@ over seeds. With fewer than five seeds the verdict describes, and says that it c
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from gradflow.analysis import thresholds as at
@@ -80,16 +81,33 @@ class Verdict:
     outcome: Outcome
     case: Case
     gap: tuple[Evidence, ...]
-    gap_status: Status
     links: tuple[Finding, ...]
     rivals: tuple[Finding, ...]  # the consistent ones first
-    rates: tuple[RateOfGroup, ...]
-    bands: tuple[Band, ...]
-    sentences: tuple[str, ...]
-    next_steps: tuple[str, ...]
     notes: tuple[str, ...]
     instrument: Instrument | None
-    restored: Restored = Restored()
+    restored: Restored
+
+    @property
+    def gap_status(self) -> Status:
+        """Whether there is a gap to explain, by training loss and test accuracy together."""
+        return _gap_status(self.gap)
+
+    @cached_property
+    def rates(self) -> tuple[RateOfGroup, ...]:
+        return tuple(rates(self.case))
+
+    @cached_property
+    def bands(self) -> tuple[Band, ...]:
+        """Early in training."""
+        return tuple(bands(self.case))
+
+    @cached_property
+    def sentences(self) -> tuple[str, ...]:
+        return sentences(self)
+
+    @cached_property
+    def next_steps(self) -> tuple[str, ...]:
+        return next_steps(self)
 
     def has(self, label: Direction) -> bool:
         """Whether the early gradients do: decided over seeds, or as measured with few."""
@@ -146,28 +164,16 @@ def judge_case(
             f"but got {len(restored.shares)}."
         )
     gap = _gap(case)
-    gap_status = _gap_status(gap)
     links = [exists(case), reaches(case), matters(case), causes(case, restored.shares)]
     others = rivals(case) if case.reference else []
     # One family: every question that is asked of these runs.
     decided = decide([*links, *others])
     links, others = decided[: len(links)], decided[len(links) :]
-    verdict = Verdict(
-        outcome=_outcome(case, instrument, gap_status, links, restored),
-        case=case,
-        gap=gap,
-        gap_status=gap_status,
-        links=tuple(links),
-        rivals=tuple(sorted(others, key=_rank)),
-        rates=tuple(rates(case)),
-        bands=tuple(bands(case)),
-        sentences=(),
-        next_steps=(),
-        notes=case.notes,
-        instrument=instrument,
-        restored=restored,
+    outcome = _outcome(case, instrument, _gap_status(gap), links, restored)
+    others.sort(key=_rank)
+    return Verdict(
+        outcome, case, gap, tuple(links), tuple(others), case.notes, instrument, restored
     )
-    return replace(verdict, sentences=sentences(verdict), next_steps=next_steps(verdict))
 
 
 def _outcome(

@@ -7,7 +7,7 @@ from typing import Any
 
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.network import early, mean_of_layers, third
-from gradflow.analysis.vanishing import JUDGED_SIZES, decades
+from gradflow.analysis.vanishing import JUDGED_SIZES
 from gradflow.studies.arms import Arm, Place
 from gradflow.studies.folder import CellDir, StudyDir
 from gradflow.studies.study import Study
@@ -127,7 +127,7 @@ def _recorded(network: NetworkDir) -> dict[str, Any]:
     trained = from_training(network)
     first = trained.layers[third(len(trained.layers), "first")]
     return {
-        "decades": {size: decades(trained, size, early(trained)) for size in JUDGED_SIZES},
+        "decades": {size: trained.rate(size, early(trained)).decades for size in JUDGED_SIZES},
         "attenuation": mean_of_layers(trained, "adam_attenuation", first, early(trained)),
     }
 

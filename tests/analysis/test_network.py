@@ -181,7 +181,7 @@ def test_at_equal_loss_only_the_loss_counts() -> None:
     slow, fast = learning(FALL, 10**FALL), learning(fast_losses, 10**fast_losses)
     layers = slow.layers
     np.testing.assert_allclose(
-        log_ratio(slow, fast, "output_gradient", layers, at_equal_loss=True), 0, atol=0.03
+        log_ratio(slow, fast, "output_gradient", layers, equal_loss_steps(slow, fast)), 0, atol=0.03
     )
     at_equal_step = np.mean(np.log10(10**FALL / 10**fast_losses))
     assert at_equal_step == pytest.approx(0.5)
@@ -221,20 +221,10 @@ def test_one_lost_step_does_not_lose_the_layer() -> None:
     level = np.ones(101)
     whole = learning(FALL, level)
     level[0] = 0  # as after a skipped step: nothing was measured at the first level
-    ratio = log_ratio(
-        learning(FALL, level), whole, "output_gradient", whole.layers, at_equal_loss=True
-    )
+    lost = learning(FALL, level)
+    steps = equal_loss_steps(lost, whole)
+    ratio = log_ratio(lost, whole, "output_gradient", whole.layers, steps)
     np.testing.assert_allclose(ratio, 0, atol=1e-12)
-
-
-def test_without_losses_the_ratio_is_of_the_early_steps() -> None:
-    early_only = np.ones((20, 10))
-    early_only[:2] = 10
-    mine = make_network(tables={"output_grad_norm": early_only})
-    theirs = make_network(tables={"output_grad_norm": 1.0})
-    np.testing.assert_allclose(
-        log_ratio(mine, theirs, "output_gradient", mine.layers, at_equal_loss=False), 1
-    )
 
 
 def test_networks_with_and_without_norm_compare_where_each_has_its_output() -> None:
@@ -243,5 +233,6 @@ def test_networks_with_and_without_norm_compare_where_each_has_its_output() -> N
         TrainedNetwork("plain", 0, make_trace(tables, RESIDUAL, norm=norm))
         for norm in (True, False)
     )
-    ratio = log_ratio(normed, bare, "output_gradient", normed.layers, at_equal_loss=False)
+    steps = [(early(normed), early(bare))]
+    ratio = log_ratio(normed, bare, "output_gradient", normed.layers, steps)
     np.testing.assert_allclose(ratio, 0, atol=1e-12)
