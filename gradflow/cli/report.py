@@ -43,6 +43,7 @@ def report(
     from gradflow.present.letter import letter, profiles
     from gradflow.present.report import page
     from gradflow.present.report.content import collect
+    from gradflow.present.report.numbers import to_json
     from gradflow.present.report.story import answer, charts
     from gradflow.present.study_story import study_section
     from gradflow.present.terminal_plot import can_show_braille
@@ -52,7 +53,7 @@ def report(
     content = collect(runs, accused=accused, reference=reference, images=images)
     written = page.write(content, charts(content), path, static=static)
     if json:
-        show_json(page.to_json(content))
+        show_json(to_json(content))
     else:
         show(letter(answer(content)))
         if content.verdict is not None:

@@ -41,7 +41,7 @@ def save_figures(run: RunDir) -> dict[str, DepthProfile]:
         )
         left_out = f"\n(without the last batch of each epoch, {short[1]} images)" if short else ""
         ax.set_title(f"{name}: every layer at every recorded step{left_out}")
-        plots.save(plots.figure_of(ax), run.figures / f"heatmap-{name}.png")
+        plots.save(ax, run.figures / f"heatmap-{name}.png")
     return {one.name: profile for one, profile in profiles.items()}
 
 
@@ -55,7 +55,7 @@ def _save_profiles(run: RunDir, profiles: Mapping[NetworkDir, DepthProfile]) -> 
         bands[arch] = (of_seeds[0].sites, 10.0**mean, 10.0**low, 10.0**high)
     title = "Gradient norm from input to output, geometric mean over training"
     ax = plots.profile_bands_plot(bands, plots.GRAD_NORM, title)
-    plots.save(plots.figure_of(ax), run.figures / "depth_profile.png")
+    plots.save(ax, run.figures / "depth_profile.png")
 
 
 def plot_trace(trace: Trace, measure: str, ax: plots.Axes | None = None) -> plots.Axes:

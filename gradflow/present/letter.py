@@ -9,6 +9,7 @@ from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.verdict import Verdict
 from gradflow.present.section import Box, Code, Items, Part, Reason, Section, TextTable
 from gradflow.present.terminal_plot import depth_picture
+from gradflow.present.terminal_table import table
 
 # Of a cell that holds these words.
 STYLES = {"main cause": "bold green", "contributor": "green", "not a cause": "dim"}
@@ -68,10 +69,6 @@ def _reason(one: Reason) -> list[RenderableType]:
 
 
 def _table(part: TextTable) -> Table:
-    title = Text(part.title) if part.title else None
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for number, name in enumerate(part.columns):
-        table.add_column(Text(name), justify="left" if number < part.n_left else "right")
-    for row in part.rows:
-        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
-    return table
+    rows = [[Text(cell, style=STYLES.get(cell, "")) for cell in row] for row in part.rows]
+    title, numbers = Text(part.title) if part.title else None, part.columns[part.n_left :]
+    return table(part.columns, rows, title, right=numbers, framed=False)

@@ -6,8 +6,7 @@ between backticks is something to type; all else is shown as it is.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from gradflow.present import plots
 
@@ -106,7 +105,7 @@ SECTIONS = {
 class Chart:
     """One figure: drawn by matplotlib, and by plotly where hovering and choosing help.
 
-    `draw` leaves the title out, which the page says above it. It is None where there is nothing
+    `plot` leaves the title out, which the page says above it. It is None where there is nothing
     to draw: then the caption says so, instead of an empty picture.
     """
 
@@ -114,26 +113,16 @@ class Chart:
     section: str
     title: str
     caption: str
-    draw: Callable[[], plots.Figure] | None
-    interact: Callable[[], str] | None = None
+    plot: Callable[[], plots.Drawn] | None = None
+    interact: Callable[[], Any] | None = None  # a figure of plotly, and what can be chosen in it
 
     @property
     def is_drawn(self) -> bool:
-        return self.draw is not None
+        return self.plot is not None
+
+    def draw(self) -> plots.Figure:
+        assert self.plot is not None
+        return plots.figure_of(self.plot())
 
     def draw_with_title(self) -> plots.Figure:
-        assert self.draw is not None
         return plots.add_title(self.draw(), self.title)
-
-
-def save_charts(found: Sequence[Chart], folder: Path) -> list[Path]:
-    """Every figure with its title, as SVG and PNG, on white paper and, as KEY-dark, on dark."""
-    saved = []
-    endings: dict[plots.Theme, str] = {"light": "", "dark": "-dark"}
-    for chart in found:
-        if chart.draw is None:
-            continue
-        for theme, figure in plots.in_both_themes(chart.draw_with_title):
-            for suffix in (".svg", ".png"):
-                saved.append(plots.save(figure, folder / f"{chart.key}{endings[theme]}{suffix}"))
-    return saved

@@ -55,10 +55,10 @@ def study_charts(found: Results) -> Iterator[Chart]:
         yield Chart(key, "study", title, DOSE_CAPTION, draw)
 
 
-def _forest(found: Results) -> plots.Figure:
+def _forest(found: Results) -> plots.Axes:
     arms = found.strongest
     shares = [one.shares[MEASURES[0].name] for one in arms]
-    ax = plots.forest_plot(
+    return plots.forest_plot(
         [one.arm.name for one in arms],
         np.array([share.value for share in shares]),
         np.array([(share.interval.low, share.interval.high) for share in shares]),
@@ -67,7 +67,6 @@ def _forest(found: Results) -> plots.Figure:
         zones=ZONES,
         limits=LIMITS,
     )
-    return plots.figure_of(ax)
 
 
 def finding(found: Results) -> str:

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.sentences import SEEDS
 from gradflow.analysis.statistics import enough_seeds
 from gradflow.present.study_story import duration
+from gradflow.present.terminal_table import table
 from gradflow.studies import Cell
 from gradflow.studies.arms import Place
 from gradflow.studies.folder import ENDED, CellDir
@@ -24,22 +24,20 @@ from gradflow.studies.study import TRIAL_SEED
 def plan_view(plan: Plan) -> RenderableType:
     """The cells, how long they take, and how many seeds the wished precision needs."""
     study = plan.study
-    table = Table(box=None, pad_edge=False)
-    for name in ("arm", "network", "seeds", "steps each", "time each", "changes"):
-        table.add_column(name, justify="right" if name in ("steps each", "time each") else "left")
-    rows: dict[tuple[str, Place], list[PlannedCell]] = {}
+    columns = ("arm", "network", "seeds", "steps each", "time each", "changes")
+    rows = []
+    by_label: dict[tuple[str, Place], list[PlannedCell]] = {}
     for one in plan.cells:
-        rows.setdefault((one.cell.label, one.cell.place), []).append(one)
-    for (label, place), cells in rows.items():
+        by_label.setdefault((one.cell.label, one.cell.place), []).append(one)
+    for (label, place), cells in by_label.items():
         arm = study.arm(cells[0].cell.arm)
         changes = [f"{key} = {value}" for key, value in arm.set.items()]
         changes += [f"{key} tuned" for key in arm.tune if not cells[0].cell.trial]
         changes += [arm.intervene] if arm.intervene else []
         seeds = "its own" if cells[0].cell.trial else _seeds([one.cell.seed for one in cells])
-        table.add_row(
-            Text(label), f"{study.network(place).arch}", seeds,
-            str(cells[0].n_steps), duration(cells[0].seconds), Text("; ".join(changes) or "-"),
-        )  # fmt: skip
+        time = duration(cells[0].seconds)
+        steps, said = str(cells[0].n_steps), "; ".join(changes) or "-"
+        rows.append((label, study.network(place).arch, seeds, steps, time, said))
     done = f", {plan.n_done} are done" if plan.n_done else ""
     total = duration(plan.seconds_one_by_one)
     lines = [
@@ -48,7 +46,8 @@ def plan_view(plan: Plan) -> RenderableType:
         _seeds_sentence(plan),
     ]
     few = [] if enough_seeds(len(study.seeds)) else [Text(_few_seeds(plan), style="yellow")]
-    return Group(Text(study.question, style="bold"), Text(), table, Text(), *map(Text, lines), *few)
+    found = table(columns, rows, right=("steps each", "time each"), framed=False)
+    return Group(Text(study.question, style="bold"), Text(), found, Text(), *map(Text, lines), *few)
 
 
 def _seeds_sentence(plan: Plan) -> str:
@@ -86,18 +85,15 @@ def progress_view(cells: Sequence[Cell]) -> RenderableType:
     """One row per arm and network, one column per seed: how far each training is."""
     states = {cell.name: CellDir(cell.folder).state() for cell in cells}
     seeds = sorted({cell.seed for cell in cells})
-    table = Table(box=None, pad_edge=False)
     columns = ("trial" if seed == TRIAL_SEED else f"seed {seed}" for seed in seeds)
-    for name in ("arm", "network", *columns):
-        table.add_column(name)
-    rows: dict[tuple[str, str], dict[int, Text]] = {}
+    by_label: dict[tuple[str, str], dict[int, Text]] = {}
     for cell in cells:
-        row = rows.setdefault((cell.label, f"{cell.place} ({cell.config.arch})"), {})
+        row = by_label.setdefault((cell.label, f"{cell.place} ({cell.config.arch})"), {})
         row[cell.seed] = _state(states[cell.name], cell.config.epochs)
-    for (arm, network), row in rows.items():
-        table.add_row(Text(arm), network, *(row.get(seed, Text()) for seed in seeds))
+    rows = [(*label, *(row.get(seed, "") for seed in seeds)) for label, row in by_label.items()]
     n_done = sum(state.get("state") in ENDED for state in states.values())
-    return Group(table, Text(f"{n_done} of {len(cells)} trainings are done"))
+    found = table(("arm", "network", *columns), rows, framed=False)
+    return Group(found, Text(f"{n_done} of {len(cells)} trainings are done"))
 
 
 def _state(state: Mapping[str, Any], n_epochs: int) -> Text:

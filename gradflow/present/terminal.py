@@ -12,6 +12,7 @@ from rich.text import Text
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.numerals import p_text, plain
 from gradflow.present.terminal_plot import bar_picture
+from gradflow.present.terminal_table import table
 
 if TYPE_CHECKING:
     from gradflow.analysis import DepthProfile
@@ -38,11 +39,8 @@ def epoch_line(name: str, epoch: "Epoch", n_epochs: int) -> str:
 
 def audit_view(audit: Mapping[str, Any], n_shown: int = 10) -> Group:
     """What `gradflow data` found; `audit` as Audit.to_json gives it."""
-    classes = Table()
-    classes.add_column("class")
-    classes.add_column("images", justify="right")
-    for name, count in audit["class_counts"].items():
-        classes.add_row(Text(name), str(count))
+    counts = [(name, str(count)) for name, count in audit["class_counts"].items()]
+    classes = table(("class", "images"), counts, right=("images",))
     lines = [
         f"readable       {audit['n_usable']} of {audit['n_images']}",
         f"distinct       {audit['n_distinct']} pictures; exact twins: "
@@ -119,34 +117,24 @@ def summary_view(
 
 def probabilities_view(networks: Mapping[str, Mapping[str, float]]) -> Table:
     """Class probabilities, one column per network; the predicted class of each is marked."""
-    table = Table()
-    table.add_column("class")
-    for name in networks:
-        table.add_column(name, justify="right")
     best = {name: max(classes, key=classes.__getitem__) for name, classes in networks.items()}
-    for label in next(iter(networks.values())):
-        cells = [
-            f"{'→ ' if label == best[name] else ''}{classes[label]:.1%}"
-            for name, classes in networks.items()
-        ]
-        table.add_row(Text(label), *cells)
-    return table
+    rows = [
+        [label, *(f"{'→ ' if label == best[name] else ''}{classes[label]:.1%}"
+                  for name, classes in networks.items())]
+        for label in next(iter(networks.values()))
+    ]  # fmt: skip
+    return table(("class", *networks), rows, right=networks)
 
 
 def bench_view(timings: Sequence["Timing"], title: str) -> Table:
     """Seconds per step and the ratio to the bare loop of the same round."""
-    table = Table(title=title, title_justify="left")
-    for name in ("", "ms per step (median)", "ratio to bare (median)", "quartiles"):
-        table.add_column(name, justify="right" if name else "left")
-    for timing in timings:
-        low, high = timing.ratio_range
-        table.add_row(
-            timing.name,
-            f"{np.median(timing.seconds) * 1e3:.1f}",
-            f"{timing.ratio:.3f}",
-            f"{low:.3f} to {high:.3f}",
-        )
-    return table
+    numbers = ("ms per step (median)", "ratio to bare (median)", "quartiles")
+    rows = [
+        (one.name, f"{np.median(one.seconds) * 1e3:.1f}", f"{one.ratio:.3f}",
+         "{:.3f} to {:.3f}".format(*one.ratio_range))
+        for one in timings
+    ]  # fmt: skip
+    return table(("", *numbers), rows, title, right=numbers)
 
 
 def floor_line(floor: "Floor", bare: "Timing") -> Text:
@@ -218,22 +206,23 @@ def _few(values: np.ndarray) -> np.ndarray:
 
 def controls_view(results: Sequence["ControlResult"], gate: "Gate") -> Group:
     """What `gradflow check --controls` found: each known truth, and the labels."""
-    table = Table(title="λ: factor of the squared gradient per layer", title_justify="left")
-    for name in ("control", "truth", "measured", "allowed", "labels", ""):
-        table.add_column(name, justify="right" if name in ("truth", "measured") else "left")
-    for result in results:
-        table.add_row(
-            Text(result.control.name),
+    title = "λ: factor of the squared gradient per layer"
+    columns = ("control", "truth", "measured", "allowed", "labels", "")
+    rows = [
+        (
+            result.control.name,
             f"{result.control.expected:.4g}",
             f"{result.mean:.4g} ± {result.standard_error:.1g}",
             _tolerance(result.control),
             f"{result.n_labels_right} of {result.n_seeds} {result.control.label}",
             _passed(result.passed),
         )
+        for result in results
+    ]
     n_passed = sum(result.passed for result in results)
     cases = [f"{case.name}: {case.n_right} of {case.n} {case.label}" for case in gate.cases]
     return Group(
-        table,
+        table(columns, rows, title, right=("truth", "measured")),
         Text(f"{n_passed} of {len(results)} controls passed; ± is one standard error over seeds"),
         Text(f"\nlabels of the output gradient ({gate.seconds:.1f} s)"),
         *(Text(f"  {case}") for case in cases),
@@ -259,12 +248,10 @@ def _share(share: float, interval: tuple[float, float]) -> str:
 
 
 def _accuracy_table(summary: Mapping[str, Any]) -> Table:
-    table = Table(title=f"accuracy ({at.LEVEL} interval)", title_justify="left")
-    for name in ("network", "epoch", "train", "validation", "test"):
-        table.add_column(name, justify="left" if name == "network" else "right")
-    has_published = any(network["published"] for network in summary["networks"])
-    if has_published:
-        table.add_column("published train / test", justify="right")
+    numbers = ["epoch", "train", "validation", "test"]
+    if any(network["published"] for network in summary["networks"]):
+        numbers.append("published train / test")
+    rows = []
     for network in summary["networks"]:
         for which in ("best", "last"):
             result = network[which]
@@ -275,11 +262,10 @@ def _accuracy_table(summary: Mapping[str, Any]) -> Table:
                 f"{result['train']['accuracy']:.3f}",
                 f"{result['validation']['accuracy']:.3f}",
                 f"{result['test']['accuracy']:.3f} ({low:.3f} to {high:.3f})",
+                _published(network["published"]),
             ]
-            if has_published:
-                row.append(_published(network["published"]))
-            table.add_row(*row)
-    return table
+            rows.append(row[: 1 + len(numbers)])
+    return table(("network", *numbers), rows, f"accuracy ({at.LEVEL} interval)", right=numbers)
 
 
 def _recording_lines(networks: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -242,12 +242,9 @@ class RunDir:
     def is_finished(self) -> bool:
         return (self.path / "summary.json").exists()
 
-    def saliency_figure(
-        self, method: str, shows: str, suffix: str = ".png", *, dark: bool = False
-    ) -> Path:
+    def saliency_figure(self, method: str, shows: str) -> Path:
         """`shows` is "mean", the mean maps of all networks, or a network's name: its gallery."""
-        ending = "-dark" if dark else ""
-        return self.figures / f"saliency-{method}-{shows}{ending}{suffix}"
+        return self.figures / f"saliency-{method}-{shows}.png"
 
     def saliency_figures(self) -> list[Path]:
         """The PNGs of `gradflow saliency --split test` on white paper, the default method first."""

@@ -80,7 +80,7 @@ def test_the_ticks_of_a_profile_are_the_beginnings_of_the_stages():
 def test_zero_and_nan_leave_a_gap_in_a_profile(tmp_path):
     values = np.array([1.0, 0.0, np.nan, 1e-3])
     ax = profile({"net": (tuple("abcd"), values)}, "norm", "")
-    assert plots.save(plots.figure_of(ax), tmp_path / "profile.png").exists()
+    assert plots.save(ax, tmp_path / "profile.png").exists()
     low, high = ax.get_ylim()
     assert 1e-4 < low < 1e-3
     assert 1 < high < 10
@@ -244,7 +244,7 @@ def test_a_map_without_a_positive_value_leaves_the_photograph_bare(value, tmp_pa
     assert len(axes[1].images) == 1
     assert axes[1].texts[0].get_text() == "no map: nothing above zero"
     assert len(axes[2].images) == 2
-    plots.save(plots.figure_of(axes[0]), tmp_path / "grid.png")
+    plots.save(axes, tmp_path / "grid.png")
 
 
 def test_a_map_that_failed_a_check_says_so_on_the_picture():
@@ -282,7 +282,7 @@ STARTS = {
 def test_the_same_figure_gives_the_same_file(tmp_path, suffix):
     def draw(name):
         ax = plots.layer_step_heatmap(table(), STEPS, LAYERS, "norm")
-        return plots.save(plots.figure_of(ax), tmp_path / "new" / f"{name}{suffix}").read_bytes()
+        return plots.save(ax, tmp_path / "new" / f"{name}{suffix}").read_bytes()
 
     first = draw("a")
     assert first == draw("b")
@@ -303,5 +303,5 @@ def test_a_pair_of_dollars_in_a_name_is_no_formula(tmp_path: Path) -> None:
     """Matplotlib would set `$x$` in italics, and fail at `$\\foo{$`."""
     names = ("$x$", "$\\foo{$")
     ax = plots.confusion_plot(np.array([[3, 1], [1, 4]]), names, "$y$")
-    path = plots.save(plots.figure_of(ax), tmp_path / "x.svg")
+    path = plots.save(ax, tmp_path / "x.svg")
     assert all(name in path.read_text("utf-8") for name in (*names, "$y$"))

@@ -32,14 +32,15 @@ from gradflow.present.report.charts_of_training import (
     confusion_title,
 )
 from gradflow.present.report.content import Report, Trained, collect
-from gradflow.present.report.depth import UPDATES, Measure, angles, drawn_seeds, tables
+from gradflow.present.report.depth import Measure, angles, drawn_seeds, tables
+from gradflow.present.report.numbers import to_json
 from gradflow.present.report.rows import (
     mistakes,
     photos_of_test_set,
 )
 from gradflow.present.report.saliency import Maps, saliency_pictures
 from gradflow.present.report.story import answer, charts, story
-from gradflow.present.section import Box, save_charts
+from gradflow.present.section import Box
 from gradflow.record.trace import Table, Trace
 from gradflow.training import original
 from gradflow.training.evaluate import Predictions, evaluate
@@ -225,11 +226,11 @@ def test_a_saved_figure_says_its_finding_within_its_width_and_the_page_says_it_o
     report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[str, plots.Figure] = {}
-    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.setdefault(path.name, figure))
+    monkeypatch.setattr(plots.style, "save", lambda figure, path: drawn.update({path.name: figure}))
     found = charts(report)
     long = replace(found[0], title=f"$x_1$ {'takes bakso for rendang ' * 8}")
-    save_charts([long, *found[1:]], tmp_path)
     for chart in (long, *found[1:]):
+        plots.save_in_both_themes(chart.draw_with_title, tmp_path, chart.key)
         assert not chart.draw().get_suptitle()
         figure = drawn[f"{chart.key}.png"]
         assert " ".join(figure.get_suptitle().split()) == chart.title.strip()
@@ -492,9 +493,8 @@ def test_a_layer_that_is_not_finite_is_left_out_of_titles_and_axes(report: Repor
     )
     assert chart.title.endswith("most in plain_18 at conv2 (0.3)")
     assert chart.interact is not None
-    assert "angle-from-start" in chart.interact()
-    figure = interactive.layer_profiles(["plain_18"], found["angle_from_start"],
-                                        UPDATES["angle_from_start"])  # fmt: skip
+    figure, choices = chart.interact()
+    assert "angle-from-start" in interactive.to_html("angle-from-start", figure, choices)
     assert figure.layout.yaxis.range == pytest.approx((0, 0.315))
     plots.to_svg(chart.draw())
     nothing = replace(one, mean=np.full(3, np.nan))
@@ -513,11 +513,11 @@ def test_a_trained_network_beside_records_of_ones_own_loop_is_drawn_alone(
     keys = {one.key for one in found}
     assert {"loss-by-epoch", "confusion-plain_18", "calibration", "relative-update"} <= keys
     assert not {"class-differences", "confusion-mine"} & keys
-    assert all(one.draw is None or isinstance(one.draw(), plots.Figure) for one in found)
+    assert all(isinstance(one.draw(), plots.Figure) for one in found if one.is_drawn)
     text = page.html(story(mixed, []), static=True)
     assert "The records of mine come from a loop of your own" in text
     assert words.setting(mixed).startswith("plain_18, trained for 2 epochs")
-    assert {row["network"] for row in page.to_json(mixed)["accuracy"]} == {"plain_18"}
+    assert {row["network"] for row in to_json(mixed)["accuracy"]} == {"plain_18"}
 
 
 @pytest.fixture
@@ -683,7 +683,8 @@ def test_a_profile_shows_true_values_between_its_seeds() -> None:
 def test_an_option_cannot_break_out_of_its_element() -> None:
     choice = interactive.Choice("k", "l", {'"><script>': "</select><b>", "other": "x"})
     of = {"a": Profile(SHALLOW, *np.ones((3, len(SHALLOW))))}
-    figure = interactive.layer_profiles(["a"], of, Measure("says", "axis", log=True, by_kind=False))
+    measure = Measure("says", "axis", log=True, by_kind=False)
+    figure, _ = interactive.layer_profiles(["a"], of, measure)
     written = interactive.to_html("key", figure, [choice])
     assert '"><script>' not in written.split("<div")[1]
     assert "</select><b>" not in written
@@ -737,7 +738,7 @@ def test_a_layer_that_is_dead_in_one_seed_keeps_the_profile_of_the_others() -> N
 
 def test_a_loss_that_is_nowhere_finite_leaves_a_gap_and_shifts_no_epoch() -> None:
     loss = np.array([[3.0, np.nan, 1.0], [1.0, np.inf, 2.0]])
-    figure = interactive.curves({"net": (loss, loss)}, [0.1, 0.1, 0.1], "loss")
+    figure, _ = interactive.curves({"net": (loss, loss)}, [0.1, 0.1, 0.1], "loss")
     line = next(one for one in figure.data if one.name == "net, validation")
     np.testing.assert_array_equal(line.y, [2.0, np.nan, 1.5])
     top, _ = plots.curves_plot({"net": (loss, loss)}, [0.1, 0.1, 0.1], "loss", "")
@@ -763,7 +764,7 @@ def test_json_is_json_where_a_loss_is_not_finite(report: Report, tmp_path: Path)
 
 def test_markdown_and_json_hold_what_the_page_holds(run: Path, report: Report, text: str) -> None:
     written = markdown(story(report, charts(report)), "figures")
-    content = page.to_json(report)
+    content = to_json(report)
     (mcnemar, *_) = content["mcnemar_lines"]
     audit = RunDir.open(run).data()["audit"]
     for said in (mcnemar, *content["data"]):
@@ -788,7 +789,7 @@ def test_markdown_and_json_hold_what_the_page_holds(run: Path, report: Report, t
 
 
 def test_the_json_holds_the_numbers_of_every_figure(run: Path, report: Report) -> None:
-    content = json.loads(json.dumps(page.to_json(report), allow_nan=False))
+    content = json.loads(json.dumps(to_json(report), allow_nan=False))
     for window, found in report.bands.items():
         for band, told in zip(found, content["profiles"][window], strict=True):
             assert (told["network"], told["size"]) == (band.network, band.size)

@@ -79,7 +79,6 @@ def test_the_figure_says_the_median_and_draws_gradients_beside_weights(
         "The median element of the gradient at the end of net is 2³ at the first layer and 2⁵ at "
         "the last"
     )
-    assert chart.draw is not None
     axes = [ax for ax in chart.draw().axes if ax.get_title()]
     assert [ax.get_title() for ax in axes] == ["net: gradients", "net: weights"]
     np.testing.assert_allclose(np.ma.filled(axes[1].images[0].get_array(), 0), found[3].shares.T)

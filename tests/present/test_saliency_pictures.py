@@ -256,7 +256,7 @@ def test_the_gallery_says_what_is_wrong_and_marks_it(tmp_path):
     assert [ax.spines["left"].get_visible() for ax in axes[0]] == [False, False, True]
     assert "1 of 2" in axes[0][0].texts[0].get_text()
     np.testing.assert_array_equal(axes[0][2].images[1].get_array(), gallery.examples[0][1].map)
-    plots.save(plots.figure_of(axes[0][0]), tmp_path / "gallery.png")
+    plots.save(axes, tmp_path / "gallery.png")
 
 
 def test_mean_maps_share_one_scale_and_an_empty_one_says_so(tmp_path):
@@ -271,7 +271,7 @@ def test_mean_maps_share_one_scale_and_an_empty_one_says_so(tmp_path):
     np.testing.assert_array_equal(shown.get_array(), gallery.mean_maps[2])
     assert (shown.norm.vmin, shown.norm.vmax) == (0, axes[0][0].images[0].norm.vmax)
     assert axes[0][1].texts[0].get_text() == "no map: nothing above zero"
-    plots.save(plots.figure_of(axes[0][0]), tmp_path / "mean.png")
+    plots.save(axes, tmp_path / "mean.png")
 
 
 # -- the terminal ------------------------------------------------------------------------------

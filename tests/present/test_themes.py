@@ -81,7 +81,7 @@ def test_every_figure_is_looked_at() -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_what_is_written_and_drawn_stands_out_from_its_paper(name: str, theme: plots.Theme) -> None:
     with plots.theme(theme):
-        figure = figure_of(FIGURES[name]())
+        figure = plots.figure_of(FIGURES[name]())
         figure.draw_without_rendering()
     assert figure.get_facecolor() == to_rgba(plots.GROUND[theme][0])
     pale = [
@@ -98,7 +98,7 @@ def test_a_figure_has_one_layout_in_all_its_files(name: str, tmp_path: Path) -> 
     matrix) the second layout pushed the label of an axis out of the picture."""
     places = []
     for _, figure in plots.in_both_themes(
-        lambda: plots.add_title(figure_of(FIGURES[name]()), "finding")
+        lambda: plots.add_title(plots.figure_of(FIGURES[name]()), "finding")
     ):
         for file in ("a.svg", "b.png"):
             places.append([place(one) for one in (*figure.axes, *figure.texts)])
@@ -121,13 +121,6 @@ def test_outside_a_theme_the_settings_are_the_users() -> None:
     with plots.theme("dark"):
         assert plots.new_figure(1, 1).get_facecolor() != before
     assert plots.new_figure(1, 1).get_facecolor() == before
-
-
-def figure_of(drawn: Any) -> plots.Figure:
-    """Functions return one Axes, or a list or table of them."""
-    while not hasattr(drawn, "figure"):
-        drawn = drawn[0]
-    return plots.figure_of(drawn)
 
 
 def place(artist: Any) -> tuple[float, ...]:
@@ -168,7 +161,7 @@ def test_the_numbers_of_a_confusion_matrix_are_looked_at_in_cells_of_every_colou
     theme: plots.Theme,
 ) -> None:
     with plots.theme(theme):
-        figure = figure_of(FIGURES["confusion_plot"]())
+        figure = plots.figure_of(FIGURES["confusion_plot"]())
     paper = figure.get_facecolor()
     on = {color: set() for color in ("black", "white")}
     for text in figure.axes[0].texts:

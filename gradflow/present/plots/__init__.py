@@ -18,11 +18,13 @@ from gradflow.present.plots.results import forest_plot as forest_plot
 from gradflow.present.plots.results import rate_ticks as rate_ticks
 from gradflow.present.plots.results import reliability_plot as reliability_plot
 from gradflow.present.plots.saliency import saliency_grid as saliency_grid
+from gradflow.present.plots.style import ENDINGS as ENDINGS
 from gradflow.present.plots.style import FORMATS as FORMATS
 from gradflow.present.plots.style import GRAD_NORM as GRAD_NORM
 from gradflow.present.plots.style import GROUND as GROUND
 from gradflow.present.plots.style import GUIDE as GUIDE
 from gradflow.present.plots.style import STYLES as STYLES
+from gradflow.present.plots.style import Drawn as Drawn
 from gradflow.present.plots.style import Figure as Figure
 from gradflow.present.plots.style import Theme as Theme
 from gradflow.present.plots.style import add_title as add_title
@@ -33,6 +35,7 @@ from gradflow.present.plots.style import picture_path as picture_path
 from gradflow.present.plots.style import positive_range as positive_range
 from gradflow.present.plots.style import refuse_to_replace as refuse_to_replace
 from gradflow.present.plots.style import save as save
+from gradflow.present.plots.style import save_in_both_themes as save_in_both_themes
 from gradflow.present.plots.style import style_numbers as style_numbers
 from gradflow.present.plots.style import theme as theme
 from gradflow.present.plots.style import to_pixels as to_pixels

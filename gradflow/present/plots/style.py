@@ -4,7 +4,7 @@ import io
 import itertools
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -47,11 +47,13 @@ TITLE_SIZE = 10  # points
 TITLE_CHARACTERS = 12  # that fit into an inch at that size
 LEGEND_CHARACTERS = 24  # of one line beside a figure
 
+Drawn = Figure | Axes | Sequence["Drawn"]  # what a function that draws returns
 Theme = Literal["light", "dark"]
 GROUND: dict[Theme, tuple[str, str]] = {  # the colours of paper and ink
     "light": ("#ffffff", "#000000"),
     "dark": ("#15181b", "#e6e6e6"),
 }
+ENDINGS: dict[Theme, str] = {"light": "", "dark": "-dark"}  # of the names of files
 
 GRAD_NORM = "gradient norm ‖∂L/∂w‖₂ (loss / weight)"  # the label of an axis of `grad_norm`
 
@@ -99,7 +101,7 @@ def wrapped(fig: Figure, text: str) -> str:
     return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
 
 
-def in_both_themes(draw: Callable[[], Figure]) -> Iterator[tuple[Theme, Figure]]:
+def in_both_themes(draw: Callable[[], Drawn]) -> Iterator[tuple[Theme, Figure]]:
     """What `draw` makes on white paper and on dark, its parts in the same places in every file.
 
     Save a figure before the next one is asked for: its ticks take their colour when they are drawn.
@@ -107,7 +109,7 @@ def in_both_themes(draw: Callable[[], Figure]) -> Iterator[tuple[Theme, Figure]]
     light = None
     for name in GROUND:
         with theme(name):
-            figure = _lay_out(draw(), light)
+            figure = _lay_out(figure_of(draw()), light)
             light = figure
             yield name, figure
 
@@ -150,13 +152,22 @@ def refuse_to_replace(path: Path) -> None:
         )
 
 
-def save(fig: Figure, path: Path, dpi: int = DPI) -> Path:
-    """Write `fig` to `path` in the format of its suffix (`FORMATS`), the same bytes every time."""
+def save_in_both_themes(draw: Callable[[], Drawn], folder: Path, name: str) -> list[Path]:
+    """What `draw` makes as SVG and PNG, on white paper and, as NAME-dark, on dark."""
+    return [
+        save(figure, folder / f"{name}{ENDINGS[theme]}{suffix}")
+        for theme, figure in in_both_themes(draw)
+        for suffix in (".svg", ".png")
+    ]
+
+
+def save(drawn: Drawn, path: Path) -> Path:
+    """Write it to `path` in the format of its suffix (`FORMATS`), the same bytes every time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     marked = FORMATS[path.suffix.lower()]
     options = matplotlib.rc_context({"svg.hashsalt": "gradflow", "svg.fonttype": "none"})
     with options, whole(path) as unfinished:
-        as_written(fig).savefig(unfinished, dpi=dpi, **marked)
+        as_written(figure_of(drawn)).savefig(unfinished, dpi=DPI, **marked)
     return path
 
 
@@ -168,8 +179,9 @@ def to_svg(fig: Figure) -> bytes:
     return file.getvalue()
 
 
-def to_pixels(fig: Figure, dpi: int = DPI) -> np.ndarray:
-    """`fig` as (height, width, 3) uint8."""
+def to_pixels(drawn: Drawn, dpi: int = DPI) -> np.ndarray:
+    """It as (height, width, 3) uint8."""
+    fig = figure_of(drawn)
     fig.set_dpi(dpi)
     canvas = FigureCanvasAgg(as_written(fig))
     canvas.draw()  # type: ignore[no-untyped-call]
@@ -204,9 +216,11 @@ def positive_range(arrays: Iterable[np.ndarray]) -> tuple[float, float] | None:
     return (float(usable.min()), float(usable.max())) if len(usable) else None
 
 
-def figure_of(ax: Axes) -> Figure:
-    """The whole figure that `ax` stands in."""
-    fig = ax.figure
+def figure_of(drawn: Drawn) -> Figure:
+    """The whole figure that what a plot returned stands in."""
+    while isinstance(drawn, Sequence):
+        drawn = drawn[0]
+    fig = drawn if isinstance(drawn, Figure) else drawn.figure
     return fig if isinstance(fig, Figure) else fig.figure
 
 

@@ -1,6 +1,7 @@
 """Figures by depth: gradients, activations and updates, with titles that say what was found."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -34,21 +35,19 @@ def gradient_charts(report: Report) -> Iterator[Chart]:
             f"{10**at.VANISHING_DECADES.value:g}-fold or more from right to left. δ is what is "
             "passed on from layer to layer, ŝ what a small "
             f"relative change of a weight does, g the raw gradient.{_names_of_layers(report)}",
-            lambda: draw_profiles(verdict, mark),
-            lambda: interactive.to_html(
-                "gradient-profiles",
-                *interactive.gradient_profiles(
-                    {window: found for window, found in report.bands.items() if found},
-                    report.names,
-                    ("output_gradient", mark) if mark else None,
-                ),
+            partial(draw_profiles, verdict, mark),
+            partial(
+                interactive.gradient_profiles,
+                {window: found for window, found in report.bands.items() if found},
+                report.names,
+                ("output_gradient", mark) if mark else None,
             ),
         )
     if report.tables and not any(
         (np.nan_to_num(t.values) > 0).any() for t in report.tables.values()
     ):
         text = "Every recorded gradient is zero or not finite: there is nothing to draw."
-        yield Chart("gradient-heat-map", "gradients", "No gradient in any layer", text, None)
+        yield Chart("gradient-heat-map", "gradients", "No gradient in any layer", text)
     elif report.tables:
         yield Chart(
             "gradient-heat-map",
@@ -58,8 +57,8 @@ def gradient_charts(report: Report) -> Iterator[Chart]:
             "runs to the right; yellow is a large gradient, blue a small one, on one scale for all "
             "networks."
             f"{_thinning(report)}",
-            lambda: _heat_figure(report),
-            lambda: interactive.to_html("gradient-heat-map", *interactive.heat_map(report.tables)),
+            partial(_heat_figure, report),
+            partial(interactive.heat_map, report.tables),
         )
 
 
@@ -73,8 +72,8 @@ def histogram_charts(report: Report) -> Iterator[Chart]:
         histogram_title(report.distributions),
         "Of the elements of each layer, the share between one power of two and the next, the mean "
         "over the seeds. In a layer that is dark all over, the other elements are exactly zero.",
-        lambda: _histogram_figure(report.distributions),
-        lambda: interactive.to_html("histograms", *interactive.histograms(report.distributions)),
+        partial(_histogram_figure, report.distributions),
+        partial(interactive.histograms, report.distributions),
     )
 
 
@@ -226,15 +225,10 @@ def _by_depth(
     key = measure.replace("_", "-")
     title = depth_title(profiles, shown.says)
     if not any((np.nan_to_num(one.mean) > 0).any() for one in profiles.values()):
-        return Chart(key, section, title, f"{caption} There is nothing to draw.", None)
-    return Chart(
-        key,
-        section,
-        title,
-        caption,
-        lambda: _layer_figure(profiles, shown),
-        lambda: interactive.to_html(key, interactive.layer_profiles(names, profiles, shown)),
-    )
+        return Chart(key, section, title, f"{caption} There is nothing to draw.")
+    draw = partial(_layer_plot, profiles, shown)
+    interact = partial(interactive.layer_profiles, names, profiles, shown)
+    return Chart(key, section, title, caption, draw, interact)
 
 
 def depth_title(profiles: dict[str, Profile], says: str) -> str:
@@ -249,9 +243,6 @@ def depth_title(profiles: dict[str, Profile], says: str) -> str:
     return f"{what}: most in {', in '.join(most)}" if most else f"{what}: none in any layer"
 
 
-def _layer_figure(profiles: dict[str, Profile], shown: Measure) -> plots.Figure:
-    """On a logarithmic axis; what may be zero, from zero on."""
+def _layer_plot(profiles: dict[str, Profile], shown: Measure) -> plots.Axes:
     bands = {name: (one.layers, one.mean, one.low, one.high) for name, one in profiles.items()}
-    return plots.figure_of(
-        plots.profile_bands_plot(bands, shown.axis, "", log=shown.log, by_kind=shown.by_kind)
-    )
+    return plots.profile_bands_plot(bands, shown.axis, "", log=shown.log, by_kind=shown.by_kind)

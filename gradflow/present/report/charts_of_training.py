@@ -1,6 +1,7 @@
 """Figures of what training came to: curves, classes and calibration."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def training_charts(report: Report) -> Iterator[Chart]:
         series = {name: _series(report, name, what) for name in report.trained_names}
         if not any(np.isfinite(part).any() for parts in series.values() for part in parts):
             text = f"No {what} was finite in any epoch: there is nothing to draw."
-            yield Chart(f"{what}-by-epoch", "training", curve_title(series, what), text, None)
+            yield Chart(f"{what}-by-epoch", "training", curve_title(series, what), text)
             continue
         yield Chart(
             f"{what}-by-epoch",
@@ -35,12 +36,8 @@ def training_charts(report: Report) -> Iterator[Chart]:
             curve_title(series, what),
             "Training as a thin line (augmented images, train mode), validation as a thick one: "
             "the mean over seeds and their range. Below, the learning rate.",
-            lambda s=series, u=unit: plots.figure_of(  # type: ignore[misc]
-                plots.curves_plot(s, rates, u, "")[0]
-            ),
-            lambda s=series, u=unit, w=what: interactive.to_html(  # type: ignore[misc]
-                f"{w}-by-epoch", interactive.curves(s, rates, u)
-            ),
+            partial(plots.curves_plot, series, rates, unit, ""),
+            partial(interactive.curves, series, rates, unit),
         )
 
 
@@ -74,9 +71,7 @@ def class_charts(report: Report) -> Iterator[Chart]:
             confusion_title(name, matrix, report.class_names),
             f"Rows are the true class, columns the answer: {int(matrix.sum())} answers of "
             f"{n} seed{'s' * (n > 1)} on the test images after the last epoch.",
-            lambda m=matrix: plots.figure_of(  # type: ignore[misc]
-                plots.confusion_plot(m, report.class_names, "")
-            ),
+            partial(plots.confusion_plot, matrix, report.class_names, ""),
         )
     yield from _differences(report)
     yield from _calibration(report)
@@ -106,6 +101,7 @@ def _differences(report: Report) -> Iterator[Chart]:
     worst = largest[0]
     shown = found if len(found) <= MOST_INTERVALS else largest[:MOST_INTERVALS]
     some = f" Of {len(found)} classes the {len(shown)} that differ most are drawn."
+    names = [one.name for one in shown]
     mean, low, high = np.array([[one.mean, one.low, one.high] for one in shown]).T
     label = f"recall of {first} less that of {second}"
     yield Chart(
@@ -116,9 +112,7 @@ def _differences(report: Report) -> Iterator[Chart]:
         f"Recall of {first} less that of {second} ({worst.method}). At zero both do equally well. "
         f"All intervals together hold with {at.LEVEL} (Bonferroni), so that each may be picked out."
         f"{some * (len(shown) < len(found))}",
-        lambda: plots.figure_of(
-            plots.forest_plot([one.name for one in shown], mean, np.stack([low, high], 1), label)
-        ),
+        partial(plots.forest_plot, names, mean, np.stack([low, high], 1), label),
     )
 
 
@@ -137,5 +131,5 @@ def _calibration(report: Report) -> Iterator[Chart]:
         f"How sure, how right: calibration error {errors}",
         "On the dotted line a network that is 70 % sure is right 70 % of the time; below it, it is "
         "too sure. Below, how many images each bin holds. All seeds together, test images.",
-        lambda: plots.figure_of(plots.reliability_plot(bins, "")[0]),
+        partial(plots.reliability_plot, bins, ""),
     )

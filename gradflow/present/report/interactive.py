@@ -64,12 +64,15 @@ class Choice:
     options: Mapping[str, str]
 
 
+Drawing = tuple[go.Figure, list[Choice]]  # and what can be chosen in it
+
+
 def library() -> str:
     """plotly.js, to stand in the page once."""
     return str(get_plotlyjs())
 
 
-def to_html(key: str, figure: go.Figure, choices: Sequence[Choice] = ()) -> str:
+def to_html(key: str, figure: go.Figure, choices: Sequence[Choice]) -> str:
     """The figure as a piece of a page that holds `library()`, below what can be chosen."""
     html = figure.to_html(
         full_html=False,
@@ -92,7 +95,7 @@ def _select(figure: str, choice: Choice) -> str:
 
 def gradient_profiles(
     bands: Mapping[str, Sequence[Band]], names: Sequence[str], mark: tuple[str, str] | None = None
-) -> tuple[go.Figure, list[Choice]]:
+) -> Drawing:
     """Every gradient size by depth in every window, with the band of the seeds.
 
     `mark` is a gradient size and a layer of its early profile to point at.
@@ -124,7 +127,7 @@ def gradient_profiles(
 
 def layer_profiles(
     names: Sequence[str], profiles: Mapping[str, Profile], measure: Measure
-) -> go.Figure:
+) -> Drawing:
     """One measure by depth of each network, drawn as in all figures of `names`.
 
     Layers of two kinds, such as `relu1` and `relu2`, are two lines.
@@ -152,10 +155,10 @@ def layer_profiles(
     if not numbered:  # else the layers of the second line would stand behind those of the first
         layers = next(iter(profiles.values())).layers
         figure.update_xaxes(categoryorder="array", categoryarray=list(layers))
-    return figure
+    return figure, []
 
 
-def heat_map(tables: Mapping[tuple[str, str], Table]) -> tuple[go.Figure, list[Choice]]:
+def heat_map(tables: Mapping[tuple[str, str], Table]) -> Drawing:
     """A gradient size of every layer at every step.
 
     All networks share one scale of colours per size, log10.
@@ -184,7 +187,7 @@ def heat_map(tables: Mapping[tuple[str, str], Table]) -> tuple[go.Figure, list[C
     return figure, [Choice("network", "network", networks), Choice("size", "measure", sizes)]
 
 
-def histograms(found: Sequence[Distribution]) -> tuple[go.Figure, list[Choice]]:
+def histograms(found: Sequence[Distribution]) -> Drawing:
     """The share of each layer's elements by power of two; one scale of colours for all."""
     figure = _figure()
     highest = max(float(np.nanmax(one.shares)) for one in found)
@@ -208,7 +211,7 @@ def histograms(found: Sequence[Distribution]) -> tuple[go.Figure, list[Choice]]:
 
 def curves(
     by_network: Mapping[str, tuple[np.ndarray, np.ndarray]], lr: Sequence[float], unit: str
-) -> go.Figure:
+) -> Drawing:
     """Training and validation by epoch, (seeds, epochs) each, over the learning rate."""
     figure = _figure()
     looks = style_numbers(by_network)
@@ -237,7 +240,7 @@ def curves(
         | GRID,
         height=480,
     )
-    return figure
+    return figure, []
 
 
 def thinned(table: Table) -> Table:

@@ -1,4 +1,4 @@
-"""The numbers behind the figures of a report, as plain types; and what is pooled over seeds."""
+"""The numbers of a report as plain types; and what is pooled over seeds."""
 
 from dataclasses import asdict
 from typing import Any
@@ -7,10 +7,18 @@ import numpy as np
 
 from gradflow.analysis.overview import Band, Profile
 from gradflow.analysis.profile import GRADIENT_SIZES
+from gradflow.present.report import words
 from gradflow.present.report.content import Report
 from gradflow.present.report.depth import ACTIVATIONS, UPDATES, Measure
-from gradflow.present.report.rows import evaluated
+from gradflow.present.report.rows import (
+    accuracy_rows,
+    class_rows,
+    evaluated,
+    mistakes,
+    seed_rows,
+)
 from gradflow.present.report.saliency import maps_of
+from gradflow.present.verdict_story import how_sure
 from gradflow.training.evaluate import (
     RecallDifference,
     Reliability,
@@ -18,6 +26,41 @@ from gradflow.training.evaluate import (
     recall_differences,
     reliability,
 )
+from gradflow.typed import to_json as as_json
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """All that the page says and draws, as plain JSON types."""
+    word, meaning = words.outcome(report)
+    content: dict[str, Any] = as_json(
+        {
+            "question": words.question(report),
+            "setting": words.setting(report),
+            "changed": report.changed,
+            "outcome": word,
+            "meaning": meaning,
+            "sentences": list(words.sentences(report)),
+            "how_sure": how_sure(report.names, report.seeds, report.verdict),
+            "differs": words.differs(report),
+            "accuracy": accuracy_rows(report),
+            "over_seeds": seed_rows(report),
+            "mcnemar_lines": words.mcnemar_lines(report),
+            "published": words.published_lines(report),
+            "classes": class_rows(report),
+            "data": words.data_lines(report),
+            "commands": words.commands(report),
+            **numbers(report),
+            "mcnemar": report.mcnemar(),
+            "mistakes": mistakes(report),
+            "verdict": None if report.verdict is None else report.verdict.to_json(),
+            "study": None if report.study is None else report.study.to_json(),
+            "comparisons": [one.to_json() for one in report.comparisons],
+            "config": report.config,
+            "environments": list(report.environments),
+            "missing": list(report.missing),
+        }
+    )
+    return content
 
 
 def numbers(report: Report) -> dict[str, Any]:

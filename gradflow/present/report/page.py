@@ -1,11 +1,10 @@
-"""The page of a report: HTML that needs no network; and the same as JSON."""
+"""The page of a report: HTML that needs no network."""
 
 import json
 import re
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
@@ -15,32 +14,13 @@ from gradflow.present import plots
 from gradflow.present.markdown import markdown
 from gradflow.present.report import interactive
 from gradflow.present.report.content import Report, collect
-from gradflow.present.report.numbers import numbers
-from gradflow.present.report.rows import (
-    accuracy_rows,
-    class_rows,
-    data_uri,
-    mistakes,
-    seed_rows,
-)
+from gradflow.present.report.numbers import to_json
+from gradflow.present.report.rows import data_uri
 from gradflow.present.report.saliency import SaliencyPicture, webp
 from gradflow.present.report.story import charts, story
-from gradflow.present.report.words import (
-    commands,
-    data_lines,
-    differs,
-    mcnemar_lines,
-    outcome,
-    published_lines,
-    question,
-    sentences,
-    setting,
-)
-from gradflow.present.section import Chart, Section, save_charts
-from gradflow.present.verdict_story import how_sure
+from gradflow.present.section import Chart, Section
 from gradflow.training.index import write_index
 from gradflow.training.rundir import RunDir
-from gradflow.typed import to_json as as_json
 
 REPORT = "report"  # the page, where no other name is asked for
 GENERATOR = b'<meta name="generator" content="gradflow">'  # by which a page is known as a report
@@ -65,25 +45,6 @@ def html(sections: Sequence[Section], *, static: bool = False) -> str:
         library=None if static else Markup(interactive.library()),  # noqa: S704 plotly's own file
         date=date.today().isoformat(),
     )
-
-
-def to_json(report: Report) -> dict[str, Any]:
-    """The numbers of the page, as plain JSON types."""
-    content: dict[str, Any] = as_json(
-        _answer(report)
-        | numbers(report)
-        | {
-            "mcnemar": report.mcnemar(),
-            "mistakes": mistakes(report),
-            "verdict": None if report.verdict is None else report.verdict.to_json(),
-            "study": None if report.study is None else report.study.to_json(),
-            "comparisons": [one.to_json() for one in report.comparisons],
-            "config": report.config,
-            "environments": list(report.environments),
-            "missing": list(report.missing),
-        }
-    )
-    return content
 
 
 def page_path(runs: Sequence[Path], path: Path | None) -> Path:
@@ -131,7 +92,9 @@ def write(
         text: markdown(sections, folder.name),
         page: html(sections, static=static),
     }
-    save_charts(found, folder)
+    for chart in found:
+        if chart.is_drawn:
+            plots.save_in_both_themes(chart.draw_with_title, folder, chart.key)
     for picture in report.saliency:
         picture.copy_to(folder)
     for file, content in contents.items():
@@ -155,36 +118,15 @@ def report(
     return write(content, charts(content), path)[0]
 
 
-def _answer(report: Report) -> dict[str, Any]:
-    """What the page and the JSON have in common."""
-    word, meaning = outcome(report)
-    return {
-        "question": question(report),
-        "setting": setting(report),
-        "changed": report.changed,
-        "outcome": word,
-        "meaning": meaning,
-        "sentences": list(sentences(report)),
-        "how_sure": how_sure(report.names, report.seeds, report.verdict),
-        "differs": differs(report),
-        "accuracy": accuracy_rows(report),
-        "over_seeds": seed_rows(report),
-        "mcnemar_lines": mcnemar_lines(report),
-        "published": published_lines(report),
-        "classes": class_rows(report),
-        "data": data_lines(report),
-        "commands": commands(report),
-    }
-
-
 def _drawn(picture: Chart | SaliencyPicture, static: bool) -> Markup:
     if isinstance(picture, SaliencyPicture):
         light = data_uri(webp(picture.path), "webp")
         dark = None if picture.dark is None else data_uri(webp(picture.dark), "webp")
         return _picture(light, dark, picture.title)
     if picture.interact is not None and not static:
-        return Markup(picture.interact())  # noqa: S704 plotly escapes for <script>
-    if picture.draw is None:
+        written = interactive.to_html(picture.key, *picture.interact())
+        return Markup(written)  # noqa: S704 plotly escapes for <script>
+    if not picture.is_drawn:
         return Markup("")
     light, dark = (
         data_uri(plots.to_svg(figure), "svg+xml")

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gradflow.analysis import thresholds as at
+from gradflow.present.report import words
 from gradflow.present.report.charts_by_depth import (
     activation_charts,
     gradient_charts,
@@ -20,17 +21,6 @@ from gradflow.present.report.rows import (
     seed_rows,
 )
 from gradflow.present.report.saliency import NO_MAPS
-from gradflow.present.report.words import (
-    again,
-    data_lines,
-    differs,
-    mcnemar_lines,
-    outcome,
-    published_lines,
-    question,
-    sentences,
-    setting,
-)
 from gradflow.present.section import SECTIONS, Box, Chart, Code, Part, Section, TextTable, Tiles
 from gradflow.present.study_figures import study_charts
 from gradflow.present.study_story import study_section
@@ -48,7 +38,8 @@ def story(report: Report, charts: Sequence[Chart]) -> list[Section]:
             by_section[chart.section].append(chart)
     study = by_section.pop("study")
     by_section["training"] += _accuracies(report)
-    by_section["classes"] = [*_classes(report), *by_section["classes"], *mcnemar_lines(report)]
+    tests = words.mcnemar_lines(report)
+    by_section["classes"] = [*_classes(report), *by_section["classes"], *tests]
     sections = [
         answer(report, [chart for chart in charts if chart.key == SIGNATURE]),
         *([] if report.study is None else [study_section(report.study, study)]),
@@ -56,7 +47,7 @@ def story(report: Report, charts: Sequence[Chart]) -> list[Section]:
         Section("mistakes", "Worst mistakes", _mistakes(report)),
         Section("saliency", "Saliency", _saliency(report)),
         *([] if report.verdict is None else [why(report.verdict)]),
-        Section("data", "Data", data_lines(report)),
+        Section("data", "Data", words.data_lines(report)),
         Section("again", "Do it again", list(_again(report))),
     ]
     return [one for one in sections if one.parts]
@@ -65,13 +56,13 @@ def story(report: Report, charts: Sequence[Chart]) -> list[Section]:
 def answer(report: Report, signature: Sequence[Chart] = ()) -> Section:
     """What stands on the first screen."""
     sure = how_sure(report.names, report.seeds, report.verdict)
-    said = () if report.verdict else ("{}: {}.".format(*outcome(report)).capitalize(),)
-    head, *lines = filter(None, (*said, *sentences(report), differs(report), sure))
+    said = () if report.verdict else ("{}: {}.".format(*words.outcome(report)).capitalize(),)
+    head, *lines = filter(None, (*said, *words.sentences(report), words.differs(report), sure))
     return Section(
         "answer",
-        question(report),
+        words.question(report),
         [
-            *filter(None, [setting(report)]),
+            *filter(None, [words.setting(report)]),
             *changed(report.changed),
             Box(head, lines),
             *signature,
@@ -99,7 +90,7 @@ def _accuracies(report: Report) -> list[Part]:
     return [
         *([TextTable(["network", "seeds", *NUMBERS], over, means)] if over else []),
         *([TextTable(["network", "seed", "epochs", *NUMBERS], alone, single)] if alone else []),
-        *published_lines(report),
+        *words.published_lines(report),
     ]
 
 
@@ -139,7 +130,7 @@ def _saliency(report: Report) -> Sequence[Part]:
 
 
 def _again(report: Report) -> Iterator[Part]:
-    for versions, lines in again(report):
+    for versions, lines in words.again(report):
         yield from ([Code(lines, "bash")] if lines else [])
         yield versions
     yield f"Seeds {', '.join(map(str, report.seeds))}."

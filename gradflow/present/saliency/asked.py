@@ -218,11 +218,11 @@ def save_galleries(
     Each figure is written as SVG and PNG, on white paper and on dark. Returns the scores, and the
     PNGs on white paper.
     """
-    for shows, draw in _figures(found):
-        for theme, figure in plots.in_both_themes(draw):
-            for suffix in (".svg", ".png"):
-                path = run.saliency_figure(method, shows, suffix, dark=theme == "dark")
-                plots.save(figure, path)
+    draws = {"mean": partial(plots.mean_maps_grid, found)}
+    draws |= {name: partial(plots.gallery_grid, name, one) for name, one in found.items()}
+    paths = {shows: run.saliency_figure(method, shows) for shows in draws}
+    for shows, path in paths.items():
+        plots.save_in_both_themes(draws[shows], path.parent, path.stem)
     content = {
         "run": str(run.path),
         "method": method,
@@ -231,18 +231,7 @@ def save_galleries(
     }
     run.save_saliency(method, content, {name: one.mean_maps for name, one in found.items()})
     write_index(run.path)
-    return content, [run.saliency_figure(method, shows) for shows in ("mean", *found)]
-
-
-def _figures(found: Mapping[str, Gallery]) -> Iterator[tuple[str, Callable[[], plots.Figure]]]:
-    """What each shows, as `RunDir.saliency_figure` takes it, and what draws it."""
-    yield "mean", lambda: plots.figure_of(plots.mean_maps_grid(found)[0][0])
-    for name, gallery in found.items():
-        yield name, partial(_gallery_figure, name, gallery)
-
-
-def _gallery_figure(name: str, gallery: Gallery) -> plots.Figure:
-    return plots.figure_of(plots.gallery_grid(name, gallery)[0][0])
+    return content, list(paths.values())
 
 
 def saliency(

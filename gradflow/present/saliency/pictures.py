@@ -180,8 +180,7 @@ def to_batch(pictures: Sequence[Picture]) -> Tensor:
 
 def saliency_figure(photo: np.ndarray, results: Mapping[str, Attribution], path: Path) -> Path:
     """Write one picture: a row of maps over `photo`, (S, S, 3) uint8, for each network."""
-    axes = plots.saliency_grid(np.asarray(photo), results)
-    return plots.save(plots.figure_of(axes[0][0]), path)
+    return plots.save(plots.saliency_grid(np.asarray(photo), results), path)
 
 
 def save_maps(results: Mapping[str, Attribution], base: Path) -> dict[str, Path]:

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from gradflow.analysis.numerals import beside
 from gradflow.present.saliency.attribution import Attribution, misses
 from gradflow.present.saliency.gallery import Gallery
 from gradflow.present.saliency.trust import SHORT, TRUST_THRESHOLDS, Trust, TrustCheck, area
+from gradflow.present.terminal_table import table
 
 NO_MAP = "no map: nothing above zero"
 
@@ -34,18 +34,16 @@ def maps_view(results: Mapping[str, Attribution]) -> RenderableType:
 
 def predictions_view(pictures: Sequence[Mapping[str, Any]], n_shown: int = 20) -> RenderableType:
     """What each network says of each picture of a folder; see `Explained.to_json`."""
-    table = Table()
-    table.add_column("picture", overflow="fold")
-    for name in pictures[0]["networks"]:
-        table.add_column(name)
-    for picture in pictures[:n_shown]:
-        said = [one["predicted"] for one in picture["networks"].values()]
-        sure = [max(one["probabilities"].values()) for one in picture["networks"].values()]
-        cells = [Text(f"{label} {p:.1%}") for label, p in zip(said, sure, strict=True)]
-        table.add_row(Text(picture["image"]), *cells)
+    rows = [
+        [picture["image"], *(f"{one['predicted']} {max(one['probabilities'].values()):.1%}"
+                             for one in picture["networks"].values())]
+        for picture in pictures[:n_shown]
+    ]  # fmt: skip
+    found = table(("picture", *pictures[0]["networks"]), rows)
+    found.columns[0].overflow = "fold"
     if len(pictures) <= n_shown:
-        return table
-    return Group(table, Text(f"… and {len(pictures) - n_shown} more: see the scores"))
+        return found
+    return Group(found, Text(f"… and {len(pictures) - n_shown} more: see the scores"))
 
 
 def miss_lines(method: str, pictures: Sequence[Mapping[str, Any]]) -> list[Text]:
@@ -69,23 +67,20 @@ def trust_view(trust: Mapping[str, Trust]) -> RenderableType:
     """The checks of a method, a row for each network."""
     first = next(iter(trust.values()))
     images = "1 picture" if first.n_images == 1 else f"median of {first.n_images} pictures"
-    table = Table(
-        title=f"Does {first.method} mean anything? Map of the predicted class, {images}",
-        title_justify="left",
-    )
-    for column in ("network", *SHORT.values(), "answer"):
-        table.add_column(column, justify="left" if column in ("network", "answer") else "right")
-    table.add_row("(passes if)", *(_condition(name) for name in SHORT), "")
+    title = f"Does {first.method} mean anything? Map of the predicted class, {images}"
+    rows = [("(passes if)", *map(_condition, SHORT), "")]
     for name, one in trust.items():
         answer = "fails" if one.failed else "passes"
         if not one.failed and any(check.passed is None for check in one.checks):
             answer = "unknown"
-        table.add_row(Text(name), *(_value(check) for check in one.checks), answer)
+        rows.append((name, *map(_value, one.checks), answer))
+    numbers = SHORT.values()
     lines = [
         f"{name}: deletion area {area(one.deletion):.2f}, insertion area {area(one.insertion):.2f}"
         for name, one in trust.items()
     ]
-    return Group(table, *map(Text, lines))
+    found = table(("network", *numbers, "answer"), rows, title, right=numbers)
+    return Group(found, *map(Text, lines))
 
 
 def _condition(name: str) -> str:
@@ -101,13 +96,11 @@ def _value(check: TrustCheck) -> str:
 
 def gallery_view(galleries: Mapping[str, Gallery]) -> RenderableType:
     """How many test pictures of each class each network gets right."""
-    table = Table(title="test pictures named right", title_justify="left")
-    table.add_column("class")
-    for name in galleries:
-        table.add_column(name, justify="right")
     first = next(iter(galleries.values()))
-    for i, label in enumerate(first.classes):
-        cells = (f"{one.n_right[i]} of {one.n_pictures[i]}" for one in galleries.values())
-        table.add_row(Text(label), *cells)
+    rows = [
+        [label, *(f"{one.n_right[i]} of {one.n_pictures[i]}" for one in galleries.values())]
+        for i, label in enumerate(first.classes)
+    ]
+    found = table(("class", *galleries), rows, "test pictures named right", right=galleries)
     notes = [Text(f"{name}: {note}") for name, one in galleries.items() for note in one.notes]
-    return Group(table, *notes)
+    return Group(found, *notes)

@@ -142,7 +142,7 @@ class NetworkLog:
         ax = plots.layer_step_heatmap(table.values, table.steps, table.sites, plots.GRAD_NORM)
         said = ax.get_title()
         ax.set_title(f"{self.name}: {said[0].lower()}{said[1:]}", parse_math=False)
-        return plots.to_pixels(plots.figure_of(ax), IMAGE_DPI)
+        return plots.to_pixels(ax, IMAGE_DPI)
 
     def _profile(self, epoch: Epoch, chunk: Trace | None, table: Table) -> np.ndarray:
         bands = {"all epochs so far": (table.sites, *3 * (geometric_mean(table.values),))}
@@ -151,7 +151,7 @@ class NetworkLog:
             bands = {f"epoch {epoch.index + 1}": (profile.sites, *3 * (profile.values,)), **bands}
         title = f"{self.name}: depth profile, from input to output"
         ax = plots.profile_bands_plot(bands, plots.GRAD_NORM, title)
-        return plots.to_pixels(plots.figure_of(ax), IMAGE_DPI)
+        return plots.to_pixels(ax, IMAGE_DPI)
 
     def _profile_rows(self) -> dict[int, dict[str, float]]:
         """Layer -> key -> the geometric mean over all recorded steps; nothing where it is NaN."""
