@@ -6,14 +6,14 @@ SMALLEST_P = 1e-4  # below it a p value says nothing more, and 0 would be untrue
 
 
 def plain(value: float, n_digits: int = 3) -> str:
-    """So many significant digits, written out from 1e-4 up to a million.
+    """So many significant digits, written out from 1e-4 up to a billion.
 
-    >>> plain(110.3, 2), plain(0.01234), plain(1234.5), plain(2.5e7), plain(0.0)
-    ('110', '0.0123', '1230', '2.5e+07', '0')
+    >>> plain(110.3, 2), plain(0.01234), plain(1234.5), plain(2.5e7), plain(2.5e9), plain(0.0)
+    ('110', '0.0123', '1,230', '25,000,000', '2.5e+09', '0')
     """
     text = f"{value:.{n_digits}g}"
-    is_long = "e" in text and 1 <= abs(value) < 1e6
-    return f"{float(text):.0f}" if is_long else text
+    is_long = 1 <= abs(value) < 1e9 and ("e" in text or abs(value) >= 1000)
+    return f"{float(text):,.0f}" if is_long else text
 
 
 def factor(decades: float, n_digits: int = 3) -> str:
