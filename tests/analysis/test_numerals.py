@@ -11,7 +11,7 @@ from gradflow.analysis.numerals import beside, p_text, plain
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(110.0, "110"), (1.1e5, "110000"), (99.96, "100"), (3.0, "3"), (-450.0, "-450"),
+    [(110.0, "110"), (1.1e5, "110,000"), (99.96, "100"), (3.0, "3"), (-450.0, "-450"),
      (1e-5, "1e-05"), (math.nan, "nan"), (math.inf, "inf")],
 )  # fmt: skip
 def test_a_number_is_written_out(value, text):
