@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradflow.examine.path import belonging, path_layers
 from gradflow.interventions.intervention import Check, CheckInputs, Intervention, check_share
 from gradflow.interventions.layers import ALL, NONE, OfLayers, chosen_layers
-from gradflow.nets import BasicBlock, PadShortcut
+from gradflow.nets import BasicBlock
 
 NormFreeInit = Literal["fan_in", "keep"]
 
@@ -19,9 +19,9 @@ NormFreeInit = Literal["fan_in", "keep"]
 class SkipStrength(Intervention):
     """Multiply every skip connection by `alpha`: relu(branch(x) + α · shortcut(x)).
 
-    The network must be residual, with shortcuts that have no parameters (`--shortcut A`): a
-    projection and its norm could learn to undo α, and would be in the way of a comparison with
-    the plain network. α = 1 is the residual network, α = 0 the plain one, both to the last bit.
+    The network must be residual. α = 1 is the residual network, α = 0 the plain one, both to the
+    last bit. Where a shortcut changes shape by a projection (`--shortcut B`), its norm learns a
+    scale, which could undo α; a check says how strong it is in the end.
     """
 
     name: ClassVar[str] = "skip"
@@ -41,24 +41,33 @@ class SkipStrength(Intervention):
                 "Expected a residual network for skip(alpha=…), but got one without skip "
                 "connections. Use `--arch resnet_18` or `resnet_34`; alpha=0 makes it plain."
             )
-        if any(isinstance(block.downsample, nn.Sequential) for block in blocks):
-            raise ValueError(
-                "Expected shortcuts without parameters for skip(alpha=…), but got projections. "
-                "Use `--shortcut A`."
-            )
         for block in blocks:
             block.skip = self.alpha
             if self.alpha == 0:
                 block.downsample = None
 
     def checks(self, evidence: CheckInputs) -> list[Check]:
-        strengths = {block.skip for block in _blocks(evidence.trained)}
-        furthest = max(strengths, key=lambda strength: abs(strength - self.alpha))
-        strength = Check("strength of the skip connections", furthest, expected=self.alpha)
-        n_pads = sum(isinstance(module, PadShortcut) for module in evidence.trained.modules())
-        expected = 0 if self.alpha == 0 else 3
-        pads = Check("shortcuts that change shape", n_pads, expected=expected)
-        return [strength, pads, *growth_checks(evidence)]
+        blocks = _blocks(evidence.trained)
+        furthest = max((block.skip for block in blocks), key=lambda skip: abs(skip - self.alpha))
+        shortcuts = [block.downsample for block in blocks if block.downsample is not None]
+        found = [
+            Check("strength of the skip connections", furthest, expected=self.alpha),
+            Check("shortcuts that change shape", len(shortcuts), expected=3 if self.alpha else 0),
+        ]
+        scales = [
+            float(norm.weight.detach().abs().mean())
+            for shortcut in shortcuts
+            for norm in shortcut.modules()
+            if isinstance(norm, nn.BatchNorm2d)
+        ]
+        if scales and self.alpha != 1:
+            strongest = self.alpha * max(scales)
+            found.append(
+                Check("largest strength of a projection in the end: α times its norm's mean |γ|, "
+                      "nearer to α than to 1", strongest, expected=self.alpha,
+                      tolerance=(1 - self.alpha) / 2)
+            )  # fmt: skip
+        return [*found, *growth_checks(evidence)]
 
 
 def _blocks(model: nn.Module) -> list[BasicBlock]:

@@ -17,13 +17,12 @@ from gradflow.studies.cell import load_once
 from gradflow.studies.folder import CellDir, StudyDir
 from gradflow.studies.judging import analyse
 from gradflow.studies.outcomes import MEASURES
-from gradflow.studies.run import open_trials
+from gradflow.studies.run import check_arms, open_trials
 from gradflow.studies.study import Study
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import predict
 from gradflow.training.fit import make_accelerator, start_training, train_steps
 from gradflow.training.images import Data
-from gradflow.training.intervening import check_interventions
 from gradflow.training.train import RECORDED
 from gradflow.training.weights import build_network
 
@@ -88,6 +87,7 @@ def plan_study(study: Study, folder: StudyDir, workers: int) -> Plan:
     study = _with_combination(dataclasses.replace(study, tuned=folder.tuning()), folder)
     cells = [*open_trials(study, folder), *study.cells(folder.cells)]
     left = [cell for cell in cells if not CellDir(cell.folder).is_done]
+    check_arms(left)
     costs: dict[tuple[Any, ...], tuple[float, float, int, dict[str, int]]] = {}
     planned = []
     for cell in left:
@@ -130,8 +130,6 @@ def _measure(cell: Cell) -> tuple[float, float, int, dict[str, int]]:
     torch.set_num_threads(cell.threads)
     accelerator = make_accelerator(cell.config)
     config, data = load_once(cell.config)
-    if not cell.needs_others:
-        check_interventions(config, len(data.class_names))
     model = build_network(config.arch, len(data.class_names), config, seed=cell.seed)
     state = start_training(model, config, accelerator)
     recorder = None

@@ -11,6 +11,9 @@ from gradflow.studies.folder import CellDir, StudyDir
 from gradflow.studies.judging import analyse
 from gradflow.studies.results import Results
 from gradflow.studies.study import Study
+from gradflow.training.intervening import check_interventions
+
+IMAGE_SIZE = 224  # where a study names none: what layers a network has does not depend on it
 
 
 def run_study(
@@ -25,10 +28,12 @@ def run_study(
     A study that was killed at any time continues where it stands, to the same results. `on_begin`
     is told the cells as soon as they are known. Raises RuntimeError where another process works in
     the folder, ValueError where another study began it, and before there is a folder where there
-    are no images.
+    are no images or an intervention does not fit its network.
     """
     if not StudyDir.holds(folder.path):
-        recipes = {cell.config.data: cell.config for cell in study.cells(folder.cells)}
+        cells = study.cells(folder.cells)
+        check_arms(cells)
+        recipes = {cell.config.data: cell.config for cell in cells}
         for data, config in recipes.items():
             open_source(data, download=config.download, allow_outside=config.allow_outside)
     with folder.locked():
@@ -45,6 +50,19 @@ def run_study(
         folder.save_results(found.to_json())
         folder.save_times(training_times(folder, study))
         return found
+
+
+def check_arms(cells: Iterable[Cell]) -> None:
+    """Refuse interventions that do not fit their network: one seed of each arm speaks for all.
+
+    Raises ValueError, which names the arm. What takes the records of other trainings is not known.
+    """
+    for cell in {(one.arm, one.place): one for one in cells if not one.needs_others}.values():
+        try:
+            config = cell.config.resolved(image_size=IMAGE_SIZE, mirror=False)
+            check_interventions(config, n_classes=2)
+        except ValueError as error:
+            raise ValueError(f"arm {cell.arm!r}, {cell.config.arch}: {error}") from None
 
 
 def _tune(

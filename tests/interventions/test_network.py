@@ -46,13 +46,14 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
     assert all(a.grad is not None and torch.equal(a.grad, b.grad) for a, b in pairs)  # type: ignore[arg-type]
 
 
-def test_skip_strength_leads_from_the_plain_to_the_residual_network() -> None:
-    assert_same(build("resnet_18", "skip(alpha=0)", shortcut="A"), build("plain_18"))
-    residual = build("resnet_18", shortcut="A")
-    assert_same(build("resnet_18", "skip(alpha=1)", shortcut="A"), residual)
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_skip_strength_leads_from_the_plain_to_the_residual_network(shortcut: str) -> None:
+    assert_same(build("resnet_18", "skip(alpha=0)", shortcut=shortcut), build("plain_18"))
+    residual = build("resnet_18", shortcut=shortcut)
+    assert_same(build("resnet_18", "skip(alpha=1)", shortcut=shortcut), residual)
     with torch.no_grad():
         logits = [
-            build("resnet_18", f"skip(alpha={alpha})", shortcut="A")(IMAGES)
+            build("resnet_18", f"skip(alpha={alpha})", shortcut=shortcut)(IMAGES)
             for alpha in (0.25, 0.5, 1)
         ]
     assert not torch.equal(logits[0], logits[1])
@@ -67,15 +68,23 @@ def test_a_block_adds_alpha_times_its_input() -> None:
     assert torch.equal(block(x), 0.25 * x)
 
 
-@pytest.mark.parametrize(
-    ("arch", "shortcut", "message"),
-    [("plain_18", "A", "Expected a residual network"), ("resnet_18", "B", "--shortcut A")],
-)
-def test_skip_strength_refuses_plain_networks_and_projections(
-    arch: str, shortcut: str, message: str
+@pytest.mark.parametrize(("scale", "passed"), [(1.0, True), (-2.4, True), (2.6, False)])
+def test_a_projection_whose_norm_undoes_the_strength_fails_its_check(
+    scale: float, passed: bool
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        build(arch, "skip(alpha=0.5)", shortcut=shortcut)
+    """0.25 · 2.6 is nearer to 1 than to 0.25."""
+    model = build("resnet_18", "skip(alpha=0.25)", shortcut="B")
+    nn.init.constant_(model.layer3[0].downsample[1].weight, scale)
+    (undone,) = (
+        one for one in parse("skip(alpha=0.25)")[0].checks(evidence(model)) if "|γ|" in one.what
+    )
+    assert undone.measured == pytest.approx(0.25 * max(1, abs(scale)))
+    assert undone.passed is passed
+
+
+def test_skip_strength_refuses_plain_networks() -> None:
+    with pytest.raises(ValueError, match="Expected a residual network"):
+        build("plain_18", "skip(alpha=0.5)")
 
 
 def test_biases_of_the_chosen_norms_start_at_beta() -> None:

@@ -112,6 +112,24 @@ def test_cells_that_share_their_images_do_not_share_changed_labels(pictures: Pat
     assert again.store.pixels is data.store.pixels, "decoded once"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("freeze(layers=1-40)", "arm 'late', plain_18: .*from 1 to 18"),
+        ("skip(alpha=0.5)", "arm 'late', plain_18: Expected a residual network"),
+    ],
+)
+def test_an_arm_that_fits_no_network_is_refused_before_anything_is_trained(
+    pictures: Path, tmp_path: Path, change: str, message: str
+) -> None:
+    arms = dict(tiny(pictures)["arms"]) | {"late": {"tests": "depth", "intervene": change}}
+    study, folder = read(pictures, arms=arms), StudyDir(tmp_path / "study")
+    for begin in (lambda: plan_study(study, folder, 1), lambda: run_study(study, folder, Engine())):
+        with pytest.raises(ValueError, match=message):
+            begin()
+    assert not folder.path.exists()
+
+
 def test_another_study_in_the_same_folder_is_refused(all_but: Copy, pictures: Path) -> None:
     folder = all_but("")
     before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*.json")}
