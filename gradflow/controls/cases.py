@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gradflow.analysis.rates import Label, trace_rate
+from gradflow.analysis.rates import Label
 from gradflow.controls import networks
 from gradflow.record import Recorder, Trace
 
@@ -66,11 +66,6 @@ def record(case: KnownNetwork, seed: int) -> Trace:
         with recorder.around_step():
             pass  # no update is made: the network is measured at its start
     return recorder.trace
-
-
-def label_of(trace: Trace) -> Label:
-    """What the instrument calls the gradient of the outputs."""
-    return trace_rate(trace, "output_gradient").label
 
 
 def _normal(shape: tuple[int, ...], dtype: torch.dtype, random: torch.Generator) -> Tensor:

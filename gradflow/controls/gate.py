@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork
-from gradflow.analysis.rates import Label
+from gradflow.analysis.rates import Label, trace_rate
 from gradflow.analysis.statistics import wilson
 from gradflow.analysis.thresholds import FALSE_ALARM_RATE, HIT_RATE
 from gradflow.analysis.vanishing import Direction
 from gradflow.analysis.verdict import judge_case
+from gradflow.files import write_json
 from gradflow.typed import to_json
 from gradflow.version import VERSION
 
@@ -141,9 +143,7 @@ def gate(n_seeds: int = N_SEEDS) -> Gate:
 
 
 def _result(case: "KnownNetwork", traces: "Sequence[Trace]") -> CaseResult:
-    from gradflow.controls.cases import label_of
-
-    n_right = sum(label_of(trace) == case.label for trace in traces)
+    n_right = sum(trace_rate(one, "output_gradient").label == case.label for one in traces)
     return CaseResult(case.name, case.label, n_right, len(traces), _is_judged_right(case, traces))
 
 
@@ -178,32 +178,15 @@ def load_gate() -> Gate:
     there, it is made every time.
     """
     path = _cache_path()
-    found = None if path is None else _read(path)
-    if found is not None:
-        return found
-    made = gate()
-    if path is not None:
-        _write(path, made)
-    return made
-
-
-def _read(path: Path) -> Gate | None:
-    """None where there is no such file, or one that is not whole."""
-    try:
+    if path is None:
+        return gate()
+    with suppress(OSError, ValueError, KeyError, TypeError):  # no such file, or none that is whole
         return Gate.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write(path: Path, made: Gate) -> None:
-    """Whole or not at all, also when two processes write; a cache that is full is no error."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    made = gate()
+    with suppress(OSError):  # a cache that is full is no error
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(made.to_json()), encoding="utf-8")
-        unfinished.replace(path)
-    except OSError:
-        return
+        write_json(path, made.to_json())
+    return made
 
 
 def _cache_path() -> Path | None:

@@ -1,13 +1,12 @@
 """The weight layers of a network from input to output, and parts of that way."""
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from gradflow.analysis.layers import PROJECTION
-from gradflow.analysis.network import third
 from gradflow.record.sites import kind_of
 
 
@@ -46,20 +45,6 @@ def belonging(model: nn.Module, layers: Collection[str]) -> list[str]:
             own = [*module.named_parameters(layer, False), *module.named_buffers(layer, False)]
             names += [name for name, _ in own if name in state]
     return names
-
-
-def thirds(names: Sequence[str]) -> dict[str, list[str]]:
-    """The first, middle and last third of a path; what does not divide goes to the middle.
-
-    >>> thirds(["a", "b", "c", "d"])
-    {'first third': ['a'], 'middle third': ['b', 'c'], 'last third': ['d']}
-    """
-    first, last = third(len(names), "first"), third(len(names), "last")
-    return {
-        "first third": list(names[first]),
-        "middle third": list(names[first.stop : last.start]),
-        "last third": list(names[last]),
-    }
 
 
 # -- reset -----------------------------------------------------------------------------------------

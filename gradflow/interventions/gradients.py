@@ -149,24 +149,15 @@ def changed_fraction(one: nn.Module, other: nn.Module, names: Sequence[str]) -> 
 
 
 @dataclass(frozen=True)
-class _Freezing:
+class _Freezing(GradientChange):
     parameters: Sequence[nn.Parameter]
 
     def before_step(self, step: int, loss_scale: Tensor | None) -> None:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def checks(self) -> list[Check]:
-        return []
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        pass
-
-
-class LayerScaling:
+class LayerScaling(GradientChange):
     """Multiplies the gradients of each layer by a factor of its own, and watches their norms.
 
     `factors(step, norms)` gives the factors (layers,) from the true norms (layers,) of the

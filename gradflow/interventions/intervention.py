@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from torch import Tensor, nn
@@ -56,17 +56,20 @@ def check_share(name: str, value: float) -> None:
         raise ValueError(f"Expected `{name}` from 0 to 1, but got {value}.")
 
 
-class GradientChange(Protocol):
-    """Changes the gradients of one network in training, and watches that it did."""
+class GradientChange:
+    """Changes the gradients of one network in training, and may watch that it did."""
 
     def before_step(self, step: int, loss_scale: Tensor | None) -> None:
         """The gradients are those of the whole batch; times `loss_scale`, if there is one."""
+        raise NotImplementedError
 
     def checks(self) -> list[Check]:
         """What it did to the gradients, of all steps so far."""
+        return []
 
     def state_dict(self) -> dict[str, Tensor]:
         """What it has seen, for a checkpoint."""
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from there."""

@@ -111,15 +111,10 @@ class NormBias(OfLayers):
 
 def _norms(model: nn.Module, layers: str) -> list[nn.BatchNorm2d]:
     """Those of the named layers, without the norms of projections."""
-    owners = {
-        name.rpartition(".")[0]
-        for name in belonging(model, chosen_layers(model, layers))
-        if ".downsample." not in name
-    }
     norms = [
         module
-        for name, module in model.named_modules()
-        if name in owners and isinstance(module, nn.BatchNorm2d)
+        for name, module in _modules(model, layers)
+        if isinstance(module, nn.BatchNorm2d) and ".downsample." not in name
     ]
     if not norms and layers != NONE:
         raise ValueError(
@@ -193,12 +188,8 @@ class NormFree(OfLayers):
         return f"Layers {self.layers} have a bias in place of BatchNorm; initial weights {weights}."
 
     def change_network(self, model: nn.Module) -> None:
-        chosen = chosen_layers(model, self.layers)
-        owners = {name.rpartition(".")[0] for name in belonging(model, chosen)}
         conv: nn.Conv2d | None = None
-        for name, module in list(model.named_modules()):
-            if name not in owners:
-                continue
+        for name, module in _modules(model, self.layers):
             if isinstance(module, nn.Conv2d):
                 conv = module
                 if self.init == "fan_in":
@@ -209,14 +200,16 @@ class NormFree(OfLayers):
                 setattr(model.get_submodule(parent), child, nn.Identity())
 
     def checks(self, evidence: CheckInputs) -> list[Check]:
-        chosen = chosen_layers(evidence.trained, self.layers)
-        owners = {name.rpartition(".")[0] for name in belonging(evidence.trained, chosen)}
-        n_norms = sum(
-            isinstance(module, nn.BatchNorm2d)
-            for name, module in evidence.trained.named_modules()
-            if name in owners
-        )
+        modules = _modules(evidence.trained, self.layers)
+        n_norms = sum(isinstance(module, nn.BatchNorm2d) for _, module in modules)
         return [Check("norms left", n_norms, expected=0.0), *growth_checks(evidence)]
+
+
+def _modules(model: nn.Module, layers: str) -> list[tuple[str, nn.Module]]:
+    """What belongs to the chosen layers and has weights or statistics of its own, by name."""
+    names = belonging(model, chosen_layers(model, layers))
+    owners = {name.rpartition(".")[0] for name in names}
+    return [(name, module) for name, module in model.named_modules() if name in owners]
 
 
 @torch.no_grad()
@@ -251,29 +244,20 @@ def growth_checks(evidence: CheckInputs, *, beta: float = 0.0, slope: float = 0.
     a bias beside the slope that was asked about, or the other way round, the number is for the
     reader.
     """
-    from gradflow.controls.closed_forms import (  # loads scipy
-        expected_growth_bn_bias,
-        expected_growth_bn_leaky,
-    )
+    from gradflow.controls import closed_forms  # loads scipy, and so does the check
+    from gradflow.examine.initial import TRANSPORT, check
 
-    growth = expected_growth_bn_leaky(slope) if slope else expected_growth_bn_bias(beta)
+    of_slope, of_bias = closed_forms.expected_growth_bn_leaky, closed_forms.expected_growth_bn_bias
+    found = check(evidence.initial, evidence.images, draws=1, labels=evidence.labels)
     is_known = _is_plain_with_norms(evidence.initial) and _has_doses(evidence.initial, beta, slope)
     return [
         Check(
             "λ at the start: growth per layer of the squared gradient of the outputs",
-            growth_at_start(evidence),
-            expected=growth if is_known else None,
+            found.profiles[TRANSPORT].rate.growth,
+            expected=(of_slope(slope) if slope else of_bias(beta)) if is_known else None,
             tolerance=GROWTH_TOLERANCE,
         )
     ]
-
-
-def growth_at_start(evidence: CheckInputs) -> float:
-    """λ of ‖∂L/∂z‖² per layer towards the input, in train mode; NaN without one."""
-    from gradflow.examine.initial import TRANSPORT, check  # loads scipy
-
-    found = check(evidence.initial, evidence.images, draws=1, labels=evidence.labels)
-    return found.profiles[TRANSPORT].rate.growth
 
 
 def _has_doses(model: nn.Module, beta: float, slope: float) -> bool:

@@ -14,11 +14,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from gradflow.analysis.network import third
 from gradflow.data import Batch, Batches
 from gradflow.examine.activations import by_stage, dead_channels
 from gradflow.examine.batchnorm import divergence, recalibrated, with_batch_statistics
 from gradflow.examine.noise import MIN_BATCHES, gradient_noise
-from gradflow.examine.path import path_layers, path_weights, reset_layers, thirds
+from gradflow.examine.path import path_layers, path_weights, reset_layers
 from gradflow.examine.rank import effective_rank, features, probe_accuracy, stable_rank
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import Predictions, evaluate
@@ -313,7 +314,8 @@ def _reset(examined: _Examined) -> Step | None:
     on = examined.on
     if 0 not in on.network.weight_steps():
         return None
-    layers = thirds(path_layers(examined.model)[:-1])["first third"]
+    body = path_layers(examined.model)[:-1]
+    layers = body[third(len(body), "first")]
     without = reset_layers(examined.model, load_tensors(on.network.weights(0)), layers)
     models = {"": examined.recalibrated, "_reset": on.recalibrated(without)}
     quality = _quality(models, on, "train", "plain")

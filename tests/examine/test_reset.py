@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradflow.examine.path import path_layers, path_weights, reset_layers, thirds
-from gradflow.nets import plain_18, plain_34, resnet_18
+from gradflow.examine.path import path_layers, path_weights, reset_layers
+from gradflow.nets import plain_18, resnet_18
 
 
 def trained(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -29,9 +29,6 @@ def test_path_of_the_networks() -> None:
     assert len(path_layers(plain)) == 18
     assert path_layers(plain)[:2] == ["conv1", "layer1.0.conv1"]
     assert path_weights(plain)[-1] == "fc.weight"
-    body = path_layers(plain_34(3, stem="small"))[:-1]
-    assert [len(names) for names in thirds(body).values()] == [11, 11, 11]
-    assert sum(thirds(body).values(), []) == body
 
 
 def test_first_layers_go_back_with_their_norms_and_projections() -> None:
