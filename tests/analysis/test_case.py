@@ -63,19 +63,21 @@ def test_towers_are_compared_with_those_of_the_same_names_whatever_their_lengths
     assert "from actor.0 to actor.2 (first over last δ 0.0464)" in case.notes[-1]
 
 
-def test_no_network() -> None:
-    with pytest.raises(ValueError, match="at least one trained network to judge, but got none"):
-        Case.of([])
+TWICE = [make_network(seed=1), make_network(seed=0), make_network(seed=1)]
 
 
-def test_one_seed_twice() -> None:
-    twice = [make_network(seed=1), make_network(seed=0), make_network(seed=1)]
-    with pytest.raises(ValueError, match=r"every seed of plain once, but got \[0, 1, 1\]"):
-        Case.of(twice)
-    with pytest.raises(ValueError, match="every seed of plain once"):
-        Case.of(group(2), twice)
-
-
-def test_no_seed_in_common() -> None:
-    with pytest.raises(ValueError, match=r"with a seed in common, but got \[0, 1\] and \[5\]"):
-        Case.of(group(2), [make_network("residual", 5)])
+@pytest.mark.parametrize(
+    ("accused", "reference", "message"),
+    [
+        ([], [], "at least one trained network to judge, but got none"),
+        (TWICE, [], r"every seed of plain once, but got \[0, 1, 1\]"),
+        (group(2), TWICE, "every seed of plain once"),
+        (group(2), [make_network("residual", 5)],
+         r"with a seed in common, but got \[0, 1\] and \[5\]"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_case(
+    accused: list[TrainedNetwork], reference: list[TrainedNetwork], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Case.of(accused, reference)

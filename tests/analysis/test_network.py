@@ -1,5 +1,8 @@
 """Windows of a training, and two trainings brought to equal loss."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 from traces import RESIDUAL, make_network, make_trace
@@ -29,36 +32,25 @@ def test_an_empty_trace_and_one_layer_are_refused() -> None:
 # -- early -----------------------------------------------------------------------------------------
 
 
-def test_early_is_before_the_learning_rate_first_falls() -> None:
-    rates = np.repeat([0.1, 0.01, 0.001], 10)
-    network = make_network(n_steps=30, learning_rates=rates)
-    assert first_drop(network) == 10
-    np.testing.assert_array_equal(np.flatnonzero(early(network)), np.arange(10))
-
-
-def test_early_counts_optimizer_steps_and_not_records() -> None:
-    trace = make_trace({}, n_steps=10, every=4)  # steps 0, 4, …, 36
-    network = TrainedNetwork("plain", 0, trace, learning_rates=np.repeat([1.0, 0.1], 20))
-    np.testing.assert_array_equal(trace.steps[early(network)], [0, 4, 8, 12, 16])
-
-
-def test_early_is_the_first_tenth_without_a_known_learning_rate() -> None:
-    for rates in (None, np.ones(30)):
-        network = make_network(n_steps=30, learning_rates=rates)
-        assert first_drop(network) is None
-        np.testing.assert_array_equal(np.flatnonzero(early(network)), [0, 1, 2])
-
-
-def test_early_is_at_least_the_first_tenth_and_at_least_one_step() -> None:
-    falling = make_network(n_steps=40, learning_rates=np.linspace(1, 0, 40))
-    assert first_drop(falling) == 1
-    assert early(falling).sum() == 4
-    assert early(make_network(n_steps=2)).tolist() == [True, False]
-
-
-def test_a_warm_up_is_early() -> None:
-    rates = np.array([0.1, 0.2, 0.3, 0.3, 0.3, 0.3, 0.1, 0.1])
-    assert first_drop(make_network(n_steps=8, learning_rates=rates)) == 6
+@pytest.mark.parametrize(
+    ("rates", "n_steps", "every", "drop", "expected"),
+    [
+        (np.repeat([0.1, 0.01, 0.001], 10), 30, 1, 10, range(10)),
+        (np.repeat([1.0, 0.1], 20), 10, 4, 20, (0, 4, 8, 12, 16)),  # optimizer steps, not records
+        ((0.1, 0.2, 0.3, 0.3, 0.3, 0.3, 0.1, 0.1), 8, 1, 6, range(6)),  # after a warm-up
+        (None, 30, 1, None, (0, 1, 2)),  # the first tenth
+        (np.ones(30), 30, 1, None, (0, 1, 2)),
+        (np.linspace(1, 0, 40), 40, 1, 1, range(4)),  # at least the first tenth
+        (None, 2, 1, None, (0,)),  # and one step
+    ],
+)
+def test_early_is_before_the_learning_rate_first_falls(
+    rates: Any, n_steps: int, every: int, drop: int | None, expected: Sequence[int]
+) -> None:
+    trace = make_trace({}, n_steps=n_steps, every=every)
+    network = TrainedNetwork("plain", 0, trace, learning_rates=rates)
+    assert first_drop(network) == drop
+    assert trace.steps[early(network)].tolist() == list(expected)
 
 
 # -- thirds and means ------------------------------------------------------------------------------

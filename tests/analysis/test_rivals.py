@@ -1,8 +1,10 @@
-"""Each rival explanation of a gap: consistent, inconsistent, and not measured."""
+"""What each rival explanation of a gap is measured by, and where it is not measured.
+
+Where they are consistent and where inconsistent, test_thresholds.py says.
+"""
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,69 +35,8 @@ def judged(case: Case) -> dict[str, Finding]:
     return {one.key: one for one in decide(rivals(case))}
 
 
-Given = Mapping[str, Any]
-
-# Key -> what makes it consistent, and what inconsistent: of the accused, of the reference.
-CASES: dict[str, tuple[tuple[Given, Given], tuple[Given, Given]]] = {
-    "H4": (
-        ({"examined": lambda s: dead(0.4, s)}, {"examined": lambda s: dead(0.1, s)}),
-        ({"examined": lambda s: dead(0.1, s)}, {"examined": lambda s: dead(0.1, s)}),
-    ),
-    "H5": (
-        (scheduled(0.6, last=0.6), scheduled(1.5)),
-        (scheduled(1.5), scheduled(1.5)),
-    ),
-    "H6": (
-        (
-            {"examined": lambda s: batchnorm(running=1.0, recalibrated=0.7, seed=s)},
-            {"examined": lambda s: batchnorm(running=0.6, recalibrated=0.6, seed=s)},
-        ),
-        (
-            {"examined": lambda s: batchnorm(running=1.0, recalibrated=1.0, seed=s)},
-            {"examined": lambda s: batchnorm(running=0.6, recalibrated=0.5, seed=s)},
-        ),
-    ),
-    "H7": (
-        (
-            {"examined": lambda s: batchnorm(train=0.3, running=1.0, seed=s)},
-            {"examined": lambda s: batchnorm(train=0.3, running=0.6, seed=s)},
-        ),
-        (
-            {"examined": lambda s: batchnorm(train=0.7, running=1.0, seed=s)},
-            {"examined": lambda s: batchnorm(train=0.3, running=0.6, seed=s)},
-        ),
-    ),
-    "H8": (
-        (
-            {"examined": lambda s: noise_scale(0.05, s)},
-            {"examined": lambda s: noise_scale(0.5, s)},
-        ),
-        ({"examined": lambda s: noise_scale(0.5, s)}, {"examined": lambda s: noise_scale(0.5, s)}),
-    ),
-    "H9": (
-        ({"examined": lambda s: rank(3, 0.3, s)}, {"examined": lambda s: rank(50, 0.0, s)}),
-        ({"examined": lambda s: rank(50, 0.0, s)}, {"examined": lambda s: rank(50, 0.0, s)}),
-    ),
-}
-
-
 def test_there_are_six_rivals_in_order() -> None:
-    assert tuple(judged(make_case({}, {}))) == KEYS == tuple(CASES)
-
-
-@pytest.mark.parametrize("key", KEYS)
-def test_consistent(key: str) -> None:
-    found = judged(make_case(*CASES[key][0]))[key]
-    assert found.status == "yes"
-    assert found.missing == ()
-    assert all(one.p_for < 0.01 for one in found.evidence)
-
-
-@pytest.mark.parametrize("key", KEYS)
-def test_inconsistent(key: str) -> None:
-    found = judged(make_case(*CASES[key][1]))[key]
-    assert found.status == "no"
-    assert found.missing == ()
+    assert tuple(judged(make_case({}, {}))) == KEYS
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -124,7 +65,7 @@ def part(found: Finding, name: str) -> tuple[float, ...]:
 
 
 def test_dead_units_are_compared_at_step_90_where_both_came_so_far() -> None:
-    def twice(early: float, late: float) -> Given:
+    def twice(early: float, late: float) -> dict[str, Any]:
         there = dead(early, 0, "90")["dead"] | dead(late, 0, "end")["dead"]
         return {"examined": lambda s: {"dead": there}}
 

@@ -29,12 +29,13 @@ from gradflow.analysis.network import equal_loss_steps
 from gradflow.analysis.rates import Rate
 from gradflow.analysis.rivals import rivals
 from gradflow.analysis.thresholds import THRESHOLDS
-from gradflow.analysis.vanishing import causes, directions, exists, matters, reaches
+from gradflow.analysis.vanishing import Direction, causes, directions, exists, matters, reaches
 from gradflow.analysis.verdict import Restored, judge_case
 
 # Of the gate, which is tested with the controls.
 OF_THE_GATE = {"hit_rate", "false_alarm_rate"}
 OF_INTERVALS = {"confidence"}  # which no answer turns at
+WOBBLES = np.array([-0.002, 0.001, 0.002, -0.001, 0.0])  # of five seeds: spread for a t test
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ def status(finding: Finding) -> str:
 
 
 def rival(key: str, case: Case) -> str:
-    return status(next(one for one in rivals(case) if one.key == key))
+    found = next(one for one in rivals(case) if one.key == key)
+    assert found.missing == ()
+    return status(found)
 
 
 # -- statistics ------------------------------------------------------------------------------------
@@ -83,18 +86,12 @@ def overlap(nats: float) -> bool:
 
 def gap(loss: float = 0.0, accuracy: float = 0.0) -> str:
     """Worse by so much, within a hundredth: "no" within the margin, else open or "yes"."""
+    case = make_case({}, {})
     mine = [
-        replace(
-            make_network("plain", seed),
-            train_loss=1.0 + loss + wobble,
-            test_accuracy=0.8 - accuracy + wobble,
-        )
-        for seed, wobble in enumerate((-0.002, 0.001, 0.002, -0.001, 0.0))
+        replace(one, train_loss=1.0 + loss + wobble, test_accuracy=0.8 - accuracy + wobble)
+        for one, wobble in zip(case.accused, WOBBLES, strict=True)
     ]
-    theirs = [
-        replace(make_network("residual", seed), train_loss=1.0, test_accuracy=0.8)
-        for seed in range(5)
-    ]
+    theirs = [replace(one, train_loss=1.0, test_accuracy=0.8) for one in case.reference]
     return judge_case(Case.of(mine, theirs)).gap_status
 
 
@@ -103,6 +100,14 @@ def gap(loss: float = 0.0, accuracy: float = 0.0) -> str:
 
 def link_1(decades: float) -> str:
     return status(exists(make_case({"delta": decades})))
+
+
+def label(decades: float) -> str:
+    return Rate(np.array([10**decades, 1.0])).label
+
+
+def directions_of(decades: float) -> set[Direction]:
+    return directions(make_case({"delta": decades}))
 
 
 def link_2_to_reference(factor: float) -> str:
@@ -125,8 +130,7 @@ def link_3(cost: float) -> str:
 
 
 def link_4(share: float) -> str:
-    shares = tuple(share + np.array([-0.002, -0.001, 0, 0.001, 0.002]))
-    return status(causes(make_case({}), shares))
+    return status(causes(make_case({}), tuple(share + WOBBLES)))
 
 
 def main_cause(share: float) -> bool:
@@ -134,8 +138,7 @@ def main_cause(share: float) -> bool:
         "delta": -2, "first_moves": 0.1, "examined": lambda s: reset(0.0, s),
         "loss": 0.9, "accuracy": 0.6,
     }  # fmt: skip
-    shares = tuple(share + np.array([-0.002, -0.001, 0, 0.001, 0.002]))
-    verdict = judge_case(make_case(mine, {}), restored=Restored(shares))
+    verdict = judge_case(make_case(mine, {}), restored=Restored(tuple(share + WOBBLES)))
     assert verdict.outcome == "supported"
     return "main cause" in verdict.sentences[0]
 
@@ -202,39 +205,11 @@ TURNS = (
     Turn("loss_margin", lambda x: gap(loss=x), 0.04, 0.06, "no", "undetermined"),
     Turn("loss_margin", link_3, 0.045, 0.055),
     Turn("accuracy_margin", lambda x: gap(accuracy=x), 0.04, 0.06, "no", "undetermined"),
-    Turn(
-        "vanishing_decades",
-        lambda x: Rate(np.array([10**x, 1.0])).label,
-        -1.001,
-        -0.999,
-        "vanishing",
-        "healthy",
-    ),
-    Turn(
-        "vanishing_decades",
-        lambda x: Rate(np.array([10**x, 1.0])).label,
-        1.001,
-        0.999,
-        "exploding",
-        "healthy",
-    ),
+    Turn("vanishing_decades", label, -1.001, -0.999, "vanishing", "healthy"),
+    Turn("vanishing_decades", label, 1.001, 0.999, "exploding", "healthy"),
     Turn("vanishing_decades", link_1, -1.1, -0.9),
-    Turn(
-        "vanishing_decades",
-        lambda x: directions(make_case({"delta": x})),
-        -1.1,
-        -0.9,
-        {"vanishing"},
-        set(),
-    ),
-    Turn(
-        "vanishing_decades",
-        lambda x: directions(make_case({"delta": x})),
-        1.1,
-        0.9,
-        {"exploding"},
-        set(),
-    ),
+    Turn("vanishing_decades", directions_of, -1.1, -0.9, {"vanishing"}, set()),
+    Turn("vanishing_decades", directions_of, 1.1, 0.9, {"exploding"}, set()),
     Turn("reference_factor", link_2_to_reference, 3.6, 2.5),
     Turn("attenuation", link_2_by_attenuation, 0.89, 0.91),
     Turn("movement_ratio", link_2, 0.29, 0.39),

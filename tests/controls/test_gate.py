@@ -33,31 +33,24 @@ def test_every_network_of_known_truth_gets_its_label(made: Gate) -> None:
 # -- a broken instrument -------------------------------------------------------------------------
 
 
-def reads(monkeypatch: pytest.MonkeyPatch, decades: Callable[[float], float]) -> None:
-    """An instrument whose change over the depth is not what it measured."""
+@pytest.mark.parametrize(
+    ("decades", "hit_rate", "false_alarm_rate"),
+    [(lambda true: -true, 0.0, 0.0), (lambda _: float("nan"), 0.0, 1.0), (lambda _: -20, 0.5, 1.0)],
+    ids=["from the wrong end", "sees nothing", "always cries"],
+)
+def test_a_broken_instrument_shuts_the_gate(
+    decades: Callable[[float], float],
+    hit_rate: float,
+    false_alarm_rate: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its change over the depth is not what it measured."""
     true = Rate.decades.fget
     assert true is not None
-    wrong = property(lambda self: decades(true(self)))
-    monkeypatch.setattr(Rate, "decades", wrong)
-
-
-def test_depth_from_the_wrong_end_shuts_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    reads(monkeypatch, lambda decades: -decades)
+    monkeypatch.setattr(Rate, "decades", property(lambda self: decades(true(self))))
     broken = gate(1)
-    assert (broken.hit_rate, broken.false_alarm_rate, broken.passed) == (0.0, 0.0, False)
-
-
-def test_an_instrument_that_sees_nothing_shuts_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    reads(monkeypatch, lambda decades: float("nan"))
-    broken = gate(1)
-    assert (broken.hit_rate, broken.false_alarm_rate, broken.passed) == (0.0, 1.0, False)
-
-
-def test_an_instrument_that_always_cries_shuts_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    reads(monkeypatch, lambda decades: -20.0)
-    broken = gate(1)
-    assert broken.hit_rate == 0.5, "the vanishing ones"
-    assert (broken.false_alarm_rate, broken.passed) == (1.0, False)
+    assert (broken.hit_rate, broken.false_alarm_rate) == (hit_rate, false_alarm_rate)
+    assert not broken.passed
 
 
 # -- counting ------------------------------------------------------------------------------------

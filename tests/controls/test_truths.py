@@ -69,29 +69,27 @@ GAIN_2 = Control(
 )  # fmt: skip
 
 
-def result(
-    control: Control, mean: float = 4.0, error: float = 0.1, n_right: int = 20
-) -> ControlResult:
-    return ControlResult(control, mean, error, 20, n_right, 1.0)
+RELATIVE, SAMPLED = replace(GAIN_2, rtol=0.05), replace(GAIN_2, rtol=0.0, n_errors=3.0)
 
 
-def test_relative_tolerance_does_not_grow_with_the_scatter() -> None:
-    assert result(replace(GAIN_2, rtol=0.05), 4.19, 1.0).passed
-    assert not result(replace(GAIN_2, rtol=0.05), 4.21, 1.0).passed
-    assert not result(replace(GAIN_2, rtol=0.05), 3.79, 1.0).passed
-
-
-def test_tolerance_in_standard_errors() -> None:
-    sampled = replace(GAIN_2, rtol=0.0, n_errors=3.0)
-    assert result(sampled, 4.29).passed
-    assert not result(sampled, 4.31).passed
-    assert not result(sampled, error=float("nan")).passed, "one seed has no standard error"
-    assert not result(GAIN_2, mean=float("nan")).passed
-
-
-def test_a_label_that_is_wrong_more_than_once_in_twenty_fails() -> None:
-    assert result(GAIN_2, n_right=19).passed
-    assert not result(GAIN_2, n_right=18).passed
+@pytest.mark.parametrize(
+    ("control", "mean", "error", "n_right", "passed"),
+    [
+        (RELATIVE, 4.19, 1.0, 20, True),
+        (RELATIVE, 4.21, 1.0, 20, False),  # the tolerance does not grow with the scatter
+        (RELATIVE, 3.79, 1.0, 20, False),
+        (RELATIVE, float("nan"), 0.1, 20, False),
+        (SAMPLED, 4.29, 0.1, 20, True),
+        (SAMPLED, 4.31, 0.1, 20, False),
+        (SAMPLED, 4.0, float("nan"), 20, False),  # one seed has no standard error
+        (GAIN_2, 4.0, 0.1, 19, True),
+        (GAIN_2, 4.0, 0.1, 18, False),  # a label that is wrong more than once in twenty
+    ],
+)
+def test_a_control_passes_within_its_tolerance_and_with_its_label(
+    control: Control, mean: float, error: float, n_right: int, passed: bool
+) -> None:
+    assert ControlResult(control, mean, error, 20, n_right, 1.0).passed == passed
 
 
 @pytest.mark.parametrize(("rtol", "n_errors"), [(0.0, 0.0), (0.1, 3.0)])

@@ -55,21 +55,6 @@ def test_deeper_layers_are_given_what_training_gives_them(batches: list[Tensor])
     np.testing.assert_allclose(variance, pooled.var(axis=(0, 2, 3)), rtol=1e-5)
 
 
-def test_the_model_stays_as_it_is(batches: list[Tensor]) -> None:
-    model = network()
-    model[1].eval()
-    flags = [module.training for module in model.modules()]
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    random = torch.get_rng_state()
-    for copied in (recalibrated(model, batches), with_batch_statistics(model)):
-        copied(batches[0])
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert [module.training for module in model.modules()] == flags
-    assert not any(module._forward_pre_hooks for module in model.modules())
-    assert torch.equal(torch.get_rng_state(), random), "dropout is off"
-    assert not recalibrated(model, batches).training
-
-
 def test_each_copy_normalises_with_its_own_statistics(batches: list[Tensor]) -> None:
     body = network()[:6]
     for _ in range(3):
