@@ -88,15 +88,7 @@ class Evidence:
             "interval": to_json([found.low, found.high]),
             "confidence": CONFIDENCE.value,
             "n_seeds": found.n,
-            "threshold": {
-                "name": self.threshold.name,
-                "value": self.threshold.value,
-                "unit": self.threshold.unit,
-                "limit": self.limit,
-                "side": self.side,
-                "reason": self.threshold.reason,
-                "source": self.threshold.source,
-            },
+            "threshold": to_json(self.threshold) | {"limit": self.limit, "side": self.side},
             "p_for": self.p_for,
             "p_against": self.p_against,
         }
@@ -133,17 +125,9 @@ class Finding:
         return None if not counts or None in counts else max(n for n in counts if n is not None)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "key": self.key,
-            "title": self.title,
-            "question": self.question,
-            "status": self.status,
-            "p_for": self.p_for,
-            "p_against": self.p_against,
-            "missing": list(self.missing),
-            "details": list(self.details),
-            "evidence": [one.to_json() for one in self.evidence],
-        }
+        said = ("key", "title", "question", "status", "p_for", "p_against", "missing", "details")
+        evidence = [one.to_json() for one in self.evidence]
+        return {name: to_json(getattr(self, name)) for name in said} | {"evidence": evidence}
 
 
 def all_of(evidence: Sequence[Evidence]) -> tuple[float, float]:

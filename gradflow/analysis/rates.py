@@ -92,10 +92,6 @@ class Rate:
         return float(10 ** (2 * self.decades_per_layer))
 
     @property
-    def n_layers(self) -> int:
-        return len(self.values)
-
-    @property
     def label(self) -> Label:
         """Vanishing or exploding where first and last layer differ more than ten-fold.
 

@@ -50,9 +50,7 @@ def mean_and_range(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def t_interval(
-    values: Sequence[float] | np.ndarray,
-    confidence: float | None = None,
-    bounds: tuple[float, float] = (-math.inf, math.inf),
+    values: Sequence[float] | np.ndarray, bounds: tuple[float, float] = (-math.inf, math.inf)
 ) -> Interval:
     """mean ± t · sd / √n over seeds; values that are not finite are left out.
 
@@ -64,14 +62,13 @@ def t_interval(
     >>> round(t_interval([0.9, 0.95, 1.0], bounds=(0, 1)).high, 3)
     1
     """
-    level = CONFIDENCE.value if confidence is None else confidence
     numbers = _finite(values)
     n = len(numbers)
     centre = mean(numbers)
     if n < 2:
         return Interval(centre, math.nan, math.nan, math.nan, n)
     sd = float(numbers.std(ddof=1))
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * sd / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE.value) / 2)) * sd / math.sqrt(n)
     return Interval(centre, max(centre - half, bounds[0]), min(centre + half, bounds[1]), sd, n)
 
 

@@ -106,9 +106,7 @@ class InitialCheck:
     drawn: str  # what differs from draw to draw
     input_shape: tuple[int, ...]  # of the first input, with the batch
     loss: str
-    has_zero_head: (
-        bool  # the last layer starts at zero or nearly so; it was drawn at random to measure
-    )
+    has_zero_head: bool  # the last layer starts at or near zero; it was drawn at random to measure
     paths: tuple[PathCheck, ...]
     dead: dict[str, float]  # activation -> share of channels that are 0 for the whole batch
     nonfinite: tuple[NonFinite, ...]  # the first place first; `first_step` is the draw

@@ -172,19 +172,6 @@ def test_two_sizes_that_contradict_each_other_are_neither() -> None:
     assert not any("seeds" in step for step in verdict.next_steps)
 
 
-def test_under_adam_the_size_reaches_the_weights_only_through_epsilon() -> None:
-    """How far the layers move is not asked: under Adam that follows from their first weights."""
-
-    def link_2(attenuation: float) -> Any:
-        tables = {"adam_attenuation": attenuation}
-        case = make_case(vanishing(tables=lambda s: {k: v + s * 1e-4 for k, v in tables.items()}))
-        return judge_case(case).links[1]
-
-    assert link_2(0.5).status == "yes"
-    assert link_2(0.99).status == "no"
-    assert [one.name for one in link_2(0.99).evidence] == ["adam_attenuation"]
-
-
 def test_the_raw_gradient_is_shown_and_not_judged() -> None:
     """Weights that grow towards the input shrink g; ŝ and δ do not see it."""
     scale = 10 ** np.linspace(3, 0, len(RESIDUAL))

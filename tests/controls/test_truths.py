@@ -110,7 +110,7 @@ def test_progress_counts_networks_and_results_are_plain() -> None:
 
 def test_ends_are_left_out_of_the_rate_and_not_of_the_label() -> None:
     control = replace(GAIN_2, skipped=(5, 5))
-    assert trace_rate(record(control, 0), "output_gradient").n_layers == 11
+    assert len(trace_rate(record(control, 0), "output_gradient").values) == 11
     assert np.isnan(measure(control, 0).growth), "one layer is left"
     assert measure(control, 0).label == "exploding"
     found = measure(replace(control, skipped=(4, 4)), 0)
