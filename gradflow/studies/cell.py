@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import current_process
 from typing import Any, Literal
 
@@ -25,8 +26,8 @@ from gradflow.training.train import begin_run, finish_network, train_network
 
 # What decides the images of a cell, their split and their true labels.
 DATA_FIELDS = (
-    "data", "image_size", "split", "twins", "split_seed", "val_fraction", "test_fraction",
-    "on_bad", "memory_budget",
+    "data", "download", "allow_outside", "image_size", "split", "twins", "split_seed",
+    "val_fraction", "test_fraction", "on_bad", "memory_budget",
 )  # fmt: skip
 
 MAX_STARTS = 3  # of a cell whose process was killed each time
@@ -134,28 +135,17 @@ def _drop_weights(network: NetworkDir, cell: Cell) -> None:
             path.unlink()
 
 
-@dataclass
-class _Loaded:
-    """The images that this process decoded last: most cells of a study share theirs."""
-
-    key: tuple[Any, ...] = ()
-    image_size: int = 0
-    mirror: bool = False
-    data: Data | None = None
-
-
-_loaded = _Loaded()
+@lru_cache(maxsize=1)  # most cells of a study share their images
+def _decoded(config: TrainConfig) -> tuple[TrainConfig, Data]:
+    return load_data(config)
 
 
 def load_once(config: TrainConfig) -> tuple[TrainConfig, Data]:
     """As load_data, but what this process loaded last is not decoded again."""
-    key = tuple(getattr(config, name) for name in DATA_FIELDS)
-    if _loaded.data is None or _loaded.key != key:
-        found, data = load_data(dataclasses.replace(config, flip=None, intervene=""))
-        _loaded.key, _loaded.data = key, data
-        _loaded.image_size, _loaded.mirror = found.image_size or 0, bool(found.flip)
-    config = config.resolved(image_size=_loaded.image_size, mirror=_loaded.mirror)
-    return config, _loaded.data.changed_by(config.interventions)
+    found, data = _decoded(TrainConfig(**{name: getattr(config, name) for name in DATA_FIELDS}))
+    assert found.image_size is not None
+    config = config.resolved(image_size=found.image_size, mirror=bool(found.flip))
+    return config, data.changed_by(config.interventions)
 
 
 def _check_same_config(before: TrainConfig, now: TrainConfig, cell: Cell) -> None:

@@ -6,7 +6,6 @@ called twice, or again after its process was killed, does no harm. All engines s
 system with the process that started the study.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, cpu_count, delayed, parallel_config
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
@@ -75,14 +74,8 @@ def default_workers(cells: Sequence[Cell]) -> int:
     """One per GPU where the cells train on GPUs, else as many as the cores carry."""
     if cells[0].config.device != "cpu" and torch.cuda.is_available():
         return torch.cuda.device_count()
-    return max(1, _cores() // cells[0].threads)
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    n_cores: int = cpu_count()  # those that this process may use
+    return max(1, n_cores // cells[0].threads)
 
 
 Broken = tuple[type[BaseException], ...]  # what a backend raises when it lost a worker

@@ -90,15 +90,13 @@ def read_outcomes(
 
 def failures(folder: StudyDir, study: Study) -> dict[str, str]:
     """By name, which cells failed or diverged, and why."""
-    states = {cell.name: CellDir(cell.folder).state() for cell in study.cells(folder.cells)}
-    of_trials = {cell.name: CellDir(cell.folder).state() for cell in study.trials(folder.cells)}
-    # A trial that diverged has told what it was to tell.
-    states |= {name: one for name, one in of_trials.items() if one.get("state") == "failed"}
-    return {
-        name: f"{state['state']}: {state.get('message', '')}"
-        for name, state in states.items()
-        if state.get("state") in ("failed", "diverged")
-    }
+    found = {}
+    for cell in (*study.cells(folder.cells), *study.trials(folder.cells)):
+        state = CellDir(cell.folder).state()
+        # A trial that diverged has told what it was to tell.
+        if state.get("state") in (("failed",) if cell.trial else ("failed", "diverged")):
+            found[cell.name] = f"{state['state']}: {state.get('message', '')}"
+    return found
 
 
 def training_loss(evaluation: Mapping[str, Any]) -> float:

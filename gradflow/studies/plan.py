@@ -10,7 +10,6 @@ import torch
 
 from gradflow.analysis.shares import seeds_for_width
 from gradflow.analysis.thresholds import LOSS_MARGIN
-from gradflow.record import Recorder
 from gradflow.record.schedule import N_FULL_AT_FIRST
 from gradflow.studies.arms import Cell
 from gradflow.studies.cell import load_once
@@ -23,7 +22,7 @@ from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import predict
 from gradflow.training.fit import make_accelerator, start_training, train_steps
 from gradflow.training.images import Data
-from gradflow.training.train import RECORDED
+from gradflow.training.train import recorder_of
 from gradflow.training.weights import build_network
 
 N_TIMED = 4  # steps, of which the first is not counted: it also sets up what later ones reuse
@@ -122,7 +121,7 @@ def _with_combination(study: Study, folder: StudyDir) -> Study:
 def _kind(config: TrainConfig) -> tuple[Any, ...]:
     return (config.arch, config.image_size, config.batch_size, config.width, config.data,
             config.precision, config.batches_per_step, config.log_grads, config.every,
-            config.cadence, config.optimizer)  # fmt: skip
+            config.cadence, config.histograms, config.optimizer)  # fmt: skip
 
 
 def _measure(cell: Cell) -> tuple[float, float, int, dict[str, int]]:
@@ -132,12 +131,7 @@ def _measure(cell: Cell) -> tuple[float, float, int, dict[str, int]]:
     config, data = load_once(cell.config)
     model = build_network(config.arch, len(data.class_names), config, seed=cell.seed)
     state = start_training(model, config, accelerator)
-    recorder = None
-    if config.log_grads:
-        recorder = Recorder(
-            state.prepared_model, state.optimizer, every=config.record_schedule(),
-            cadence=config.cadence, first_step=N_FULL_AT_FIRST, measures=RECORDED[config.optimizer],
-        )  # fmt: skip
+    recorder = recorder_of(state, N_FULL_AT_FIRST) if config.log_grads else None
     training = data.training(config, cell.seed)
     n_batches = training.n_batches(accelerator.num_processes)
     per_step = config.batches_per_step or n_batches

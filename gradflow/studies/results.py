@@ -33,6 +33,10 @@ class Equivalence:
     def holds(self) -> bool:
         return self.p <= ALPHA
 
+    def to_json(self) -> dict[str, Any]:
+        change, margin = _interval(self.change), at.LOSS_MARGIN.value
+        return {"change": change, "margin": margin, "p": self.p, "holds": self.holds}
+
 
 @dataclass(frozen=True)
 class ArmResult:
@@ -185,7 +189,7 @@ class Results:
                 for one in self.controls
             ],
             "tuned": to_json(self.study.tuned),
-            "interaction": _interaction_json(self.interaction),
+            "interaction": self.interaction and _interaction_json(self.interaction),
             "notes": list(self.notes),
         }
 
@@ -196,26 +200,17 @@ def _value(one: ArmResult) -> float:
 
 
 def _arm_json(one: ArmResult) -> dict[str, Any]:
+    arm = one.arm
+    asked = ("name", "says", "tests", "role", "against", "networks", "dose")
     return {
-        "name": one.arm.name,
-        "says": one.arm.says,
-        "tests": one.arm.tests,
-        "role": one.arm.role,
-        "against": one.arm.against,
-        "networks": list(one.arm.networks),
-        "series": one.arm.series or None,
-        "dose": one.arm.dose,
+        **{name: to_json(getattr(arm, name)) for name in asked},
+        "series": arm.series or None,
         "seeds": list(one.seeds),
         "shares": {
             name: _interval(share.interval)
             | {
                 "per_seed": to_json(share.per_seed),
-                "status": one.judged[name].status,
-                "why": one.judged[name].why,
-                "p_main": one.judged[name].p_main,
-                "p_contributor": one.judged[name].p_contributor,
-                "p_none": one.judged[name].p_none,
-                "p_widens": one.judged[name].p_widens,
+                **to_json(one.judged[name]),
                 "accused_gain": _interval(t_interval(share.accused_gain)),
                 "reference_gain": _interval(t_interval(share.reference_gain)),
             }
@@ -228,31 +223,14 @@ def _arm_json(one: ArmResult) -> dict[str, Any]:
         },
         "moved": one.moved,
         "checks": to_json(one.checks),
-        "equivalent": _equivalence_json(one.equivalence),
-        "decades": {place: to_json(sizes) for place, sizes in one.decades.items()},
+        "equivalent": one.equivalence and one.equivalence.to_json(),
+        "decades": to_json(one.decades),
     }
 
 
-def _equivalence_json(found: Equivalence | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    return {
-        "change": _interval(found.change),
-        "margin": at.LOSS_MARGIN.value,
-        "p": found.p,
-        "holds": found.holds,
-    }
-
-
-def _interaction_json(found: Interaction | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    return _interval(found.interval) | {
-        "first": found.first,
-        "second": found.second,
-        "both": found.both,
-        "reads": found.reads,
-    }
+def _interaction_json(found: Interaction) -> dict[str, Any]:
+    names = {name: getattr(found, name) for name in ("first", "second", "both", "reads")}
+    return _interval(found.interval) | names
 
 
 def _interval(found: Interval) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """What is measured of a network when its training has ended: the evaluation, with the test set."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gradflow.examine.batchnorm import recalibrated
 from gradflow.record import MaxOverhead, Recorder
@@ -24,17 +23,16 @@ def evaluate_network(
     data: Data,
     recorder: Recorder | None,
     intervening: Intervening,
-    first: Mapping[str, Tensor],
 ) -> None:
-    """Look at the test set, once: with the weights of the last and of the best epoch.
-
-    `first` are the weights before training, to tell how far they have turned.
-    """
+    """Look at the test set, once: with the weights of the last and of the best epoch."""
     evaluation: dict[str, Any] = {}
     epochs: dict[Weights, int] = {"last": state.epoch - 1, "best": state.best_epoch}
     for which, epoch in epochs.items():
         load_weights(state.model, network.weights(which))
-        evaluation[which] = {"epoch": epoch, "angle_from_start": _angles(first, state.model)}
+        evaluation[which] = {
+            "epoch": epoch,
+            "angle_from_start": _angles(intervening.initial, state.model),
+        }
         model = intervening.evaluated_in(state)
         for part in ("train", "validation", "test"):
             predictions = predict(model, data.in_order(part), state.accelerator)
@@ -52,18 +50,17 @@ def evaluate_network(
     network.save_evaluation(evaluation)
 
 
-def weights_by_name(model: nn.Module) -> dict[str, Tensor]:
-    """Of convolutions and linear layers, by name: what has a direction."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.ndim > 1}
-
-
-def _angles(first: Mapping[str, Tensor], model: nn.Module) -> dict[str, float]:
-    """Between each weight and what it was first, in rad, as the measure `angle_from_start`."""
+@torch.no_grad()
+def _angles(initial: nn.Module, model: nn.Module) -> dict[str, float]:
+    """Between each weight of a convolution or a linear layer and what it was first, in rad, as the
+    measure `angle_from_start`."""
     angles = {}
-    for name, weight in weights_by_name(model).items():
-        now, before = (one.cpu().double().flatten() for one in (weight, first[name]))
-        chord = torch.linalg.vector_norm(now / now.norm() - before / before.norm())
-        angles[name] = float(2 * torch.asin((chord / 2).clamp(max=1)))
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1:
+            both = (weight, initial.get_parameter(name))
+            now, before = (one.cpu().double().flatten() for one in both)
+            chord = torch.linalg.vector_norm(now / now.norm() - before / before.norm())
+            angles[name] = float(2 * torch.asin((chord / 2).clamp(max=1)))
     return angles
 
 
@@ -75,9 +72,7 @@ def _recalibrated(
     Running statistics lag behind the weights, and a loss that measures how well a network fits
     must not measure how far they lag.
     """
-    batches = data.training(state.config, network.seed).epoch(
-        0, device=state.accelerator.device, channels_last=state.config.channels_last
-    )
+    batches = data.first_epoch(state.config, network.seed, state.accelerator.device)
     steady = recalibrated(model, (batch.images for batch in batches))
     predictions = predict(steady, data.in_order("train"), state.accelerator)
     return {

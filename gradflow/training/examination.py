@@ -184,7 +184,7 @@ def _costs(material: "_Material", n_layers: int) -> dict[str, float]:
     mode a quarter of one, a recalibrating batch a half, and a layer's rank and probe a whole one.
     Wider networks and larger images have dearer steps, so that there the layers cost less.
     """
-    train, test = (len(material.view(part, "plain").batches) for part in ("train", "test"))
+    train, test = (len(material.batches(part, "plain")) for part in ("train", "test"))
     return {
         "recalibration": 0.5 * train,
         "dead": 0.5 * train,
@@ -196,24 +196,6 @@ def _costs(material: "_Material", n_layers: int) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class _View:
-    """Images of one part with one transform, in shuffled batches of the training's size.
-
-    Like an epoch of training it leaves out a last batch of one image.
-    """
-
-    batches: Batches
-    device: torch.device
-    channels_last: bool
-
-    def epoch(self, index: int = 0) -> Iterator[Batch]:
-        return self.batches.epoch(index, device=self.device, channels_last=self.channels_last)
-
-    def images(self) -> Iterator[Tensor]:
-        return (batch.images for batch in self.epoch())
-
-
-@dataclass(frozen=True)
 class _Material:
     """One network's files, and the images to look at; the same for all its weights."""
 
@@ -222,29 +204,29 @@ class _Material:
     data: Data
     device: torch.device
 
-    @property
-    def loss(self) -> Callable[..., Tensor]:
-        return partial(cross_entropy, label_smoothing=self.config.label_smoothing)
+    def batches(self, part: str, transform: str) -> Batches:
+        """At most MAX_IMAGES of "train" or "test", "augmented" or "plain", in one order.
 
-    @property
-    def training(self) -> _View:
-        """All training images, in the very batches that training had."""
+        Batches of the training's size which, as there, leave out a last one of one image.
+        """
         batches = self.data.training(self.config, self.network.seed)
-        return _View(batches, self.device, self.config.channels_last)
-
-    def view(self, part: str, transform: str) -> _View:
-        """At most MAX_IMAGES of "train" or "test", "augmented" or "plain", in one order."""
-        batches = self.training.batches
-        indices = getattr(self.data.split, part)
-        chosen = np.random.default_rng(SUBSET_SEED).permutation(indices)[:MAX_IMAGES]
+        indices = np.random.default_rng(SUBSET_SEED).permutation(getattr(self.data.split, part))
         augmentation = batches.augmentation if transform == "augmented" else None
-        subset = replace(batches, indices=chosen, augmentation=augmentation)
-        return replace(self.training, batches=subset)
+        return replace(batches, indices=indices[:MAX_IMAGES], augmentation=augmentation)
+
+    def epoch(self, part: str, transform: str) -> Iterator[Batch]:
+        layout = self.config.channels_last
+        return self.batches(part, transform).epoch(0, device=self.device, channels_last=layout)
+
+    def images(self, part: str, transform: str) -> Iterator[Tensor]:
+        return (batch.images for batch in self.epoch(part, transform))
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Of the training images, in the order of a view."""
-        return np.concatenate([b.labels.cpu().numpy() for b in self.view("train", "plain").epoch()])
+        """Of the training images, in the order of their batches."""
+        return np.concatenate(
+            [batch.labels.cpu().numpy() for batch in self.epoch("train", "plain")]
+        )
 
     def recalibrated(self, model: nn.Module) -> nn.Module:
         """With the population statistics of augmented training images.
@@ -252,7 +234,7 @@ class _Material:
         Those are what the running statistics estimate, also where other images are evaluated: so
         the two differ by the estimate alone, and by no transform.
         """
-        return recalibrated(model, self.view("train", "augmented").images())
+        return recalibrated(model, self.images("train", "augmented"))
 
 
 @dataclass(frozen=True)
@@ -277,7 +259,7 @@ class _Examined:
 
 
 def _dead(examined: _Examined) -> Step:
-    images = examined.on.view("train", "plain").images()
+    images = examined.on.images("train", "plain")
     return by_stage(dead_channels(examined.recalibrated, images))
 
 
@@ -299,8 +281,7 @@ def _batchnorm(examined: _Examined) -> Step:
 
 
 def _rank(examined: _Examined) -> Step:
-    images = examined.on.view("train", "plain").images()
-    found = features(examined.recalibrated, images)
+    found = features(examined.recalibrated, examined.on.images("train", "plain"))
     return {
         "sites": list(found),
         "effective_rank": [effective_rank(table) for table in found.values()],
@@ -327,13 +308,13 @@ def _reset(examined: _Examined) -> Step | None:
 
 def _noise(examined: _Examined) -> Step | None:
     on = examined.on
-    epoch = on.view("train", "augmented").epoch()
-    pairs = ((batch.images, batch.labels) for batch in epoch)
+    pairs = ((batch.images, batch.labels) for batch in on.epoch("train", "augmented"))
     whole = (pair for pair in pairs if len(pair[1]) == on.config.batch_size)
     batches = list(islice(whole, MAX_NOISE_BATCHES))
     if len(batches) < MIN_BATCHES:
         return None
-    noise = gradient_noise(examined.model, batches, on.loss)
+    loss = partial(cross_entropy, label_smoothing=on.config.label_smoothing)
+    noise = gradient_noise(examined.model, batches, loss)
     return {name: noise[name].to_json() for name in (*path_weights(examined.model), "all")}
 
 
@@ -353,7 +334,7 @@ def _quality(
     """How well each model, as it stands, does on one part: one pass, since batches cost as well."""
     logits: dict[str, list[Tensor]] = {name: [] for name in models}
     labels = []
-    for batch in on.view(part, transform).epoch():
+    for batch in on.epoch(part, transform):
         labels.append(batch.labels.cpu())
         for name, model in models.items():
             logits[name].append(model(batch.images).float().cpu())

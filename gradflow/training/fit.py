@@ -12,14 +12,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import (
-    ConstantLR,
-    CosineAnnealingLR,
-    LambdaLR,
-    LRScheduler,
-    StepLR,
-)
+from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 
 from gradflow.data import Batch, Batches
 from gradflow.record import NonFinite
@@ -82,7 +75,7 @@ class TrainingState:
     accelerator: Accelerator
     model: nn.Module
     optimizer: Optimizer
-    scheduler: LRScheduler
+    scheduler: lr_scheduler.LRScheduler
     prepared_model: nn.Module  # the same, in accelerate's wrappers for the training step
     prepared_optimizer: Optimizer
     epoch: int = 0
@@ -345,12 +338,14 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     )
 
 
-def _scheduler(optimizer: Optimizer, config: TrainConfig) -> LRScheduler:
+def _scheduler(optimizer: Optimizer, config: TrainConfig) -> lr_scheduler.LRScheduler:
     if config.warmup or config.lr_sum != "own":
         factors = lr_factors(config)
-        return LambdaLR(optimizer, lambda epoch: factors[min(epoch, config.epochs - 1)])
+        return lr_scheduler.LambdaLR(
+            optimizer, lambda epoch: factors[min(epoch, config.epochs - 1)]
+        )
     if config.schedule == "step":
-        return StepLR(optimizer, config.step_size, config.gamma)
+        return lr_scheduler.StepLR(optimizer, config.step_size, config.gamma)
     if config.schedule == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=config.epochs)
-    return ConstantLR(optimizer, factor=1.0)
+        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs)
+    return lr_scheduler.ConstantLR(optimizer, factor=1.0)

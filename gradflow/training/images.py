@@ -2,16 +2,18 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from gradflow.data import (
     NEAR_TWIN_BITS,
     Audit,
     Augmentation,
+    Batch,
     Batches,
     ImageStore,
     Split,
@@ -65,6 +67,13 @@ class Data:
             shuffle=True,
             augmentation=augmentation,
         )
+
+    def first_epoch(
+        self, config: TrainConfig, seed: int, device: torch.device | str = "cpu"
+    ) -> Iterator[Batch]:
+        """The training batches of the first epoch, those of all processes together."""
+        batches = self.training(config, seed)
+        return batches.epoch(0, device=device, channels_last=config.channels_last)
 
     def in_order(self, part: str) -> Batches:
         """The images of "train", "validation" or "test" in order, without augmentation."""

@@ -37,38 +37,30 @@ class Intervening(Applied):
     def __init__(self, network: NetworkDir, config: TrainConfig, data: Data) -> None:
         super().__init__(config.interventions, network.arch, network.seed)
         self._network, self._config, self._data = network, config, data
-        self._initial: nn.Module | None = None
 
     def start(self, model: nn.Module) -> None:
-        """Finish the first weights of a network that was just built."""
-        if not self.interventions:
-            return
-        images = self._first_batch().images
+        """Finish the first weights of a network that was just built, and keep them: `initial`."""
         for intervention in self.interventions:
-            intervention.change_start(model, images)
-        self._initial = copy.deepcopy(model)
+            intervention.change_start(model, self._first_batch().images)
+        self.initial = copy.deepcopy(model)
 
     def evaluated_in(self, state: TrainingState) -> nn.Module:
         """What is to be evaluated in place of the network in `state`, with its weights."""
-        if self._initial is None:
-            return state.model
 
         def images() -> Iterator[Tensor]:
-            batches = self._data.training(self._config, self._network.seed).epoch(
-                0, device=state.accelerator.device, channels_last=self._config.channels_last
-            )
-            return (batch.images for batch in batches)
+            epoch = self._data.first_epoch(self._config, self.seed, state.accelerator.device)
+            return (batch.images for batch in epoch)
 
-        return self.evaluated(state.model, self._initial.state_dict(), images)
+        return self.evaluated(state.model, self.initial.state_dict(), images)
 
     def save_checks(self, state: TrainingState) -> None:
         """Measure what was changed, with `state` as training ended, and keep it in the run."""
-        if self._initial is None:
+        if not self.interventions:
             return
         first, train = self._first_batch(), torch.from_numpy(self._data.split.train)
-        batches = self._data.training(self._config, self._network.seed)
+        batches = self._data.training(self._config, self.seed)
         evidence = CheckInputs(
-            initial=self._initial,
+            initial=self.initial,
             trained=copy.deepcopy(state.model).cpu(),
             evaluated=copy.deepcopy(self.evaluated_in(state)).cpu(),
             images=first.images,
@@ -82,5 +74,4 @@ class Intervening(Applied):
 
     def _first_batch(self) -> Batch:
         """The first training batch of all processes together, on the CPU."""
-        batches = self._data.training(self._config, self._network.seed)
-        return next(batches.epoch(0, channels_last=self._config.channels_last))
+        return next(self._data.first_epoch(self._config, self.seed))

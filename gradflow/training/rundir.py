@@ -32,19 +32,8 @@ from gradflow.files import (
 from gradflow.record.part_files import FOLDER as RECORDS
 from gradflow.record.part_files import PARTS, drop_from
 from gradflow.record.trace import Trace, load_histograms, load_parts
-from gradflow.training import origin
+from gradflow.training import contents, origin
 from gradflow.training.config import TrainConfig
-from gradflow.training.contents import (
-    DataEntry,
-    Environment,
-    EpochEntry,
-    Evaluation,
-    Examination,
-    InterventionEntry,
-    SaliencyEntry,
-    check_evaluation,
-    check_history,
-)
 from gradflow.training.notebook import network_html, run_html
 from gradflow.training.weights import ANEW, load_network
 
@@ -85,8 +74,8 @@ class NetworkDir:
     def history(self) -> list[dict[str, Any]]:
         """One entry per finished epoch; none before the first."""
         path = self.path / "history.json"
-        found = _read(path, list[EpochEntry]) if path.exists() else []
-        _checked(path, check_history, found, self.is_finished)
+        found = _read(path, list[contents.EpochEntry]) if path.exists() else []
+        _checked(path, contents.check_history, found, self.is_finished)
         return found
 
     def training_seconds(self) -> float:
@@ -99,10 +88,12 @@ class NetworkDir:
     def evaluation(self) -> dict[str, Any]:
         """The evaluation of a finished network."""
         path = self.path / "evaluation.json"
-        found = dict(_read(path, Evaluation))
+        found = dict(_read(path, contents.Evaluation))
         run = RunDir(self.path.parent)
         is_whole_run = (run.path / "data.json").exists()  # else a network trained from Python
-        _checked(path, check_evaluation, found, run.data()["classes"] if is_whole_run else None)
+        _checked(
+            path, contents.check_evaluation, found, run.data()["classes"] if is_whole_run else None
+        )
         return found
 
     def save_evaluation(self, evaluation: Mapping[str, Any]) -> None:
@@ -111,7 +102,7 @@ class NetworkDir:
     def examination(self) -> dict[str, Any] | None:
         """What was measured from the kept weights; None where it never was."""
         path = self.path / "examination.json"
-        return _read(path, Examination) if path.exists() else None
+        return _read(path, contents.Examination) if path.exists() else None
 
     def lacks_measurements(self) -> bool:
         """Whether the kept weights were never examined, or something was left for later."""
@@ -124,7 +115,7 @@ class NetworkDir:
     def interventions(self) -> list[dict[str, Any]]:
         """What was changed on purpose, with its checks; none before the end of the training."""
         path = self.path / "interventions.json"
-        return _read(path, list[InterventionEntry]) if path.exists() else []
+        return _read(path, list[contents.InterventionEntry]) if path.exists() else []
 
     def save_interventions(self, report: list[dict[str, Any]]) -> None:
         write_json(self.path / "interventions.json", report)
@@ -257,7 +248,7 @@ class RunDir:
     def saliency(self, method: str) -> dict[str, Any] | None:
         """What `gradflow saliency --split test` found, None where it was not run."""
         path = self.path / "saliency" / f"{method}.json"
-        return _read(path, SaliencyEntry) if path.exists() else None
+        return _read(path, contents.SaliencyEntry) if path.exists() else None
 
     def save_saliency(
         self, method: str, content: Mapping[str, Any], mean_maps: Mapping[str, np.ndarray]
@@ -298,11 +289,11 @@ class RunDir:
 
     def environment(self) -> dict[str, Any]:
         """Versions, device and commit of the training."""
-        return dict(_read(self.path / "environment.json", Environment))
+        return dict(_read(self.path / "environment.json", contents.Environment))
 
     def data(self) -> dict[str, Any]:
         """Classes, audit and split."""
-        return dict(_read(self.path / "data.json", DataEntry))
+        return dict(_read(self.path / "data.json", contents.DataEntry))
 
     def save_data(self, data: Mapping[str, Any]) -> None:
         write_json(self.path / "data.json", data)

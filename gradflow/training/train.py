@@ -14,7 +14,7 @@ from torch import Tensor
 from gradflow.files import DamagedFile, drop_unfinished
 from gradflow.record import DEFAULT_MEASURES, Recorder
 from gradflow.training.config import TrainConfig
-from gradflow.training.ending import evaluate_network, weights_by_name
+from gradflow.training.ending import evaluate_network
 from gradflow.training.examination import WEIGHT_STEPS, measure_rivals
 from gradflow.training.fit import (
     Epoch,
@@ -94,7 +94,6 @@ def train_network(
     model = build_network(network.arch, len(data.class_names), config, seed=network.seed)
     intervening = Intervening(network, config, data)
     intervening.start(model)
-    first = {name: weight.cpu().clone() for name, weight in weights_by_name(model).items()}
     state = start_training(model, config, accelerator)
     history, saved = _go_back_to_checkpoint(network, state)
     # Before the Recorder, which then sees gradients as the optimizer receives them.
@@ -133,7 +132,7 @@ def train_network(
     if accelerator.is_main_process:
         saver.finish(state, history)
         intervening.save_checks(state)
-        evaluate_network(network, state, data, recorder, intervening, first)
+        evaluate_network(network, state, data, recorder, intervening)
         finish_network(network, config, data, accelerator, on_measured)
 
 
@@ -181,20 +180,25 @@ def _recorder(
 ) -> Recorder | None:
     if not state.config.log_grads:
         return None
-    recorder = Recorder(
+    recorder = recorder_of(state, state.step, network.path)
+    if saved is not None:
+        recorder.load_state_dict(saved)
+    return recorder
+
+
+def recorder_of(state: TrainingState, first_step: int, folder: Path | None = None) -> Recorder:
+    """As the config of a training has it record."""
+    return Recorder(
         state.prepared_model,
         state.optimizer,
         every=state.config.record_schedule(),
         cadence=state.config.cadence,
         measures=RECORDED[state.config.optimizer],
-        folder=network.path,
+        folder=folder,
         scaler=state.scaler,
-        first_step=state.step,
+        first_step=first_step,
         histograms=state.config.histograms,
     )
-    if saved is not None:
-        recorder.load_state_dict(saved)
-    return recorder
 
 
 def _steps_to_keep(state: TrainingState) -> frozenset[int]:

@@ -203,7 +203,7 @@ def test_an_engine_that_is_not_installed_says_what_to_install(
 def test_as_many_at_a_time_as_the_cores_carry(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradflow.studies.engine._cores", lambda: 8)
+    monkeypatch.setattr("gradflow.studies.engine.cpu_count", lambda: 8)
     assert default_workers(read(pictures).cells(tmp_path)) == 8
     assert default_workers(read(pictures, threads=3).cells(tmp_path)) == 2
 
