@@ -85,6 +85,8 @@ BY_FILE: list[tuple[str, str, Callable[[Path], None]]] = [
       if (name, Path(file).name) != ("a mapping", "examination.json")),  # {}: nothing was measured
     ("config.yaml", "wrong types", replaced(b"epochs: many\nout: runs\n")),
     ("config.yaml", "unknown field", replaced(b"epoch: 3\nout: runs\n")),
+    ("config.yaml", "no last line",
+     lambda path: path.write_bytes(path.read_bytes().rpartition(b"\nout:")[0]) and None),
     ("data.json", "no classes", changed(lambda it: it.pop("classes") and None)),
     ("data.json", "classes renamed", changed(lambda it: it.update(classes=["a", "b", "c"]))),
     ("data.json", "one class more", changed(lambda it: it["classes"].append("x"))),

@@ -4,14 +4,13 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from PIL import Image
 
 import gradflow.training.examination
 from gradflow.examine.path import path_layers
@@ -27,48 +26,44 @@ from gradflow.training.examination import (
 )
 from gradflow.training.fit import make_accelerator
 from gradflow.training.images import Data, load_data
-from gradflow.training.rundir import NetworkDir, RunDir
-from gradflow.training.train import train_network
+from gradflow.training.rundir import NetworkDir
+from gradflow.training.train import begin_run, train_network
 from gradflow.training.weights import build_network, load_tensors
 
 Run = tuple[NetworkDir, TrainConfig, Data]
 MODES = {"running", "recalibrated", "batch"}
 QUALITY = {"loss", "cross_entropy", "accuracy", "balanced_accuracy"}
-
-
-def prepare(folder: Path, **settings: Any) -> Run:
-    """Three classes of 13 noisy pictures, each class of one colour, and a run that is to come."""
-    random = np.random.default_rng(0)
-    for index, name in enumerate(("blue", "green", "red")):
-        (folder / "pictures" / name).mkdir(parents=True)
-        for number in range(13):
-            pixels = random.integers(0, 90, (8, 8, 3), dtype=np.uint8)
-            pixels[..., 2 - index] += 120
-            Image.fromarray(pixels).save(folder / "pictures" / name / f"{number:02d}.png")
-    config, data = load_data(
-        TrainConfig(
-            data=str(folder / "pictures"), image_size=8, arch="plain_18", width=0.125, batch_size=8,
-            log_grads=True, every=100, device="cpu", wandb="off", out=folder,
-            **{"rivals_budget": math.inf} | settings,
-        )
-    )  # fmt: skip
-    run = RunDir.create(config)
-    run.save_config(config)
-    return run.network("plain_18", 0), config, data
-
-
-def accelerator() -> Accelerator:
-    return make_accelerator(TrainConfig(device="cpu"))
-
-
-def train(network: NetworkDir, config: TrainConfig, data: Data) -> None:
-    list(train_network(network, config, data, accelerator()))
+ACCELERATOR = make_accelerator(TrainConfig(device="cpu"))
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def prepare(
+    draw_pictures: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Run]:
+    """Makes a run that is to come, on three classes of noisy pictures."""
+
+    def make(**settings: Any) -> Run:
+        folder = tmp_path_factory.mktemp("run")
+        config, data = load_data(
+            TrainConfig(
+                data=str(draw_pictures(folder)), image_size=8, arch="plain_18", width=0.125,
+                batch_size=8, test_fraction=0.4, log_grads=True, every=100, device="cpu",
+                wandb="off", out=folder, **{"rivals_budget": math.inf} | settings,
+            )
+        )  # fmt: skip
+        return begin_run(config, data, ACCELERATOR).network("plain_18", 0), config, data
+
+    return make
+
+
+def train(network: NetworkDir, config: TrainConfig, data: Data) -> None:
+    list(train_network(network, config, data, ACCELERATOR))
+
+
+@pytest.fixture(scope="module")
+def run(prepare: Callable[..., Run]) -> Run:
     """Trained for 12 steps: of the weights that are looked at, those of step 90 are missing."""
-    made = prepare(tmp_path_factory.mktemp("run"), epochs=3)
+    made = prepare(epochs=3)
     train(*made)
     return made
 
@@ -84,12 +79,9 @@ def test_every_measurement_is_there_at_its_steps(run: Run, examination: dict[str
     network, _, data = run
     assert network.weight_steps() == [0, 10]
     assert {name: sorted(examination[name]) for name in MEASUREMENTS} == {
-        "dead": ["end"],
-        "batchnorm": ["end"],
-        "rank": ["0", "10"],
-        "reset": ["end"],
+        "dead": ["end"], "batchnorm": ["end"], "rank": ["0", "10"], "reset": ["end"],
         "noise": ["10"],
-    }
+    }  # fmt: skip
     assert examination["n_images"] == len(data.split.train) <= MAX_IMAGES
     assert examination["batch_size"] == 8
 
@@ -174,7 +166,7 @@ def test_what_the_budget_left_is_measured_later_to_the_same_values(
 ) -> None:
     whole, config, data = run
     network = unexamined(whole, tmp_path)
-    measure_rivals(network, dataclasses.replace(config, rivals_budget=1.5), data, accelerator())
+    measure_rivals(network, dataclasses.replace(config, rivals_budget=1.5), data, ACCELERATOR)
     first = network.examination()
     assert first is not None
     assert list(first["noise"]) == ["10"]  # 16 of the 18 steps
@@ -201,10 +193,10 @@ def test_stopped_while_measuring_the_training_stays_and_the_rest_is_caught_up(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure_rivals(network, config, data, accelerator(), stop)
+        measure_rivals(network, config, data, ACCELERATOR, stop)
     assert network.is_finished
     assert network.examination() is None
-    measure_rivals(network, config, data, accelerator())
+    measure_rivals(network, config, data, ACCELERATOR)
     assert network.examination() == examination
 
 
@@ -237,13 +229,13 @@ def test_a_large_set_is_bounded(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_a_defect_does_not_cost_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepare: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(gradflow.training.examination, "examine_network", fail)
-    network, config, data = prepare(tmp_path, epochs=1)
+    network, config, data = prepare(epochs=1)
     with pytest.warns(UserWarning, match=r"could not be measured \(ZeroDivisionError"):
         train(network, config, data)
     assert network.is_finished
@@ -252,11 +244,11 @@ def test_a_defect_does_not_cost_the_training(
 
 
 def test_once_measured_the_weights_make_room_for_those_of_other_networks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepare: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One network in training may fill the budget; of two, each keeps a half in the end."""
     monkeypatch.setattr(gradflow.training.examination, "examine_network", lambda *_, **__: {})
-    network, config, data = prepare(tmp_path, epochs=1)
+    network, config, data = prepare(epochs=1)
     weights = build_network(network.arch, 3, config, seed=0).state_dict().values()
     budget = 3.5 * sum(tensor.nbytes for tensor in weights) / 2**30  # three, or one for each
     config = dataclasses.replace(config, arch="plain_18,resnet_18", checkpoint_budget=budget)

@@ -73,8 +73,3 @@ def test_schedules_of_equal_sum(schedule: Any, warmup: int) -> None:
         epochs=20, schedule=schedule, warmup=warmup, lr_sum="step", step_size=5, gamma=0.1, lr=0.3
     )
     assert sum(rates(config)) == pytest.approx(5 * 0.3 * (1 - 0.1**4) / (1 - 0.1), rel=1e-12)
-
-
-def test_a_warm_up_as_long_as_the_training_is_refused() -> None:
-    with pytest.raises(ValueError, match="`warmup` to be 0 or more, and less than `epochs`"):
-        TrainConfig(epochs=3, warmup=3)

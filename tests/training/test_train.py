@@ -1,10 +1,11 @@
 """Training: learns, pairs its networks, stops, resumes to the same bits."""
 
-import dataclasses
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,113 +17,117 @@ import gradflow
 from gradflow import Trace
 from gradflow.cli import main
 from gradflow.training.config import TrainConfig
-from gradflow.training.fit import NonFiniteLoss, make_accelerator
-from gradflow.training.images import BadFiles, check_same_data, load_data
+from gradflow.training.fit import Epoch, NonFiniteLoss, make_accelerator
+from gradflow.training.images import BadFiles, Data, check_same_data, load_data
 from gradflow.training.rundir import NetworkDir, RunDir
 from gradflow.training.summary import summarise
-from gradflow.training.train import train_network
+from gradflow.training.train import begin_run, train_network
 from gradflow.training.weights import load_tensors
 
 TINY: dict[str, Any] = {
-    "image_size": 8,
-    "width": 0.125,
-    "arch": "plain_18",
-    "epochs": 3,
-    "batch_size": 16,
-    "log_grads": True,
-    "rivals": False,  # tested in test_examination.py
-    "wandb": "off",
-    "device": "cpu",
-    "step_size": 1,
-}
+    "image_size": 8, "width": 0.125, "arch": "plain_18", "epochs": 3, "batch_size": 16,
+    "log_grads": True, "rivals": False,  # tested in test_examination.py
+    "wandb": "off", "device": "cpu", "step_size": 1,
+}  # fmt: skip
 
 
-def start(config: TrainConfig) -> tuple[RunDir, TrainConfig, Any]:
-    config, data = load_data(config)
-    run = RunDir.create(config)
-    run.save_config(config)
-    run.save_data(data.to_json())
-    return run, config, data
+@dataclass
+class Begun:
+    """A run that is to be trained."""
+
+    run: RunDir
+    config: TrainConfig
+    data: Data
+
+    @property
+    def network(self) -> NetworkDir:
+        return self.run.network(self.config.networks[0], 0)
+
+    def train(self, **options: Any) -> list[Epoch]:
+        accelerator = make_accelerator(self.config)
+        return [
+            epoch
+            for arch in self.config.networks
+            for epoch in train_network(
+                self.run.network(arch, 0), self.config, self.data, accelerator, **options
+            )
+        ]
 
 
-def train_all(run: RunDir, config: TrainConfig, data: Any) -> list[Any]:
-    accelerator = make_accelerator(config)
-    epochs = []
-    for seed in config.seed_list:
-        for arch in config.networks:
-            network = run.network(arch, seed)
-            epochs += list(train_network(network, config, data, accelerator))
-    return epochs
+Begin = Callable[..., Begun]
+
+
+@pytest.fixture
+def config(pictures: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """Makes a tiny training, some of whose settings are others."""
+    return lambda **settings: TrainConfig(
+        data=str(pictures), out=tmp_path / "runs", **TINY | settings
+    )
+
+
+@pytest.fixture
+def begin(config: Callable[..., TrainConfig]) -> Begin:
+    def begin(**settings: Any) -> Begun:
+        resolved, data = load_data(config(**settings))
+        return Begun(begin_run(resolved, data, make_accelerator(resolved)), resolved, data)
+
+    return begin
 
 
 def assert_same_network(one: NetworkDir, other: NetworkDir) -> None:
     for which in ("last", "best"):
-        weights = [load_tensors(network.weights(which)) for network in (one, other)]
-        assert weights[0].keys() == weights[1].keys()
-        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    traces = [one.trace(), other.trace()]
-    assert traces[0].sites == traces[1].sites
-    np.testing.assert_array_equal(traces[0].steps, traces[1].steps)
-    for measure in traces[0].measures:
-        np.testing.assert_array_equal(traces[0].values[measure], traces[1].values[measure])
-    histories = [one.history(), other.history()]
-    for epochs in zip(*histories, strict=True):
-        first, second = ({**epoch, "seconds": 0} for epoch in epochs)
-        assert first == second
+        mine, theirs = (load_tensors(network.weights(which)) for network in (one, other))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    trace, expected = one.trace(), other.trace()
+    assert trace.sites == expected.sites
+    np.testing.assert_array_equal(trace.steps, expected.steps)
+    for measure, table in expected.values.items():
+        np.testing.assert_array_equal(trace.values[measure], table)
+    first, second = ([epoch | {"seconds": 0} for epoch in net.history()] for net in (one, other))
+    assert first == second
 
 
-def test_the_function_train_gives_the_run_of_its_parts(pictures: Path, tmp_path: Path) -> None:
-    settings = TINY | {"epochs": 1, "log_grads": False}
-    config = TrainConfig(data=str(pictures), out=tmp_path / "runs", **settings)
-    run, resolved, data = start(config)
-    train_all(run, resolved, data)
-    whole = gradflow.train(config)
+def test_the_function_train_gives_the_run_of_its_parts(
+    begin: Begin, config: Callable[..., TrainConfig]
+) -> None:
+    parts = begin(epochs=1, log_grads=False)
+    parts.train()
+    whole = gradflow.train(config(epochs=1, log_grads=False))
     assert whole.is_finished
-    histories = [one.networks()[0].history() for one in (run, whole)]
-    assert histories[0][0]["step_losses"] == histories[1][0]["step_losses"]
+    (mine,), (theirs,) = (run.networks()[0].history() for run in (parts.run, whole))
+    assert mine["step_losses"] == theirs["step_losses"]
 
 
-def test_a_run_learns_and_leaves_everything_on_disk(pictures: Path, tmp_path: Path) -> None:
-    config = TrainConfig(data=str(pictures), out=tmp_path / "runs", **TINY | {"epochs": 4})
-    run, config, data = start(config)
-    epochs = train_all(run, config, data)
+def test_a_run_learns_and_leaves_everything_on_disk(begin: Begin) -> None:
+    begun = begin(epochs=4)
+    epochs, network = begun.train(), begun.network
     assert [epoch.index for epoch in epochs] == [0, 1, 2, 3]
     assert [epoch.lr for epoch in epochs] == pytest.approx([6e-4, 6e-5, 6e-6, 6e-7])
     assert epochs[-1].train_loss < epochs[0].train_loss
-    network = run.networks()[0]
     assert network.is_finished
     assert not network.checkpoint.exists()
     trace = network.trace()
     assert trace.steps.tolist() == list(range(epochs[-1].step))
     last = network.trace_from(epochs[-2].step)
     assert last.steps.tolist() == list(range(epochs[-2].step, epochs[-1].step))
-    losses = [loss for epoch in network.history() for loss in epoch["step_losses"]]
-    assert len(losses) == len(trace)
-    evaluation = network.evaluation()
-    assert evaluation["best"]["epoch"] == int(
-        np.argmin([epoch["val_loss"] for epoch in network.history()])
-    )
-    assert evaluation["last"]["test"]["n"] == len(data.split.test)
-    summary = summarise(run)
+    history, evaluation = network.history(), network.evaluation()
+    assert sum(len(epoch["step_losses"]) for epoch in history) == len(trace)
+    assert evaluation["best"]["epoch"] == int(np.argmin([epoch["val_loss"] for epoch in history]))
+    assert evaluation["last"]["test"]["n"] == len(begun.data.split.test)
+    summary = summarise(begun.run)
     assert summary["networks"][0]["grad_norm_first_to_last"]["first_recorded_step"] > 0
-    model = network.load_model(config, 3)
-    assert not model.training
+    assert not network.load_model(begun.config, 3).training
 
 
-def test_networks_of_a_seed_see_the_same_and_start_alike(pictures: Path, tmp_path: Path) -> None:
-    config = TrainConfig(
-        data=str(pictures),
-        out=tmp_path / "runs",
-        **TINY | {"arch": "plain_18,resnet_18", "epochs": 1},
-    )
-    run, config, data = start(config)
-    train_all(run, config, data)
-    traces = [network.trace() for network in run.networks()]
-    weight = [trace.values["weight_norm"][0, trace.sites.index("conv1.weight")] for trace in traces]
-    images = [trace.values["output_rms"][0, trace.sites.index("conv1")] for trace in traces]
-    assert weight[0] == weight[1]
-    assert images[0] == images[1]
-    comparison = summarise(run)["comparisons"][0]
+def test_networks_of_a_seed_see_the_same_and_start_alike(begin: Begin) -> None:
+    begun = begin(arch="plain_18,resnet_18", epochs=1)
+    begun.train()
+    traces = [network.trace() for network in begun.run.networks()]
+    for measure, site in (("weight_norm", "conv1.weight"), ("output_rms", "conv1")):
+        one, other = (trace.values[measure][0, trace.sites.index(site)] for trace in traces)
+        assert one == other
+    comparison = summarise(begun.run)["comparisons"][0]
     assert (comparison["first"], comparison["second"]) == ("plain_18", "resnet_18")
 
 
@@ -138,37 +143,23 @@ def test_networks_of_a_seed_see_the_same_and_start_alike(pictures: Path, tmp_pat
     ],
 )
 def test_early_stopping_waits_for_a_lower_validation_loss(
-    pictures: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    val_losses: list[float],
-    patience: int,
-    min_delta: float,
-    n_epochs: int,
-    best: int,
-) -> None:
-    settings = TINY | {"epochs": 6, "patience": patience, "log_grads": False}
-    settings |= {"min_delta": min_delta}
-    config = TrainConfig(data=str(pictures), out=tmp_path / "runs", **settings)
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, val_losses: list[float], patience: int,
+    min_delta: float, n_epochs: int, best: int,
+) -> None:  # fmt: skip
     told = iter(val_losses)
     monkeypatch.setattr("gradflow.training.fit._validate", lambda *_: (next(told), 0.5))
-    run, config, data = start(config)
-    epochs = train_all(run, config, data)
+    begun = begin(epochs=6, patience=patience, min_delta=min_delta, log_grads=False)
+    epochs = begun.train()
     assert len(epochs) == n_epochs
     assert max(epoch.index for epoch in epochs if epoch.is_best) == best
-    assert run.networks()[0].evaluation()["best"]["epoch"] == best
+    assert begun.network.evaluation()["best"]["epoch"] == best
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_resumed_training_is_bit_identical(pictures: Path, tmp_path: Path, optimizer: str) -> None:
+def test_resumed_training_is_bit_identical(begin: Begin, optimizer: str) -> None:
     """Stopped in the middle of an epoch, with records of steps that will be done again."""
-    settings = TINY | {"optimizer": optimizer, "schedule": "cosine", "patience": 0}
-    config = TrainConfig(data=str(pictures), out=tmp_path / "runs", **settings)
-    whole, config, data = start(config)
-    train_all(whole, config, data)
-    stopped, _, _ = start(config)
-    accelerator = make_accelerator(config)
-    network = stopped.network("plain_18", 0)
+    whole, stopped = (begin(optimizer=optimizer, schedule="cosine", patience=0) for _ in range(2))
+    whole.train()
     steps = iter(range(5))  # 3 steps an epoch: Ctrl-C comes in the second one
 
     def interrupt() -> None:
@@ -176,55 +167,78 @@ def test_resumed_training_is_bit_identical(pictures: Path, tmp_path: Path, optim
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(train_network(network, config, data, accelerator, on_step=interrupt))
+        stopped.train(on_step=interrupt)
+    network = stopped.network
     assert network.checkpoint.exists()
     assert network.trace().steps[-1] >= 4, "what was recorded stays readable"
     assert not network.is_finished
-    check_same_data(stopped, data.to_json())
-    train_all(stopped, config, data)
-    assert_same_network(network, whole.network("plain_18", 0))
+    check_same_data(stopped.run, stopped.data.to_json())
+    stopped.train()
+    assert_same_network(network, whole.network)
+
+
+@pytest.fixture
+def flags(pictures: Path) -> list[str]:
+    """A training as the command takes it."""
+    return ["train", "--data", str(pictures), "--image-size", "8", "--width", "0.125", "--arch",
+            "plain_18", "--batch-size", "16", "--log-grads", "--no-rivals", "--wandb", "off",
+            "--device", "cpu"]  # fmt: skip
 
 
 @pytest.mark.usefixtures("without_figures")
 def test_killed_run_resumes_to_the_same_result(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """kill -9 of the real command, then --resume, against an uninterrupted one."""
-    flags = ["train", "--data", str(pictures), "--image-size", "8", "--width", "0.125"]
-    flags += ["--arch", "plain_18", "--epochs", "12", "--batch-size", "16", "--log-grads"]
-    flags += ["--no-rivals", "--wandb", "off", "--device", "cpu"]
-    runs = {name: tmp_path / name for name in ("whole", "killed")}
+    flags += ["--epochs", "12", "--out"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "gradflow", *flags, "--out", str(runs["killed"])],
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+        [sys.executable, "-m", "gradflow", *flags, str(tmp_path / "killed")],
+        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list(runs["killed"].glob("*/*/checkpoint.pt")):
+    while not list(tmp_path.glob("killed/*/*/checkpoint.pt")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (run,) = runs["killed"].iterdir()
+    (run,) = (tmp_path / "killed").iterdir()
     assert not (run / "summary.json").exists()
     assert main(["train", "--resume", str(run), "--json"]) == 0
     assert '"networks"' in capsys.readouterr().out
-    assert main([*flags, "--out", str(runs["whole"])]) == 0
-    (whole,) = runs["whole"].iterdir()
+    assert main([*flags, str(tmp_path / "whole")]) == 0
+    (whole,) = (tmp_path / "whole").iterdir()
     (one,), (other,) = RunDir.open(run).networks(), RunDir.open(whole).networks()
     assert_same_network(one, other)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_record_kept(
-    pictures: Path, tmp_path: Path
-) -> None:
-    settings = TINY | {"optimizer": "sgd", "lr": 1e30}
-    config = TrainConfig(data=str(pictures), out=tmp_path / "runs", **settings)
-    run, config, data = start(config)
+def test_two_processes_train_what_one_trains(flags: list[str], tmp_path: Path) -> None:
+    """torchrun on two CPU processes: the same batches, one record, the same kind of run.
+
+    BatchNorm sees half a batch in each process, so the numbers agree at the first step only
+    where no statistic of a batch comes in: the images.
+    """
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    result = subprocess.run(
+        [sys.executable, *torchrun, "-m", "gradflow", *flags, "--epochs", "2", "--json", "--out",
+         str(tmp_path / "two")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count('"networks"') == 1, "only the main process prints"
+    (path,) = (tmp_path / "two").iterdir()
+    (network,) = RunDir.open(path).networks()
+    assert [epoch["step"] for epoch in network.history()] == [3, 6]
+    trace = network.trace()
+    assert trace.steps.tolist() == list(range(6))
+    assert np.isfinite(trace.select("grad_norm").values).all()
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_record_kept(begin: Begin) -> None:
+    begun = begin(optimizer="sgd", lr=1e30)
     with pytest.raises(NonFiniteLoss, match="at step [1-9].*Lower the learning rate") as error:
-        train_all(run, config, data)
-    trace = Trace.load(run.networks()[0].path)
+        begun.train()
+    trace = Trace.load(begun.network.path)
     assert error.value.step in trace.steps
     first = error.value.first
     assert first is not None
@@ -235,73 +249,40 @@ def test_a_loss_that_is_not_finite_stops_with_the_record_kept(
     assert nonfinite[-1] > 0
 
 
-def test_a_share_of_the_time_is_set_for_recording(pictures: Path, tmp_path: Path) -> None:
-    settings = TINY | {"max_overhead": "40%", "batch_size": 2, "epochs": 4, "arch": "plain_18"}
-    config = TrainConfig(data=str(pictures), out=tmp_path / "runs", **settings)
-    run, config, data = start(config)
-    train_all(run, config, data)
-    (network,) = summarise(run)["networks"]
+def test_a_share_of_the_time_is_set_for_recording(begin: Begin) -> None:
+    begun = begin(max_overhead="40%", batch_size=2, epochs=4)
+    begun.train()
+    (network,) = summarise(begun.run)["networks"]
     assert network["recording"]["share_allowed"] == 0.4
     assert network["recording"]["share_of_time"] >= 0
-    assert Trace.load(run.networks()[0].path).steps[0] == 0
+    assert begun.network.trace().steps[0] == 0
 
 
 def test_bad_files_fail_by_default_and_are_skipped_on_request(
-    pictures: Path, tmp_path: Path
+    pictures: Path, config: Callable[..., TrainConfig]
 ) -> None:
     (pictures / "red" / "broken.png").write_bytes(b"not a picture")
-    config = TrainConfig(data=str(pictures), out=tmp_path / "runs", **TINY)
     with pytest.raises(BadFiles, match="(?s)but 1 are not.*broken.png.*--on-bad skip"):
-        load_data(config)
-    _, data = load_data(dataclasses.replace(config, on_bad="skip"))
-    facts = data.to_json()
+        load_data(config())
+    facts = load_data(config(on_bad="skip"))[1].to_json()
     assert [bad["key"] for bad in facts["audit"]["bad"]] == ["red/broken.png"]
-    used = {index for part in ("train", "validation", "test")
-            for index in facts["split"]["indices"][part]}  # fmt: skip
-    assert len(used) == 60
+    indices = facts["split"]["indices"]
+    assert len({i for part in ("train", "validation", "test") for i in indices[part]}) == 60
 
 
 @pytest.mark.parametrize(("twins", "bits"), [("near", 8), ("exact", None)])
 def test_twins_say_what_the_split_keeps_together(
-    pictures: Path, twins: str, bits: int | None
+    config: Callable[..., TrainConfig], twins: str, bits: int | None
 ) -> None:
-    config = TrainConfig(data=str(pictures), **TINY | {"twins": twins})
-    assert load_data(config)[1].audit.near_bits == bits
+    assert load_data(config(twins=twins))[1].audit.near_bits == bits
 
 
-def test_a_run_whose_pictures_changed_is_not_continued(pictures: Path, tmp_path: Path) -> None:
-    config = TrainConfig(data=str(pictures), out=tmp_path / "runs", **TINY)
-    run, config, data = start(config)
-    check_same_data(run, data.to_json())
-    other = (pictures / "red" / "00.png").read_bytes()
-    (pictures / "red" / "00.png").write_bytes((pictures / "red" / "01.png").read_bytes())
-    (pictures / "red" / "01.png").write_bytes(other)  # only the order has changed
+def test_a_run_whose_pictures_changed_is_not_continued(pictures: Path, begin: Begin) -> None:
+    begun = begin()
+    check_same_data(begun.run, begun.data.to_json())
+    one, other = (pictures / "red" / name for name in ("00.png", "01.png"))
+    before = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(before)  # only the order has changed
     with pytest.raises(ValueError, match="images or their split have changed"):
-        check_same_data(run, load_data(config)[1].to_json())
-
-
-def test_two_processes_train_what_one_trains(pictures: Path, tmp_path: Path) -> None:
-    """torchrun on two CPU processes: the same batches, one record, the same kind of run.
-
-    BatchNorm sees half a batch in each process, so the numbers agree at the first step only
-    where no statistic of a batch comes in: the images.
-    """
-    flags = ["train", "--data", str(pictures), "--image-size", "8", "--width", "0.125"]
-    flags += ["--arch", "plain_18", "--epochs", "2"]
-    flags += ["--batch-size", "16", "--log-grads", "--wandb", "off"]
-    flags += ["--no-rivals", "--device", "cpu", "--json"]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    result = subprocess.run(
-        [sys.executable, *torchrun, "-m", "gradflow", *flags, "--out", str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count('"networks"') == 1, "only the main process prints"
-    (path,) = (tmp_path / "two").iterdir()
-    (network,) = RunDir.open(path).networks()
-    history = network.history()
-    assert [epoch["step"] for epoch in history] == [3, 6]
-    trace = network.trace()
-    assert trace.steps.tolist() == list(range(6))
-    assert np.isfinite(trace.select("grad_norm").values).all()
+        check_same_data(begun.run, load_data(begun.config)[1].to_json())
