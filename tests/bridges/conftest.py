@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,25 +59,24 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2))
 
 
-@pytest.fixture
-def train_by_hand() -> Callable[..., Expected]:
-    """Train `model` in place in a bare loop, and return what a Recorder should have seen."""
+@dataclass(frozen=True)
+class Loop:
+    """A bare loop: how many batches make a step, and to which norm gradients are clipped."""
+
+    accumulate: int
+    clip: float | None
 
     def train(
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        batches: Sequence[Batch],
-        *,
-        accumulate: int = 1,
-        clip: float | None = None,
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Batch]
     ) -> Expected:
+        """Train `model` in place, and return what a Recorder should have seen."""
         expected = Expected()
-        for first in range(0, len(batches), accumulate):
+        for first in range(0, len(batches), self.accumulate):
             optimizer.zero_grad()
-            for inputs, targets in batches[first : first + accumulate]:
-                (nn.functional.mse_loss(model(inputs), targets) / accumulate).backward()
-            if clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            for inputs, targets in batches[first : first + self.accumulate]:
+                (nn.functional.mse_loss(model(inputs), targets) / self.accumulate).backward()
+            if self.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), self.clip)
             before = {name: p.detach().clone() for name, p in model.named_parameters()}
             optimizer.step()
             for name, parameter in model.named_parameters():
@@ -86,7 +86,13 @@ def train_by_hand() -> Callable[..., Expected]:
                 expected.update_norms.setdefault(name, []).append(float(change.norm()))
         return expected
 
-    return train
+
+LOOPS = {"plain": (1, None), "accumulation": (2, None), "clipping": (1, 0.05), "both": (3, 0.05)}
+
+
+@pytest.fixture(params=LOOPS)
+def loop(request: pytest.FixtureRequest) -> Loop:
+    return Loop(*LOOPS[request.param])
 
 
 @pytest.fixture

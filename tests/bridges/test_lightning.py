@@ -67,32 +67,16 @@ def loader(batches: list[Any]) -> DataLoader[Any]:
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("options", "by_hand"),
-    [
-        ({}, {}),
-        ({"accumulate_grad_batches": 2}, {"accumulate": 2}),
-        ({"gradient_clip_val": 0.05}, {"clip": 0.05}),
-        (
-            {"accumulate_grad_batches": 3, "gradient_clip_val": 0.05},
-            {"accumulate": 3, "clip": 0.05},
-        ),
-    ],
-    ids=["plain", "accumulation", "clipping", "both"],
-)
 def test_records_what_a_bare_loop_would(
-    options: dict[str, Any],
-    by_hand: dict[str, Any],
-    tmp_path: Path,
-    net: nn.Module,
-    batches: list[Any],
-    train_by_hand: Callable[..., Any],
-    n_hooks: Callable[..., int],
+    loop: Any, tmp_path: Path, net: nn.Module, batches: list[Any], n_hooks: Callable[..., int]
 ) -> None:
     twin = Regression(copy.deepcopy(net))
-    expected = train_by_hand(twin.net, twin.configure_optimizers(), batches, **by_hand)
+    expected = loop.train(twin.net, twin.configure_optimizers(), batches)
     model, callback = Validated(net), RecorderCallback()
-    lightning = trainer(tmp_path, callback, val_check_interval=1, **options)
+    lightning = trainer(
+        tmp_path, callback, val_check_interval=1, accumulate_grad_batches=loop.accumulate,
+        gradient_clip_val=loop.clip,
+    )  # fmt: skip
     lightning.fit(model, loader(batches), loader(batches))
     trace = callback.recorder.trace
     assert trace.steps.tolist() == list(range(lightning.global_step))
@@ -103,7 +87,7 @@ def test_records_what_a_bare_loop_would(
         *("net.2", "net.2.weight", "net.2.bias"),
     )
     # Were a validation pass recorded, it would count here.
-    assert trace.sizes[0] == by_hand.get("accumulate", 1) * 4 * 6
+    assert trace.sizes[0] == loop.accumulate * 4 * 6
     assert n_hooks(model, callback.recorder.optimizers[0]) == 0
 
 

@@ -72,40 +72,22 @@ def recorded(hugging_face: Any, **options: Any) -> RecorderCallback:
     return callback
 
 
-@pytest.mark.parametrize(
-    ("options", "by_hand"),
-    [
-        ({}, {}),
-        ({"gradient_accumulation_steps": 2}, {"accumulate": 2}),
-        ({"max_grad_norm": 0.05}, {"clip": 0.05}),
-        (
-            {"gradient_accumulation_steps": 3, "max_grad_norm": 0.05},
-            {"accumulate": 3, "clip": 0.05},
-        ),
-    ],
-    ids=["plain", "accumulation", "clipping", "both"],
-)
 def test_records_what_a_bare_loop_would(
-    options: dict[str, Any],
-    by_hand: dict[str, Any],
-    tmp_path: Path,
-    net: nn.Module,
-    batches: list[Any],
-    train_by_hand: Callable[..., Any],
-    n_hooks: Callable[..., int],
+    loop: Any, tmp_path: Path, net: nn.Module, batches: list[Any], n_hooks: Callable[..., int]
 ) -> None:
-    twin = copy.deepcopy(net)
-    expected = train_by_hand(twin, adamw(twin), batches, **by_hand)
-    model = Regression(net)
-    evaluated = {"eval_strategy": "steps", "eval_steps": 1}
-    hugging_face = trainer(tmp_path, model, batches, **evaluated, **options)
+    twin, model = copy.deepcopy(net), Regression(net)
+    expected = loop.train(twin, adamw(twin), batches)
+    hugging_face = trainer(
+        tmp_path, model, batches, eval_strategy="steps", eval_steps=1,
+        gradient_accumulation_steps=loop.accumulate, max_grad_norm=loop.clip or 0.0,
+    )  # fmt: skip
     callback = recorded(hugging_face)
     hugging_face.train()
     trace = callback.recorder.trace
     assert trace.steps.tolist() == list(range(hugging_face.state.global_step))
     expected.assert_recorded_in(trace, "net.{}".format)
     # Were an evaluation recorded, it would count here.
-    assert trace.sizes[0] == by_hand.get("accumulate", 1) * 4 * 6
+    assert trace.sizes[0] == loop.accumulate * 4 * 6
     assert n_hooks(model, callback.recorder.optimizers[0]) == 0
 
 
