@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import run_here, tiny
+from tiny import read, run_here
 
-from gradflow.studies import Study, StudyDir
+from gradflow.studies import StudyDir
 from gradflow.studies.cell import run_cell
 from gradflow.studies.engine import Engine
 from gradflow.studies.results import Results
@@ -31,8 +31,7 @@ def pictures(
 def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     """The study of `tiny` that nothing disturbed: its folder, to be copied, and what it found."""
     path = tmp_path_factory.mktemp("finished")
-    study = Study.read(tiny(pictures), name="tiny", changes={})
-    return path, run_here(study, StudyDir(path))
+    return path, run_here(read(pictures), StudyDir(path))
 
 
 @pytest.fixture

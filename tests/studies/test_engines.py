@@ -12,7 +12,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from tiny import tiny, write
+from tiny import read, tiny, write
 
 from gradflow.studies import Cell, Engine, Study, StudyDir, run_study
 from gradflow.studies.cell import MAX_STARTS, run_cell
@@ -33,10 +33,6 @@ pytestmark = pytest.mark.filterwarnings(
 def expected(finished: tuple[Path, Results]) -> dict[str, Any]:
     """The results of a study that nothing disturbed, in this process."""
     return finished[1].to_json()
-
-
-def read(pictures: Path, **changes: Any) -> Study:
-    return Study.read(tiny(pictures, **changes), name="tiny", changes={})
 
 
 def started(folder: StudyDir, study: Study) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from tiny import run_here, tiny, write
+from tiny import read, run_here, tiny, write
 
 from gradflow.cli import main
 from gradflow.present.report.story import charts
@@ -23,10 +23,6 @@ from gradflow.studies.run import run_study
 from gradflow.training.images import load_data
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
-
-
-def read(pictures: Path, **changes: Any) -> Study:
-    return Study.read(tiny(pictures, **changes), name="tiny", changes={})
 
 
 def states(folder: StudyDir, study: Study) -> dict[str, str]:

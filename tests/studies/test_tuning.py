@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import yaml
-from tiny import run_here, tiny, write
+from tiny import run_here, write
 
 from gradflow.cli import main
 from gradflow.studies import Study, StudyDir
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def read(pictures: Path, **changes: Any) -> Study:
-    return Study.read(tiny(pictures, **{"arms": ARMS, **changes}), name="tiny", changes={})
+    return tiny.read(pictures, **{"arms": ARMS} | changes)
 
 
 def trial_loss(folder: StudyDir, trial: str) -> float:
@@ -124,7 +125,7 @@ def test_the_trials_are_planned_and_their_outcome_is_told(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    file = write(tmp_path / "tiny.yaml", tiny(pictures, arms=ARMS))
+    file = write(tmp_path / "tiny.yaml", tiny.tiny(pictures, arms=ARMS))
     out = ["--out", str(tmp_path / "study")]
     assert main(["study", str(file), *out, "--plan"]) == 0
     said = capsys.readouterr().out

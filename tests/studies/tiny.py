@@ -30,6 +30,10 @@ def tiny(pictures: Path, *, base: dict[str, Any] | None = None, **changes: Any) 
     return content | changes
 
 
+def read(pictures: Path, **changes: Any) -> Study:
+    return Study.read(tiny(pictures, **changes), name="tiny", changes={})
+
+
 def write(path: Path, content: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
