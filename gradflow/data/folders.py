@@ -61,24 +61,25 @@ def list_folder(folder: Path, *, allow_outside: bool = False) -> Listing:
     if len(read) > 1:
         raise ValueError(
             f"Expected one table with the columns filename,label in {folder}, but got "
-            f"{_names(path.name for path in read)}. Pass the path of the one to use."
+            f"{', '.join(path.name for path in read)}. Pass the path of the one to use."
         )
     for table, columns in read.items():
         return _list_table(table, columns, files, pictures, allow_outside)
     for path in files:
-        if _is_table(path) or (_is_other_table(path) and not pictures.has(path.stem)):
+        is_other = path.suffix.lower() in OTHER_TABLE_SUFFIXES
+        if _is_table(path) or (is_other and not pictures.has(path.stem)):
             _refuse_if_it_labels(path, pictures)  # what bears a picture's name is about it alone
     subfolders = folders_in(folder)
     are_parts = {path.name.lower() for path in subfolders} <= PART_NAMES
     texts = [path for path in tables if path.suffix.lower() == ".csv"]
     if not subfolders or (texts and are_parts):
-        got = _names(f"{path.name} with {describe(path)}" for path in texts)
+        got = ", ".join(f"{path.name} with {describe(path)}" for path in texts)
         raise ValueError(
             f"Expected class folders, or a CSV with the columns filename,label, in {folder}, but "
             f"got {got or 'neither'}. Make one folder of images per class, or such a CSV."
         )
     if are_parts:
-        parts = _names(path.name for path in subfolders)
+        parts = ", ".join(path.name for path in subfolders)
         raise ValueError(
             f"Expected class folders in {folder}, but got the parts {parts}. "
             f"Point at one of them, for example {subfolders[0]}; gradflow makes its own split."
@@ -120,13 +121,13 @@ def _class_folders(folder: Path, subfolders: Sequence[Path], files: Sequence[Pat
     ]
     if empty:
         raise ValueError(
-            f"Expected images in every class folder of {folder}, but got none in {_names(empty)}. "
-            "Put images there, or move the folder away."
+            f"Expected images in every class folder of {folder}, but got none in "
+            f"{', '.join(empty)}. Put images there, or move the folder away."
         )
     if len(images) == 1 and len(inner := folders_in(subfolders[0])) > 1:
         raise ValueError(
             f"Expected at least two class folders in {folder}, but got {subfolders[0].name} "
-            f"alone, which contains the folders {_names(path.name for path in inner[:5])}. If "
+            f"alone, which contains the folders {', '.join(path.name for path in inner[:5])}. If "
             f"those are the classes, point at {subfolders[0]}."
         )
     return Listing(
@@ -224,10 +225,6 @@ def _is_table(path: Path) -> bool:
     return path.suffix.lower() in TABLE_SUFFIXES
 
 
-def _is_other_table(path: Path) -> bool:
-    return path.suffix.lower() in OTHER_TABLE_SUFFIXES
-
-
 def _columns(table: Path, pictures: Pictures) -> Columns | None:
     return find_columns(table, pictures) if _is_table(table) else None
 
@@ -239,7 +236,3 @@ def _refuse_if_it_labels(table: Path, pictures: Pictures) -> None:
             f"Expected the classes in {table}, which names the pictures, but {lack}. "
             "If it does not hold the classes, move it out of the folder."
         )
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(names)

@@ -79,9 +79,9 @@ class Arm:
             raise ValueError(
                 f"Expected the name of {where} to suit a folder: letters, digits and . , + = ( ) -."
             )
-        _check_choice(where, "role", self.role, get_args(Role))
         for place in self.networks:
-            _check_choice(where, "networks", place, PLACES)
+            if place not in PLACES:
+                raise ValueError(expected_one_of(f"`networks` of {where}", PLACES, place))
         if not self.networks:
             raise ValueError(f"Expected {where} to have `networks` of {PLACES}, but got none.")
         if not (self.set or self.intervene or self.tune) and self.name != BASELINE:
@@ -201,11 +201,6 @@ def _check_may_differ(what: str, names: Iterable[str]) -> None:
             f"Expected {what} without {', '.join(fixed)}: losses and accuracies would be measured "
             "in two ways, and no gap could be compared. Put it into `base`, or make two studies."
         )
-
-
-def _check_choice(where: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(expected_one_of(f"`{name}` of {where}", choices, value))
 
 
 def expected_one_of(what: str, choices: Any, got: Any) -> str:

@@ -75,7 +75,7 @@ def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None =
         study,
         _arm_result(trained, study.arm(BASELINE)),
         {
-            measure.name: t_interval(gaps[measure.name], bounds=measure.gap_bounds)
+            measure.name: t_interval(gaps[measure.name], bounds=(-measure.largest, measure.largest))
             for measure in MEASURES
         },
         {one.name: gap_status(gaps[one.name], one.small) == "yes" for one in MEASURES},
@@ -110,10 +110,10 @@ class _Trained:
     def badness(
         self, arm: str, place: Place, seeds: Sequence[int], measure: OutcomeMeasure
     ) -> np.ndarray:
-        """(seeds,)"""
+        """(seeds,) larger is worse."""
         name = self.study.trained_in(arm, place)
-        found = [self.outcomes[name, place, seed].badness(measure) for seed in seeds]
-        return np.array(found, dtype=float)
+        found = [getattr(self.outcomes[name, place, seed], measure.name) for seed in seeds]
+        return measure.sign * np.array(found, dtype=float)
 
     def gaps(self, arm: str, seeds: Sequence[int], measure: OutcomeMeasure) -> np.ndarray:
         """(seeds,) how much worse the accused network is than the reference."""
@@ -171,7 +171,7 @@ def _equivalence(trained: _Trained, arm: Arm, shares: Mapping[str, Share]) -> Eq
 def _levels(found: Sequence[Outcome]) -> dict[str, Interval]:
     return {
         measure.name: t_interval(
-            [getattr(one, measure.name) for one in found], bounds=measure.bounds
+            [getattr(one, measure.name) for one in found], bounds=(0.0, measure.largest)
         )
         for measure in MEASURES
     }

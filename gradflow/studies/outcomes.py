@@ -33,14 +33,6 @@ class OutcomeMeasure:
     small: float = 0.0  # a gap that surely lies within it is none, and no arm is judged by it
     margin: float = 0.0  # the gap must surely be wider to be shared out among arms
 
-    @property
-    def bounds(self) -> tuple[float, float]:
-        return 0.0, self.largest
-
-    @property
-    def gap_bounds(self) -> tuple[float, float]:
-        return -self.largest, self.largest
-
 
 MEASURES = (
     OutcomeMeasure("train_loss", "training loss, recalibrated BatchNorm", "nats", 1.0, math.inf,
@@ -60,10 +52,6 @@ class Outcome:
     decades: Mapping[str, float] = field(default_factory=dict)  # of each size, if it was recorded
     seconds: float = math.nan
     attenuation: float = math.nan  # Adam's, in the first third of the layers, early in training
-
-    def badness(self, measure: OutcomeMeasure) -> float:
-        """Larger is worse."""
-        return measure.sign * float(getattr(self, measure.name))
 
 
 Outcomes = Mapping[tuple[str, Place, int], Outcome]
@@ -99,20 +87,15 @@ def failures(folder: StudyDir, study: Study) -> dict[str, str]:
     return found
 
 
-def training_loss(evaluation: Mapping[str, Any]) -> float:
-    """In nats, of the last weights on clean images, with recalibrated BatchNorm."""
-    return float(evaluation["last"]["train"]["recalibrated"]["loss"])
-
-
 def _outcome(network: NetworkDir, arm: Arm, config: TrainConfig, without: TrainConfig) -> Outcome:
-    evaluation = network.evaluation()
-    test = evaluation["last"]["test"]
+    last = network.evaluation()["last"]
+    test = last["test"]
     balanced = test["balanced_accuracy"]
     checks = [
         check | {"of": one["name"]} for one in network.interventions() for check in one["checks"]
     ]
     return Outcome(
-        train_loss=training_loss(evaluation),
+        train_loss=float(last["train"]["recalibrated"]["loss"]),
         test_accuracy=float(test["accuracy"] if balanced is None else balanced),
         checks=(*checks, *_recipe_checks(network, arm, config, without)),
         seconds=network.training_seconds(),

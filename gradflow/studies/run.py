@@ -38,15 +38,20 @@ def run_study(
             open_source(data, download=config.download, allow_outside=config.allow_outside)
     with folder.locked():
         folder.begin(study)
-        ends = _tune(folder, engine, on_begin)
         study = folder.study()
+        ends: dict[str, CellEnd] = {}
+        if trials := open_trials(study, folder):
+            ends = _train(trials, engine, folder, on_begin)
+            folder.save_tuning([*study.tuned, *choose(study, folder)])
+            study = folder.study()
         ends |= _train(_ready(study, folder), engine, folder, on_begin)
-        pair = _pair(study, folder)
-        if pair is not None:
+        if (pair := _pair(study, folder)) is not None:
             folder.save_combination(pair)
             study = folder.study()
             ends |= _train(_ready(study, folder), engine, folder, on_begin)
-        found = analyse(folder, _failed(ends))
+        # Also of cells that could not write it: on a full disk, or ended by a scheduler.
+        failed = {name: end for name, end in ends.items() if end.state == "failed"}
+        found = analyse(folder, {name: f"failed: {end.message}" for name, end in failed.items()})
         folder.save_results(found.to_json())
         folder.save_times(training_times(folder, study))
         return found
@@ -63,19 +68,6 @@ def check_arms(cells: Iterable[Cell]) -> None:
             check_interventions(config, n_classes=2)
         except ValueError as error:
             raise ValueError(f"arm {cell.arm!r}, {cell.config.arch}: {error}") from None
-
-
-def _tune(
-    folder: StudyDir, engine: Engine, on_begin: Callable[[Sequence[Cell]], None]
-) -> dict[str, CellEnd]:
-    """Train what is left of the trials, and keep what they say."""
-    study = folder.study()
-    trials = open_trials(study, folder)
-    if not trials:
-        return {}
-    ends = _train(trials, engine, folder, on_begin)
-    folder.save_tuning([*study.tuned, *choose(study, folder)])
-    return ends
 
 
 def _ready(study: Study, folder: StudyDir) -> list[Cell]:
@@ -97,13 +89,6 @@ def _train(
     ends = engine.run(_unfinished(first), folder.jobs)
     ends += engine.run(_unfinished(then), folder.jobs)
     return {end.name: end for end in ends}
-
-
-def _failed(ends: Mapping[str, CellEnd]) -> dict[str, str]:
-    """Also of cells that could not write it: on a full disk, or ended by a scheduler."""
-    return {
-        name: f"{end.state}: {end.message}" for name, end in ends.items() if end.state == "failed"
-    }
 
 
 def _unfinished(cells: Iterable[Cell]) -> list[Cell]:
@@ -168,25 +153,20 @@ def choose(study: Study, folder: StudyDir) -> list[Tuned]:
     That of the last epoch, as a person would choose it: by the training loss a trial would choose
     the value that fits its own images best. None is chosen where every value diverged.
     """
-    by_network: dict[tuple[str, str], list[Cell]] = {}
+    by_network: dict[tuple[str, Place], list[Cell]] = {}
     for trial in open_trials(study, folder):
         by_network.setdefault((trial.arm, trial.place), []).append(trial)
     found = []
-    for trials in by_network.values():
-        if all(CellDir(one.folder).is_done for one in trials):
-            losses = [_validation_loss(CellDir(one.folder)) for one in trials]
-            found += _best(study, trials, losses)
+    for (arm, place), trials in by_network.items():
+        if not all(CellDir(one.folder).is_done for one in trials):
+            continue
+        ((name, values),) = study.arm(arm).tune.items()
+        losses = [_validation_loss(CellDir(one.folder)) for one in trials]
+        tried = tuple(zip(values, losses, strict=True))
+        if known := [(loss, value) for value, loss in tried if loss is not None]:
+            best = min(known, key=lambda one: one[0])[1]
+            found.append(Tuned(arm, place, name, best, tried))
     return found
-
-
-def _best(study: Study, trials: Sequence[Cell], losses: Sequence[float | None]) -> list[Tuned]:
-    arm, place = study.arm(trials[0].arm), trials[0].place
-    ((name, values),) = arm.tune.items()
-    known = [(loss, value) for value, loss in zip(values, losses, strict=True) if loss is not None]
-    if not known:
-        return []
-    value = min(known, key=lambda one: one[0])[1]
-    return [Tuned(arm.name, place, name, value, tuple(zip(values, losses, strict=True)))]
 
 
 def _validation_loss(folder: CellDir) -> float | None:

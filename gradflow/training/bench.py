@@ -1,8 +1,8 @@
 """What recording costs: paired timings of the same training steps with and without gradflow."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,17 +132,16 @@ def _train(state: TrainingState, batches: Batches, recording: dict[str, Any]) ->
 
 
 def _timed(state: TrainingState, recording: dict[str, Any], steps: Callable[[], object]) -> float:
-    """Seconds that the steps take; with a Recorder, bringing its records to the host included."""
-    recorder = Recorder(state.prepared_model, state.optimizer, **recording) if recording else None
-    try:
-        with _timer(state) as timer:
-            steps()
-            if recorder is not None:
-                recorder.flush()
-    finally:
+    """Seconds that the steps take, with the device's work and bringing records to the host."""
+    made = Recorder(state.prepared_model, state.optimizer, **recording) if recording else None
+    with made or nullcontext() as recorder:
+        _wait_for(state.accelerator)
+        start = time.perf_counter()
+        steps()
         if recorder is not None:
-            recorder.close()
-    return timer[0]
+            recorder.flush()
+        _wait_for(state.accelerator)
+        return time.perf_counter() - start
 
 
 # After the first steps, which are all full.
@@ -206,17 +205,6 @@ def _read_speed(accelerator: Accelerator, n: int = 2**26, n_times: int = 7) -> f
         _wait_for(accelerator)
         taken.append(time.perf_counter() - start)
     return float(2 * x.nbytes / min(taken))
-
-
-@contextmanager
-def _timer(state: TrainingState) -> Iterator[list[float]]:
-    """Seconds of the block, the device's work included."""
-    taken = [0.0]
-    _wait_for(state.accelerator)
-    start = time.perf_counter()
-    yield taken
-    _wait_for(state.accelerator)
-    taken[0] = time.perf_counter() - start
 
 
 def _wait_for(accelerator: Accelerator) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,23 +103,21 @@ def train_network(
     recorder = _recorder(network, state, saved.get("recorder"))
     if recorder is not None:
         on_recorder(recorder)
-    saver = _Saver(network, recorder, intervening)
+    saver = _Saver(network, state, history, intervening, recorder)
     try:
         training, validation = data.training(config, network.seed), data.in_order("validation")
-        keep = _steps_to_keep(state)
 
         def after_step() -> None:
-            _keep_weights(network, state, keep)
+            saver.keep_weights()
             if recorder is not None:
                 recorder.loss = state.loss
             on_step()
 
-        _keep_weights(network, state, keep)
+        saver.keep_weights()
         for epoch in fit(state, training, validation, on_step=after_step):
-            history.append(dataclasses.asdict(epoch))
             if recorder is not None:
                 recorder.flush()
-            saver.after_epoch(state, epoch, history)
+            saver.after_epoch(epoch)
             yield epoch
     except NonFiniteLoss as error:
         if recorder is None or not accelerator.is_main_process:
@@ -130,7 +129,7 @@ def train_network(
         if recorder is not None:
             recorder.close()
     if accelerator.is_main_process:
-        saver.finish(state, history)
+        saver.finish()
         intervening.save_checks(state)
         evaluate_network(network, state, data, recorder, intervening)
         finish_network(network, config, data, accelerator, on_measured)
@@ -201,58 +200,61 @@ def recorder_of(state: TrainingState, first_step: int, folder: Path | None = Non
     )
 
 
-def _steps_to_keep(state: TrainingState) -> frozenset[int]:
-    """Of WEIGHT_STEPS, those that fit into the budget while this network alone is in training."""
-    config = state.config
-    if not config.log_grads:
-        return frozenset()
-    n_bytes = sum(tensor.nbytes for tensor in state.model.state_dict().values())
-    n_networks = 1 if config.rivals else len(config.networks) * len(config.seed_list)
-    return frozenset(WEIGHT_STEPS[: int(config.checkpoint_budget * 2**30 / n_networks // n_bytes)])
-
-
-def _keep_weights(network: NetworkDir, state: TrainingState, steps: frozenset[int]) -> None:
-    if state.step in steps and state.accelerator.is_main_process:
-        save_tensors(state.model.state_dict(), network.weights(state.step))
-
-
 @dataclass
 class _Saver:
-    """Saves checkpoints, seldom enough that they take little of the training time."""
+    """Saves checkpoints, seldom enough that they take little of the training time, and weights."""
 
     network: NetworkDir
-    recorder: Recorder | None
+    state: TrainingState
+    history: list[dict[str, Any]]
     intervening: Intervening
+    recorder: Recorder | None
     _best: dict[str, Tensor] | None = None  # weights of the best epoch, not yet on disk
     _saved_at: float = 0.0
     _seconds: float = 0.0  # that the last checkpoint took
 
-    def after_epoch(
-        self, state: TrainingState, epoch: Epoch, history: list[dict[str, Any]]
-    ) -> None:
-        if not state.accelerator.is_main_process:
+    @cached_property
+    def _steps_to_keep(self) -> tuple[int, ...]:
+        """Of WEIGHT_STEPS, those that fit into the budget while this network alone is in
+        training."""
+        config = self.state.config
+        if not config.log_grads:
+            return ()
+        n_bytes = sum(tensor.nbytes for tensor in self.state.model.state_dict().values())
+        n_networks = 1 if config.rivals else len(config.networks) * len(config.seed_list)
+        return WEIGHT_STEPS[: int(config.checkpoint_budget * 2**30 / n_networks // n_bytes)]
+
+    def keep_weights(self) -> None:
+        """Those of this step, where they are to be kept."""
+        step = self.state.step
+        if self.state.accelerator.is_main_process and step in self._steps_to_keep:
+            save_tensors(self.state.model.state_dict(), self.network.weights(step))
+
+    def after_epoch(self, epoch: Epoch) -> None:
+        self.history.append(dataclasses.asdict(epoch))
+        if not self.state.accelerator.is_main_process:
             return
         if epoch.is_best:
-            weights = state.model.state_dict()
+            weights = self.state.model.state_dict()
             self._best = {name: tensor.cpu().clone() for name, tensor in weights.items()}
         if time.monotonic() - self._saved_at >= self._seconds / CHECKPOINT_SHARE:
-            self._save(state, history)
+            self._save()
 
-    def _save(self, state: TrainingState, history: list[dict[str, Any]]) -> None:
+    def _save(self) -> None:
         """The checkpoint comes last: with it, the epochs before it count as done."""
         start = time.monotonic()
         if self._best is not None:
             save_tensors(self._best, self.network.weights("best"))
             self._best = None
-        self.network.save_history(history)
+        self.network.save_history(self.history)
         seen: dict[str, Any] = {"interventions": self.intervening.state_dict()}
         if self.recorder is not None:
             seen["recorder"] = self.recorder.state_dict()
-        save_tensors(state.to_dict() | seen, self.network.checkpoint)
+        save_tensors(self.state.to_dict() | seen, self.network.checkpoint)
         self._saved_at = time.monotonic()
         self._seconds = self._saved_at - start
 
-    def finish(self, state: TrainingState, history: list[dict[str, Any]]) -> None:
+    def finish(self) -> None:
         """Save where training ended, and the weights of the last epoch."""
-        self._save(state, history)
-        save_tensors(state.model.state_dict(), self.network.weights("last"))
+        self._save()
+        save_tensors(self.state.model.state_dict(), self.network.weights("last"))
