@@ -59,10 +59,6 @@ def test_parameter_free_shortcut_takes_every_second_pixel_and_pads_with_zeros() 
     assert out[0, 2:].count_nonzero() == 0
 
 
-def test_plain_network_has_no_shortcut_modules() -> None:
-    assert not [name for name, _ in plain_34(5).named_modules() if "downsample" in name]
-
-
 def test_no_module_is_called_twice_and_none_works_in_place() -> None:
     """Hooks and attributions see every activation only if each call has its own module."""
     model = resnet_34(5)

@@ -216,16 +216,8 @@ def test_the_files_of_systems_are_ignored_everywhere(tmp_path):
                   "System Volume Information", ".dropbox.cache", ".stversions", ".Trash-1000",
                   "RecycleBin.ffs_tmp", "LOST.DIR", "RECYCLER", "~snapshot"):  # fmt: skip
         save(tmp_path / place / "1.jpg")
-    for name in (
-        "Thumbs.db",
-        "a/desktop.ini",
-        "a/.DS_Store",
-        "b/._0.jpg",
-        "~$t.csv",
-        "a/Picasa.ini",
-        "sync.ffs_db",
-        "b/~syncthing~0.jpg",
-    ):
+    for name in ("Thumbs.db", "a/desktop.ini", "a/.DS_Store", "b/._0.jpg", "~$t.csv",
+                 "a/Picasa.ini", "sync.ffs_db", "b/~syncthing~0.jpg"):  # fmt: skip
         (tmp_path / name).write_bytes(b"x")
     source = open_source(tmp_path)
     assert (source.keys, source.unread) == (("a/0.jpg", "b/0.jpg"), {})

@@ -42,7 +42,7 @@ def audit_with_twins(seed: int, n: int = 300) -> Audit:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_no_picture_and_no_near_twin_is_on_two_sides(seed):
+def test_no_twin_is_on_two_sides_and_every_image_is_used_once_or_set_aside_as_a_copy(seed):
     found = audit_with_twins(seed)
     parts = split(found, found.labels, seed=seed)
     sides = [set(found.near[part].tolist()) for part in (parts.train, parts.validation, parts.test)]
@@ -50,12 +50,6 @@ def test_no_picture_and_no_near_twin_is_on_two_sides(seed):
         assert not one & other
     assert len(parts.contaminated) == len(parts.near_contaminated) == 0
     assert not parts.validation_is_test
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_every_usable_image_is_used_once_or_set_aside_as_a_copy(seed):
-    found = audit_with_twins(seed)
-    parts = split(found, found.labels, seed=seed)
     used = np.concatenate([parts.train, parts.validation, parts.test, parts.set_aside])
     assert sorted(used.tolist()) == np.flatnonzero(found.usable).tolist()
     for part in (parts.validation, parts.test):
@@ -106,11 +100,8 @@ def test_the_random_split_is_scikit_learns_and_counts_its_leaks():
         assert parts.contaminated.tolist() == exact
         assert parts.near_contaminated.tolist() == sorted(exact + near)
         assert len(parts.set_aside) == 0
-
-
-def test_the_random_split_holds_out_222_of_1107_like_the_original():
-    found = audit_of(list(range(1107)), [i % 2 for i in range(1107)])
-    assert len(split(found, found.labels, kind="random").test) == 222
+    original = audit_of(list(range(1107)), [i % 2 for i in range(1107)])
+    assert len(split(original, original.labels, kind="random").test) == 222
 
 
 def test_a_class_with_too_few_pictures_is_named_with_the_number_it_needs():
@@ -136,21 +127,19 @@ def test_an_accepted_split_has_every_class_in_every_part(n_few):
             assert set(found.labels[part]) == {0, 1}
 
 
-@pytest.mark.parametrize(("val", "test"), [(0, 0.2), (0.1, 0), (0.5, 0.5), (0.1, 1.0), (-0.1, 0.2)])
-def test_fractions_must_leave_something_for_every_part(val, test):
-    found = audit_of(list(range(100)), [0, 1] * 50)
-    with pytest.raises(ValueError, match="sum below 1"):
-        split(found, found.labels, val_fraction=val, test_fraction=test)
-
-
-def test_an_unknown_kind_and_labels_of_another_source_are_errors():
-    found = audit_of(list(range(100)), [0, 1] * 50)
-    with pytest.raises(ValueError, match="grouped or random, but got 'stratified'"):
-        split(found, found.labels, kind="stratified")
-    with pytest.raises(ValueError, match="Expected 100 labels"):
-        split(found, found.labels[:5])
-    with pytest.raises(ValueError, match="at least 2 usable images"):
-        split(audit_of([0], [0]), np.array([0]), kind="random")
+@pytest.mark.parametrize(
+    ("n", "labels", "given", "message"),
+    [
+        *((100, [0, 1] * 50, {"val_fraction": val, "test_fraction": test}, "sum below 1")
+          for val, test in ((0, 0.2), (0.1, 0), (0.5, 0.5), (0.1, 1.0), (-0.1, 0.2))),
+        (100, [0, 1] * 50, {"kind": "stratified"}, "grouped or random, but got 'stratified'"),
+        (100, [0] * 5, {}, "Expected 100 labels"),
+        (1, [0], {"kind": "random"}, "at least 2 usable images"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_split_is_refused(n, labels, given, message):
+    with pytest.raises(ValueError, match=message):
+        split(audit_of(list(range(n)), [i % 2 for i in range(n)]), np.array(labels), **given)
 
 
 @pytest.mark.parametrize("kind", ["grouped", "random"])
@@ -164,15 +153,15 @@ def test_a_split_survives_json(kind):
     assert again["counts"]["train"] == len(parts.train)
 
 
-def test_a_split_refuses_a_leak():
-    def indices(*values: int) -> np.ndarray:
-        return np.array(values, dtype=np.int64)
-
-    with pytest.raises(ValueError, match="no training image in other parts"):
-        Split("grouped", 0, indices(0, 1), indices(1), indices(2))
-    with pytest.raises(ValueError, match="no image in both validation and test"):
-        Split("grouped", 0, indices(0), indices(1), indices(1, 2))
-    with pytest.raises(ValueError, match="`train` to be sorted"):
-        Split("grouped", 0, indices(1, 0), indices(2), indices(3))
-    with pytest.raises(ValueError, match="images in `test`"):
-        Split("grouped", 0, indices(0), indices(1), indices())
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (([0, 1], [1], [2]), "no training image in other parts"),
+        (([0], [1], [1, 2]), "no image in both validation and test"),
+        (([1, 0], [2], [3]), "`train` to be sorted"),
+        (([0], [1], []), "images in `test`"),
+    ],
+)
+def test_a_split_refuses_a_leak(parts, message):
+    with pytest.raises(ValueError, match=message):
+        Split("grouped", 0, *(np.array(part, dtype=np.int64) for part in parts))

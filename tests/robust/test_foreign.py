@@ -45,6 +45,11 @@ def edit(run: Path, name: str, **fields: Any) -> None:
     path.write_text(json.dumps(content | fields), "utf-8")
 
 
+def configure(run: Path, **fields: Any) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | fields, sort_keys=False))
+
+
 # --- pictures --------------------------------------------------------------------------------
 
 
@@ -287,11 +292,6 @@ def test_what_never_ends_is_not_read(
 # --- what is built -----------------------------------------------------------------------------
 
 
-def configure(run: Path, **fields: Any) -> None:
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    (run / "config.yaml").write_text(yaml.safe_dump(config | fields, sort_keys=False))
-
-
 def test_a_network_takes_no_memory_until_its_weights_are_known_to_fit(
     run: Path, command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,8 +333,7 @@ def test_no_control_character_of_a_run_reaches_the_terminal(
     which: str, run: Path, command: Any
 ) -> None:
     edit(run, "environment.json", device=HOSTILE, command=["gradflow", HOSTILE])
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    (run / "config.yaml").write_text(yaml.safe_dump(config | {"project": HOSTILE}, sort_keys=False))
+    configure(run, project=HOSTILE)
     said = command(which, run, *(["--static"] if which == "report" else []))
     assert said.code == 0, said.err
     assert not OBEYED.search(said.out + said.err)
@@ -374,8 +373,7 @@ FENCE = "```\n\n<script>alert(1)</script>\n\n```"
 
 def test_no_value_leaves_its_place_in_markdown(run: Path) -> None:
     edit(run, "environment.json", device=FENCE, command=["gradflow", f"train\nrm -rf ~\n{FENCE}"])
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    (run / "config.yaml").write_text(yaml.safe_dump(config | {"project": FENCE}, sort_keys=False))
+    configure(run, project=FENCE)
     written = markdown(story(collect([run]), []), "figures")
     outside, fence = [], ""
     for line in written.splitlines():

@@ -154,26 +154,17 @@ def test_a_wrong_option_ends_with_a_sentence(
     assert not Path("studies").exists()
 
 
+# A wrong study file as the command says it; tests/studies/test_study_file.py has all kinds.
 STUDIES = {
     "seeds: 4000000000": "a count up to 1000",
-    "seeds: [1, 1]": "different `seeds`",
-    "seeds: [-1]": "different `seeds`",
     "seeds: true": "a count up to 1000",
-    "threads: 0": "`threads`",
     "threads: 1000000000": "`threads`",
     "precision: .inf": "`precision`",
     "expected_gap: .nan": "`expected_gap`",
     "base: {data: 5}": "`data`",
-    "base: {epochs: 1.5}": "`epochs`",
-    "base: {seeds: '3'}": "`base` without seeds",
     "base: {arch: plain_18, out: x}": "`base` without arch, out",
-    "accused: vgg": "`accused`",
     "reference: {arch: plain_99}": "`reference`",
-    "base: {width: .inf}": "`width`",
     "arms: [1]": "`arms`",
-    "arms: {a: {set: {epochs: many}}}": "`epochs`",
-    "combine: 3": "`combine`",
-    "restores: nobody": "`restores`",
     "more: 1": "'more'",
     "arms: {'../../x': {set: {lr: 1}}}": "name",
 }

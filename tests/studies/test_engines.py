@@ -109,16 +109,6 @@ def test_a_study_that_is_killed_goes_on_to_the_same_table(
     assert found == expected | {"study": "tiny"}
 
 
-def test_a_second_call_trains_nothing(
-    all_but: Callable[[str], StudyDir], pictures: Path, expected: dict[str, Any]
-) -> None:
-    folder, study = all_but(""), read(pictures)
-    before = {path: path.stat().st_mtime_ns for path in folder.cells.rglob("evaluation.json")}
-    assert len(before) == 4
-    assert run_study(study, folder, Engine(workers=2)).to_json() == expected
-    assert before == {path: path.stat().st_mtime_ns for path in before}
-
-
 def test_a_dask_cluster_that_loses_one_of_two_workers_gives_the_same_table(
     pictures: Path, tmp_path: Path, expected: dict[str, Any]
 ) -> None:

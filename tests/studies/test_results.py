@@ -235,6 +235,9 @@ def test_what_the_table_leaves_open_decides_no_link_either(
     found = results(study(), outcomes(LOSSES | losses, **checks))
     with pytest.raises(ValueError, match=why):
         found.restored_shares(range(SEEDS))
+    (control,) = found.to_json()["controls"]
+    assert control["reacts"] != ("control" in why or "reacted" in why)
+    assert (control["change"]["mean"] is None) == (not control["seeds"])
 
 
 def test_an_arm_that_only_spoils_the_reference_decides_no_link() -> None:
@@ -251,25 +254,6 @@ def test_an_arm_that_only_spoils_the_reference_decides_no_link() -> None:
 def with_arms(**arms: Any) -> Study:
     content = dict(study().source)
     return Study.read(content | {"arms": {**content["arms"], **arms}}, name="study", changes={})
-
-
-def test_a_control_without_a_seed_is_named_and_opens_no_gate() -> None:
-    found = results(study(), outcomes({**LOSSES, "sgd-down": (None, None)}))
-    assert [(one.arm.name, one.seeds, one.reacts) for one in found.controls] == [
-        ("sgd-down", (), False)
-    ]
-    assert "no seed is complete" in by_name(found)["restored"].primary.why
-    assert found.to_json()["controls"][0]["change"]["mean"] is None
-
-
-def test_a_control_whose_check_failed_does_not_react() -> None:
-    given = outcomes()
-    for seed in range(SEEDS):
-        cell = ("sgd-down", "accused", seed)
-        given[cell] = dataclasses.replace(given[cell], checks=(CHECK | {"passed": False},))
-    found = results(study(), given)
-    assert not found.controls[0].reacts
-    assert "sgd-down: its manipulation check failed" in by_name(found)["restored"].primary.why
 
 
 @pytest.mark.parametrize(
