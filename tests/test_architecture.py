@@ -16,25 +16,9 @@ import gradflow.interventions
 PACKAGE = Path(gradflow.__file__).parent
 
 # A part may import the parts to its left.
-ORDER = [
-    "version",
-    "typed",
-    "files",
-    "lazy",
-    "architectures",
-    "nets",
-    "record",
-    "bridges",
-    "data",
-    "analysis",
-    "examine",
-    "controls",
-    "interventions",
-    "training",
-    "studies",
-    "present",
-    "cli",
-]
+ORDER = ["version", "typed", "files", "lazy", "architectures", "nets", "record", "bridges", "data",
+         "analysis", "examine", "controls", "interventions", "training", "studies", "present",
+         "cli"]  # fmt: skip
 
 OWNERS = {
     "captum": {"present/saliency/methods.py", "present/saliency/trust.py"},

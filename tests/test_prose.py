@@ -15,6 +15,12 @@ OVERVIEW = "experiments/README.md"
 
 
 @cache
+def prose(page: str) -> str:
+    """A page as one line."""
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+@cache
 def stored(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -106,8 +112,7 @@ PHRASES: tuple[tuple[str, str, Callable[[], str]], ...] = (
 def test_a_number_in_prose_is_that_of_the_stored_results(
     page: str, phrase: str, number: Callable[[], str]
 ) -> None:
-    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
-    assert phrase.format(number()) in text
+    assert phrase.format(number()) in prose(page)
 
 
 @pytest.mark.parametrize("arm", ["bias-1", "constant-lr", "skip-0.25"])

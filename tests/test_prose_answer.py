@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.test_prose import PAIRS, ROOT, WORKED, kept, stored
+from tests.test_prose import PAIRS, WORKED, kept, prose, stored
 from tests.test_prose_tables import spread, text
 
 STUDY = "studies/photographs-64px"
@@ -143,5 +143,4 @@ FRONT = (
     [*((WORKED, one) for one in PHRASES), *(("README.md", one) for one in FRONT)],
 )
 def test_a_number_of_the_answer_is_that_of_the_study(page: str, phrase: str) -> None:
-    said = " ".join((ROOT / page).read_text(encoding="utf-8").split())
-    assert phrase.format(**numbers()) in said
+    assert phrase.format(**numbers()) in prose(page)

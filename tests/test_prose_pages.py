@@ -12,15 +12,11 @@ from zoo import half, trains
 from gradflow.analysis.statistics import wilson
 from gradflow.controls import expected_growth_bn_relu
 from gradflow.examine import trainability as limits
-from tests.test_prose import OVERVIEW, ROOT, stored
+from tests.test_prose import OVERVIEW, ROOT, prose, stored
 from tests.test_prose_tables import rows, spread, text
 
 CONTROLS = "docs/controls.md"
 CONCEPTS = "docs/concepts.md"
-
-
-def prose(page: str) -> str:
-    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
 
 
 def percent(share: float, digits: int = 0) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradflow.analysis.rivals import TRIED
-from tests.test_prose import OVERVIEW, ROOT, stored
+from tests.test_prose import OVERVIEW, ROOT, prose, stored
 
 STUDIES = {"vanishing-control": True, "photographs-64px-8-epochs": False, "digits": True}
 
@@ -88,7 +88,7 @@ def test_the_shares_of_what_did_not_matter() -> None:
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_gap_and_the_controls(study: str) -> None:
-    page = " ".join((ROOT / OVERVIEW).read_text(encoding="utf-8").split())
+    page = prose(OVERVIEW)
     found = stored(f"studies/{study}")
     gap = found["gap"]["train_loss"]
     low, high = gap["interval"]
@@ -122,7 +122,7 @@ def test_the_row_of_the_original_study(split: str, i: int, epoch: str) -> None:
 
 
 def test_the_front_page_shows_what_the_zoo_says() -> None:
-    page = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    page = prose("README.md")
     test, trained = stored("zoo")["test"], stored("zoo")["trained"]["BatchNorm"]
     assert test["hits"]["n"] == test["hits"]["of"]
     assert f"all {test['hits']['of']} that train with neither" in page

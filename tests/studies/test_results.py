@@ -46,6 +46,14 @@ def study(**changes: Any) -> Study:
     return Study.read(content, name="study", changes={})
 
 
+SGD_UP = {"role": "positive control", "against": "sgd", "networks": "accused",
+          "tests": "vanishing", "intervene": "gradient_scale(layers=1-9, factor=10)"}  # fmt: skip
+
+
+def with_arms(**arms: Any) -> Study:
+    return study(arms={**study().source["arms"], **arms})
+
+
 # By arm: the training loss of the accused and of the reference network; None: it is not treated.
 LOSSES: dict[str, tuple[float | None, float | None]] = {
     "baseline": (1.4, 1.0),
@@ -115,32 +123,40 @@ def test_a_gap_in_accuracy_that_luck_could_make_has_no_shares(
     assert written["gap"]["test_accuracy"]["can_be_shared"] == can_be_shared
 
 
-def test_what_each_arm_is() -> None:
-    arms = by_name(results(study(), outcomes()))
-    assert arms["restored"].primary.status == "not a cause"
-    assert arms["constant"].primary.status == "contributor"
-    assert arms["weak-skip"].primary.status == "main cause"
-    assert arms["sgd"].primary is None
-    assert arms["sgd-down"].primary is None
+def extra(intervene: str, **more: Any) -> dict[str, Any]:
+    return {"extra": {"tests": "x", "intervene": intervene, **more}}
 
 
-def test_without_a_reaction_of_the_positive_control_its_explanation_is_open() -> None:
-    deaf = outcomes({**LOSSES, "sgd-down": (1.52, None)})
-    found = results(study(), deaf)
-    assert [(one.arm.name, one.reacts) for one in found.controls] == [("sgd-down", False)]
-    arms = by_name(found)
-    assert arms["restored"].primary.status == "undetermined"
-    assert "no positive control reacted (sgd-down)" in arms["restored"].primary.why
-    assert arms["weak-skip"].primary.status == "main cause", "another explanation is not concerned"
+DEAF = {"sgd-down": (1.52, None)}
 
 
-def test_one_of_two_positive_controls_is_enough() -> None:
-    content = dict(study().source)
-    content["arms"] = {**content["arms"], "sgd-up": {**content["arms"]["sgd-down"]}}
-    both = Study.read(content, name="study", changes={})
-    found = results(both, outcomes({**LOSSES, "sgd-up": (1.52, None)}))
-    assert [one.reacts for one in found.controls] == [True, False]
-    assert by_name(found)["restored"].primary.status == "not a cause"
+@pytest.mark.parametrize(
+    ("more", "losses", "arm", "status", "why"),
+    [
+        ({}, {}, "restored", "not a cause", ""),
+        ({}, {}, "constant", "contributor", ""),
+        ({}, {}, "weak-skip", "main cause", ""),
+        ({}, DEAF, "restored", "undetermined", "no positive control reacted (sgd-down)"),
+        ({}, DEAF, "weak-skip", "main cause", ""),  # another explanation is not concerned
+        ({"sgd-up": SGD_UP}, {"sgd-up": (1.52, None)}, "restored", "not a cause", ""),  # one of two
+        # What the training loss cannot see: a gain of 0 by construction, or another task's.
+        (extra("recalibrate()"), {}, "extra", "undetermined", "only the accuracy can judge it"),
+        (extra("random_labels()"), {}, "extra", "undetermined", "that of other labels"),
+        (extra("recalibrate()", set={"schedule": "constant"}), {}, "extra", "not a cause", ""),
+        (extra("recalibrate(); norm_bias(beta=1)"), {}, "extra", "not a cause", ""),
+        (extra("random_labels(share=0)"), {}, "extra", "not a cause", ""),
+    ],
+)  # fmt: skip
+def test_what_an_arm_is_and_why_it_is_left_open(
+    more: dict[str, Any], losses: dict[str, Any], arm: str, status: str, why: str
+) -> None:
+    given = outcomes({**LOSSES, **({"extra": (1.4, 1.0)} if "extra" in more else {}), **losses})
+    found = by_name(results(with_arms(**more), given))
+    assert found[arm].primary.status == status
+    assert why in found[arm].primary.why
+    assert bool(found[arm].primary.why) == bool(why)
+    assert arm != "extra" or found[arm].judged["test_accuracy"].status == "not a cause"
+    assert found["sgd"].primary is None, "it is no candidate for a cause"
 
 
 def test_a_gap_of_the_wrong_sign_has_no_shares() -> None:
@@ -199,9 +215,7 @@ def test_a_seed_that_failed_is_left_out_of_its_arm_and_noted() -> None:
 
 
 def test_the_2x2_of_a_combination() -> None:
-    content = dict(study().source)
-    content["arms"] = {**content["arms"], "bias": {"intervene": "norm_bias(beta=1)"}}
-    two = Study.read(content, name="study", changes={})
+    two = with_arms(bias={"intervene": "norm_bias(beta=1)"})
     two = two.with_arm(two.combined("constant", "bias"))
     # Alone they take 0.5 and 0.25 of the gap, together 0.6: they overlap by 0.15.
     losses = {**LOSSES, "bias": (1.2, 0.9), "constant + bias": (0.86, 0.7)}
@@ -248,14 +262,6 @@ def test_an_arm_that_only_spoils_the_reference_decides_no_link() -> None:
         found.restored_shares(range(SEEDS))
 
 
-# -- what may be judged ----------------------------------------------------------------------------
-
-
-def with_arms(**arms: Any) -> Study:
-    content = dict(study().source)
-    return Study.read(content | {"arms": {**content["arms"], **arms}}, name="study", changes={})
-
-
 @pytest.mark.parametrize(
     ("cell", "name", "why"),
     [
@@ -273,31 +279,7 @@ def test_where_seeds_diverged_the_others_are_no_sample(cell: str, name: str, why
     assert "diverged" not in failed[name].primary.why, "a full disk does not choose its seeds"
 
 
-@pytest.mark.parametrize(
-    ("intervene", "more", "why"),
-    [
-        ("recalibrate()", {}, "only the accuracy can judge it"),
-        ("random_labels()", {}, "the training loss is that of other labels"),
-        ("recalibrate()", {"set": {"schedule": "constant"}}, ""),
-        ("recalibrate(); norm_bias(beta=1)", {}, ""),
-        ("random_labels(share=0)", {}, ""),
-    ],
-)
-def test_what_the_training_loss_cannot_see_it_does_not_judge(
-    intervene: str, more: dict[str, Any], why: str
-) -> None:
-    """Its gain by the training loss would be 0 by construction, or that of another task."""
-    extra = with_arms(extra={"tests": "x", "intervene": intervene, **more})
-    found = by_name(results(extra, outcomes({**LOSSES, "extra": (1.4, 1.0)})))["extra"]
-    assert why in found.primary.why
-    assert found.primary.status == ("undetermined" if why else "not a cause")
-    assert found.judged["test_accuracy"].status == "not a cause"
-
-
 # -- what an arm changes ---------------------------------------------------------------------------
-
-SGD_UP = {"role": "positive control", "against": "sgd", "networks": "accused",
-          "tests": "vanishing", "intervene": "gradient_scale(layers=1-9, factor=10)"}  # fmt: skip
 
 
 @pytest.mark.parametrize("attenuation", [1.0, math.nan])
@@ -397,7 +379,5 @@ def test_a_check_is_the_mean_over_seeds_of_one_network() -> None:
 
 
 def test_results_are_plain_json_without_nan() -> None:
-    import json
-
     found = results(study(), outcomes(measured=math.nan))
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["gap"]["train_loss"]["is_sure"]
