@@ -66,14 +66,11 @@ class Plan:
                 {"cell": one.cell.name, "steps": one.n_steps, "seconds": one.seconds}
                 for one in self.cells
             ],
-            "n_done": self.n_done,
-            "workers": self.workers,
             "seconds": self.seconds,
             "precision": self.study.precision,
-            "spread": self.spread,
-            "spread_is_measured": self.spread_is_measured,
-            "seeds_needed": self.seeds_needed,
-        }
+            **{name: getattr(self, name) for name in
+               ("n_done", "workers", "spread", "spread_is_measured", "seeds_needed")},
+        }  # fmt: skip
 
 
 def plan_study(study: Study, folder: StudyDir, workers: int) -> Plan:

@@ -55,13 +55,14 @@ def judge(
     gradients", such as other first weights. The first call on a machine checks the instrument on
     networks whose truth is known, which takes some seconds. Raises ValueError.
     """
-    by_name = traces if isinstance(traces, Mapping) else {"the network": traces}
+    given = traces if isinstance(traces, Mapping) else {"the network": traces}
+    by_name = {name: [one] if isinstance(one, Trace) else list(one) for name, one in given.items()}
     if not 1 <= len(by_name) <= 2:
         raise ValueError(
             f"Expected one or two networks, but got {len(by_name)}: {', '.join(by_name)}. "
             "Judge them in pairs."
         )
-    if empty := [name for name, given in by_name.items() if not len(_as_list(given))]:
+    if empty := [name for name, group in by_name.items() if not group]:
         raise ValueError(f"Expected at least one trace of each network, but {empty[0]} has none.")
     if (restored is None) == (len(gap_shares) > 0) or restored not in (None, *get_args(Changes)):
         raise ValueError(
@@ -78,12 +79,12 @@ def judge(
         [
             TrainedNetwork(
                 name, seed, trace,
-                train_loss=_outcome("losses", losses, name, seed, len(list_)),
-                test_accuracy=_outcome("accuracies", accuracies, name, seed, len(list_)),
+                train_loss=_outcome("losses", losses, name, seed, len(group)),
+                test_accuracy=_outcome("accuracies", accuracies, name, seed, len(group)),
             )
-            for seed, trace in enumerate(list_)
+            for seed, trace in enumerate(group)
         ]
-        for name, list_ in ((name, _as_list(given)) for name, given in by_name.items())
+        for name, group in by_name.items()
     ]  # fmt: skip
     found = Restored(tuple(gap_shares), restored) if restored is not None else None
     return judge_case(Case.of(*groups), load_gate(), found)
@@ -105,10 +106,6 @@ def _outcome(
             f"{dict(given)}. Give them by network, in the order of the traces."
         )
     return numbers[seed]
-
-
-def _as_list(traces: Trace | Sequence[Trace]) -> Sequence[Trace]:
-    return [traces] if isinstance(traces, Trace) else traces
 
 
 def open_case(

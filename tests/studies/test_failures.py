@@ -126,15 +126,6 @@ def test_an_arm_that_fits_no_network_is_refused_before_anything_is_trained(
     assert not folder.path.exists()
 
 
-def test_another_study_in_the_same_folder_is_refused(all_but: Copy, pictures: Path) -> None:
-    folder = all_but("")
-    before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*.json")}
-    other = read(pictures, base={"weight_decay": 0.5})
-    with pytest.raises(ValueError, match="baseline/accused differs in weight_decay.*--out"):
-        run_study(other, folder, Engine())
-    assert before == {path: path.stat().st_mtime_ns for path in folder.path.rglob("*.json")}
-
-
 CONSTANT = {"tests": "schedule", "networks": "accused", "set": {"schedule": "constant"}}
 
 
@@ -151,16 +142,34 @@ def test_seeds_and_arms_may_be_added_and_only_they_are_trained(
     assert len(list(folder.cells.rglob("evaluation.json"))) == 10
 
 
-def test_an_arm_that_comes_back_changed_is_refused(all_but: Copy, pictures: Path) -> None:
-    """Its trainings are still there, and would pass for those of the changed arm."""
-    folder, arms = all_but(""), dict(tiny(pictures)["arms"])
-    constant = {"constant": CONSTANT}
-    run_study(read(pictures, arms=constant, restores=""), folder, Engine())
-    changed = {"bias": arms["bias"] | {"intervene": "norm_bias(beta=2)"}}
-    with pytest.raises(ValueError, match="bias/accused differs in intervene"):
-        run_study(read(pictures, arms=constant | changed), folder, Engine())
-    again = run_study(read(pictures, arms=constant | arms), folder, Engine())
-    assert not [note for note in again.notes if "complete" in note]
+BIAS = {"tests": "explosion", "intervene": "norm_bias(beta=1)"}
+SGD = {"role": "baseline", "set": {"optimizer": "sgd"}, "tune": {"lr": [0.001, 0.05]}}
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "message"),
+    [
+        ([{}], {"base": {"weight_decay": 0.5}}, "baseline/accused differs in weight_decay.*--out"),
+        # Of an arm that was left out and comes back, the trainings are still there.
+        ([{}, {"arms": {"constant": CONSTANT}, "restores": ""}],
+         {"arms": {"bias": BIAS | {"intervene": "norm_bias(beta=2)"}}},
+         "bias/accused differs in intervene"),
+        ([{"arms": {"bias": BIAS, "sgd": SGD}}],
+         {"arms": {"bias": BIAS, "sgd": SGD | {"tune": {"lr": [0.001, 0.1]}}}},
+         "sgd/accused differs in tune"),
+    ],
+)  # fmt: skip
+def test_what_was_begun_in_a_folder_may_not_change(
+    begun: list[dict[str, Any]], now: dict[str, Any], message: str, pictures: Path, tmp_path: Path
+) -> None:
+    folder = StudyDir(tmp_path)
+    for changes in begun:
+        folder.begin(read(pictures, **changes))
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    with pytest.raises(ValueError, match=message):
+        run_study(read(pictures, **now), folder, Engine())
+    assert before == {path: path.read_bytes() for path in before}
+    folder.begin(read(pictures, **begun[0]))
 
 
 def test_a_disk_that_is_full_when_a_training_begins_costs_nothing(

@@ -143,14 +143,6 @@ def test_the_trials_are_planned_and_their_outcome_is_told(
     assert "0 trainings to do, 7 are done" in capsys.readouterr().out
 
 
-def test_other_values_are_another_study(pictures: Path, tmp_path: Path) -> None:
-    folder = StudyDir(tmp_path)
-    folder.begin(read(pictures))
-    arms = {**ARMS, "sgd": {**ARMS["sgd"], "tune": {"lr": [0.001, 0.1]}}}
-    with pytest.raises(ValueError, match="sgd/accused differs in tune"):
-        folder.begin(read(pictures, arms=arms))
-
-
 @pytest.mark.parametrize(
     ("arm", "message"),
     [

@@ -75,8 +75,10 @@ def begin(config: Callable[..., TrainConfig]) -> Begin:
 
 
 def assert_same_network(one: NetworkDir, other: NetworkDir) -> None:
-    for which in ("last", "best"):
-        mine, theirs = (load_tensors(network.weights(which)) for network in (one, other))
+    names = {path.name for path in other.path.glob("*.pt")}
+    assert {path.name for path in one.path.glob("*.pt")} == names > {"best.pt", "last.pt"}
+    for file in names:
+        mine, theirs = (load_tensors(network.path / file) for network in (one, other))
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     trace, expected = one.trace(), other.trace()
