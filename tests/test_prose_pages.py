@@ -12,7 +12,7 @@ from zoo import half, trains
 from gradflow.analysis.statistics import wilson
 from gradflow.controls import expected_growth_bn_relu
 from gradflow.examine import trainability as limits
-from tests.test_prose import OVERVIEW, ROOT, prose, stored
+from tests.test_prose import OVERVIEW, PAIRS, ROOT, WORKED, arm_again, kept, prose, stored
 from tests.test_prose_tables import rows, spread, text
 
 CONTROLS = "docs/controls.md"
@@ -133,8 +133,61 @@ def per_site() -> str:
     return f"{min(found[-3:]):.0f} to {max(found[-3:]):.0f}"
 
 
+# -- what was measured -----------------------------------------------------------------------------
+
+
+def first_over_last(verdict: Any, network: str, size: str) -> float:
+    (band,) = (one for one in verdict["profiles"] if (one["network"], one["size"]) ==
+               (network, size))  # fmt: skip
+    return float(10 ** (band["mean"][0] - band["mean"][-1]))
+
+
+def photographs(network: str, size: str = "output_gradient") -> float:
+    return first_over_last(stored("vanishing-verdict-64px-20-epochs")["verdict"], network, size)
+
+
+def evidence(name: str) -> str:
+    """Mean and interval, of the run over 20 epochs."""
+    verdict = stored("vanishing-verdict-64px-20-epochs")["verdict"]
+    (one,) = (one for finding in (*verdict["links"], *verdict["rivals"])
+              for one in finding["evidence"] if one["name"] == name)  # fmt: skip
+    low, high = one["interval"]
+    return f"{one['mean']:.2f} nats ({low:.2f} to {high:.2f})"
+
+
+def kept_gap(arm: str) -> float:
+    """In training loss, the mean over the kept seeds."""
+    seeds = [seed for one, seed in PAIRS if one == arm]
+    gaps = [
+        kept(arm, seed, "accused")["train"]["recalibrated"]["loss"]
+        - kept(arm, seed, "reference")["train"]["recalibrated"]["loss"]
+        for seed in seeds
+    ]
+    return sum(gaps) / len(gaps)
+
+
+def again(name: str) -> str:
+    return str(stored("judged-again")["verdicts"][name]["outcome"])
+
+
 # Page, the phrase with a hole, and what stands in it.
 PHRASES: tuple[tuple[str, str, Callable[[], str]], ...] = (
+    (WORKED, "back to their start costs {}, so", lambda: evidence("reset_cost")),
+    (OVERVIEW, "(the gradient is {} times *larger*", lambda: f"{photographs('plain_34'):.1f}"),
+    (OVERVIEW, "δ {} times from the last layer",
+     lambda: f"{first_over_last(stored('studies/digits-verdict'), 'plain_34', 'output_gradient'):.0f}"),  # noqa: E501
+    (OVERVIEW, "The machinery answers **{}**",
+     lambda: again("vanishing-control, restored by fixed-init")),
+    (OVERVIEW, "the same trainings say **{}**",
+     lambda: again("vanishing-control, restored by gradients-up")),
+    (OVERVIEW, "| early-up: early gradients × 1000 | {} |",
+     lambda: arm_again("digits", "early-up")),
+    (OVERVIEW, "| bias-1 | **{}** | 1.03", lambda: arm_again("digits", "bias-1")),
+    (OVERVIEW, "| constant-lr | **{}** | 0.40", lambda: arm_again("digits", "constant-lr")),
+    (OVERVIEW, "cosine, {} nats are left",
+     lambda: f"{kept_gap('cosine'):.2f} of the gap of {kept_gap('baseline'):.2f}"),
+    (OVERVIEW, "found in {} cases of its own",
+     lambda: "{hits} of {n_planted}".format(**stored("rival-controls")["rivals"]["H4"])),
     (CONTROLS, "cannot train, {};", lambda: of_zoo("hits")),
     (CONTROLS, "of those that train, {}.", lambda: of_zoo("alarms")),
     (CONTROLS, "the half that set the limits: {}.", lambda: of_zoo("set")),

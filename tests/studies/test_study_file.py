@@ -27,6 +27,9 @@ def content(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in whole.items() if value is not None}
 
 
+TUNED = {"role": "baseline", "set": {"optimizer": "sgd"}, "tune": {"lr": [0.001, 0.05]}}
+
+
 def read(**changes: Any) -> Study:
     return Study.read(content(**changes), name="study", changes={})
 
@@ -107,13 +110,19 @@ def test_the_combination_of_two_arms_makes_both_changes() -> None:
     assert (config.intervene, config.schedule) == ("norm_bias(beta=1)", "constant")
 
 
-def test_doses_of_one_explanation_are_not_combined() -> None:
-    study = arms(
-        one={"tests": "explosion", "intervene": "norm_bias(beta=1)"},
-        two={"tests": "explosion", "intervene": "norm_bias(beta=2)"},
-    )
-    with pytest.raises(ValueError, match="two explanations.*both test explosion"):
-        study.combined("one", "two")
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        ({"tests": "explosion", "set": {"lr": 1}}, {"tests": "explosion", "intervene": "lsuv()"},
+         "two explanations.*both test explosion"),
+        (TUNED, {"intervene": "lsuv()"}, "is tuned"),
+        ({"set": {"lr": 1}}, {"set": {"lr": 2}}, "both set lr"),
+        ({"set": {"lr": 1}}, {"networks": "accused", "intervene": "lsuv()"}, "do not start from"),
+    ],
+)  # fmt: skip
+def test_what_excludes_each_other_is_not_combined(one: Any, other: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        arms(one=one, other=other).combined("one", "other")
 
 
 def test_a_transplant_waits_for_the_cells_that_it_reads(tmp_path: Path) -> None:
@@ -177,6 +186,21 @@ def test_what_a_study_keeps_of_its_file_gives_the_same_study(tmp_path: Path) -> 
                       "b": {"tests": "vanshing", "set": {"lr": 2}, "role": "positive control"}}},
             "control 'b'.*one of 'vanishing', but got 'vanshing'. Did you mean 'vanishing'",
         ),
+        *(({"arms": {"a": {"tests": "lr", **arm}}}, message) for arm, message in (
+            ({"tune": {"lr": [0.1, 0.2], "momentum": [0, 0.9]}}, "one field with a list of two"),
+            ({"tune": {"lr": [0.1]}}, "two or more values"),
+            ({"tune": {"lr": 0.1}}, "two or more values"),
+            ({"tune": {"lr": [0.1, 0.1]}}, "different values"),
+            ({"set": {"lr": 0.1}, "tune": {"lr": [0.1, 0.2]}}, "lr not in `set`"),
+            ({"tune": {"seeds": [1, 2]}}, "holds for the whole study"),
+            ({"tune": {"lr": [-1, 0.1]}}, "lr"),
+            ({"tune": {"rate": [0.1, 0.2]}}, "got 'rate'"),
+            ({"tune": {"lr": [0.1, 0.2]}, "intervene": "transplant(profile={cells}/x)"},
+             "without `tune`: its intervention reads"),
+        )),
+        ({"arms": {"sgd": TUNED, "a": {"against": "sgd", "tune": {"weight_decay": [0, 0.1]}}}},
+         "one tuned field on the way"),
+        ({"arms": {"sgd": TUNED}, "seeds": [0, 999]}, "without 999, the seed of the trials"),
         ({"expected_gap": "wide"}, "`expected_gap` of the study to be a number"),
         ({"base": {"epochs": True}}, "`epochs` of `base` to be a whole number"),
         ({"base": {"log_grads": 1}}, "`log_grads` of `base` to be true or false"),

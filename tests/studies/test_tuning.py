@@ -144,40 +144,6 @@ def test_the_trials_are_planned_and_their_outcome_is_told(
 
 
 @pytest.mark.parametrize(
-    ("arm", "message"),
-    [
-        ({"tune": {"lr": [0.1, 0.2], "momentum": [0, 0.9]}}, "one field with a list of two"),
-        ({"tune": {"lr": [0.1]}}, "two or more values"),
-        ({"tune": {"lr": 0.1}}, "two or more values"),
-        ({"tune": {"lr": [0.1, 0.1]}}, "different values"),
-        ({"set": {"lr": 0.1}, "tune": {"lr": [0.1, 0.2]}}, "lr not in `set`"),
-        ({"tune": {"seeds": [1, 2]}}, "holds for the whole study"),
-        ({"tune": {"lr": [-1, 0.1]}}, "lr"),
-        ({"tune": {"rate": [0.1, 0.2]}}, "got 'rate'"),
-        (
-            {"tune": {"lr": [0.1, 0.2]}, "intervene": "transplant(profile={cells}/x)"},
-            "without `tune`: its intervention reads",
-        ),
-        ({"against": "sgd", "tune": {"weight_decay": [0, 0.1]}}, "one tuned field on the way"),
-    ],
-)
-def test_a_wrong_tune_is_told(pictures: Path, arm: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        read(pictures, arms={**ARMS, "mine": {"tests": "lr", **arm}}, restores="")
-
-
-def test_the_seed_of_the_trials_is_not_one_of_the_study(pictures: Path) -> None:
-    with pytest.raises(ValueError, match="without 999, the seed of the trials"):
-        read(pictures, seeds=[0, 999])
-
-
-def test_a_tuned_arm_is_not_combined(pictures: Path) -> None:
-    study = read(pictures)
-    with pytest.raises(ValueError, match="is tuned"):
-        study.combined("sgd", "bias")
-
-
-@pytest.mark.parametrize(
     ("value", "values", "at_an_end"),
     [(1, (1, 2, 3), True), (2, (1, 2, 3), False), (3, (2, 1, 3), True), ("a", ("a", "b"), False)],
 )
