@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.nn.utils import parametrize
 
-from gradflow import Recorder, Trace
+from gradflow import Trace
 
 DEAD_WINDOW = 16
 LAYERS = (nn.ReLU, nn.GELU, nn.Tanh, nn.MultiheadAttention, nn.modules.batchnorm._NormBase)
 
 
 def is_site(module: nn.Module) -> bool:
-    return isinstance(module, LAYERS) or bool(list(module.parameters(recurse=False)))
+    if isinstance(module, parametrize.ParametrizationList):
+        return False
+    has_weight = parametrize.is_parametrized(module) or bool(list(module.parameters(False)))
+    return has_weight or isinstance(module, LAYERS)
 
 
 def first(output: Any) -> Tensor:
@@ -30,7 +33,7 @@ def first(output: Any) -> Tensor:
 def as_double(x: Tensor) -> Tensor:
     x = x.detach()
     if x.is_complex():
-        x = torch.view_as_real(x).flatten(-2)
+        x = torch.view_as_real(x.resolve_conj()).flatten(-2)
     return x.double().clone()
 
 
@@ -50,15 +53,18 @@ class Output:
             self.grad = grad if self.grad is None else self.grad + grad
 
     def channels_alive(self) -> Tensor:
-        dim = 1 if self.z.dim() == 4 else self.z.dim() - 1
-        return (self.z.movedim(dim, 0).flatten(1) != 0).any(1)
+        z = torch.atleast_1d(self.z)
+        dim = 1 if z.dim() == 4 else z.dim() - 1
+        return (z.movedim(dim, 0).reshape(z.shape[dim], -1) != 0).any(1)
 
 
 class ByHand:
     """Watches the forward passes and steps that a test names, and knows what they should give."""
 
-    def __init__(self, model: nn.Module, unpack: Callable[[Any], Tensor] = first) -> None:
-        self.model = model
+    def __init__(
+        self, model: nn.Module, optimizer: Any = None, unpack: Callable[[Any], Tensor] = first
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
         self.step_index = 0
         self._unpack = unpack
         self._is_aside = False
@@ -162,15 +168,40 @@ class ByHand:
             }
         self.step_index += 1
 
+    # -- a loop ------------------------------------------------------------------------------
+
+    def zero(self, set_to_none: bool = True) -> None:
+        self.model.zero_grad(set_to_none=set_to_none)
+
+    def backward(self, loss: Callable[..., Tensor], *args: Any, **options: Any) -> None:
+        """A forward pass, in which `loss` is called, and its backward pass."""
+        with self.forward():
+            total = loss(*args)
+        total.backward(**options)
+
+    def update(self, scale: float = 1.0) -> None:
+        """The optimizer's step."""
+        with self.step(scale):
+            self.optimizer.step()
+
+    def train(self, loss: Callable[..., Tensor], *args: Any) -> None:
+        """One step of the plainest loop."""
+        self.zero()
+        self.backward(loss, *args)
+        self.update()
+
     # -- comparing ---------------------------------------------------------------------------
 
     def compare(self, trace: Trace, steps: Sequence[int] | None = None) -> None:
         """Every value of the trace, and that nothing is there besides."""
         steps = range(self.step_index) if steps is None else steps
         assert trace.steps.tolist() == list(steps)
-        wanted = {site for step in steps for site in self._rows(step)}
-        if all(kind.endswith((".weight", ".bias")) for kind in trace.kinds):
-            wanted = {site for step in steps for site in self._parameters[step]}
+        of_outputs = {name.startswith("output") for name in trace.measures}
+        wanted = set()
+        for step in steps if True in of_outputs else ():
+            wanted |= set(self._outputs.get(step, {}))
+        for step in steps if False in of_outputs else ():
+            wanted |= set(self._parameters[step])
         assert set(trace.sites) == wanted
         for index, step in enumerate(steps):
             rows = self._rows(step)
@@ -252,99 +283,6 @@ def value(trace: Trace, measure: str, site: str, step: int = 0) -> float:
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "gradflow"]
-
-
-# -- networks and loops ------------------------------------------------------------------------
-
-
-def mlp(n_in: int = 4, n_out: int = 1, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(n_in, 8), activation(), nn.Linear(8, n_out))
-
-
-def inputs(*shape: int, seed: int = 3) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape or (6, 4), generator=generator)
-
-
-def small_net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
-    )
-
-
-def batch(n: int = 8, seed: int = 1) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, 3, 6, 6, generator=generator), torch.arange(n) % 3
-
-
-def loss_of(model: nn.Module, seed: int = 1, n: int = 8) -> Tensor:
-    images, labels = batch(n, seed)
-    return nn.functional.cross_entropy(model(images), labels)
-
-
-def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
-    return torch.optim.SGD(model.parameters(), lr=lr)
-
-
-def plain_step(model: nn.Module, optimizer: Optimizer, seed: int = 1) -> None:
-    optimizer.zero_grad()
-    loss_of(model, seed).backward()
-    optimizer.step()
-
-
-def watched_step(hand: ByHand, optimizer: Optimizer, seed: int = 1) -> None:
-    optimizer.zero_grad()
-    with hand.forward():
-        loss = loss_of(hand.model, seed)
-    loss.backward()
-    with hand.step():
-        optimizer.step()
-
-
-def train_by_hand(
-    model: nn.Module,
-    loss: Callable[[int, int], Tensor],
-    *,
-    n_steps: int = 3,
-    n_passes: int = 1,
-    every: int = 1,
-    optimizer: Optimizer | None = None,
-    unpack: Callable[[Any], Tensor] = first,
-    before: Callable[[int, Optimizer], None] = lambda step, optimizer: None,
-    after: Callable[[int], None] = lambda step: None,
-    set_to_none: bool = True,
-    retain_graph: bool = False,
-    compare: bool = True,
-    **options: Any,
-) -> Trace:
-    """Train with a Recorder on `loss(step, part)`, and compare every value.
-
-    A step has so many passes; `before` is told of each step, `after` of each backward pass.
-    """
-    optimizer, hand = optimizer or sgd(model), ByHand(model, unpack)
-    with Recorder(model, optimizer, every=every, **options) as recorder:
-        for step in range(n_steps):
-            before(step, optimizer)
-            optimizer.zero_grad(set_to_none=set_to_none)
-            for part in range(n_passes):
-                with hand.forward():
-                    total = loss(step, part)
-                total.backward(retain_graph=retain_graph)
-                after(step)
-            with hand.step():
-                optimizer.step()
-    if compare:
-        hand.compare(recorder.trace, steps=range(0, n_steps, every))
-    assert recorder.skipped_steps == []
-    return recorder.trace
-
-
-def draw(*shape: int, seed: int = 0) -> Callable[..., Tensor]:
-    """Another batch of this shape at each call."""
-    generator = torch.Generator().manual_seed(seed)
-    return lambda *_: torch.randn(shape, generator=generator)
 
 
 def assert_same_trace(got: Trace, want: Trace, rtol: float = 1e-5) -> None:

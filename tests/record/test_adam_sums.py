@@ -1,7 +1,5 @@
 """The sums of Adam's moments against float64 NumPy, compiled and by PyTorch."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -9,25 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gradflow.record import Recorder, kernel
+from gradflow.record import Recorder
 from gradflow.record.sums import adam_sums
 from gradflow.record.torch_sums import PIECE, Moments
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MEASURES = ["adam_attenuation", "adam_update_rms"]
-
-
-@pytest.fixture(params=["kernel", "eager"], scope="module")
-def engine(request: pytest.FixtureRequest) -> Iterator[str]:
-    """What takes the sums: the compiled kernel, or PyTorch."""
-    if request.param == "kernel":
-        if kernel.library() is None:
-            pytest.skip("no C++ compiler on this machine, or GRADFLOW_KERNEL=0")
-        yield "kernel"
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "library", lambda: None)
-        yield "eager"
 
 
 def by_numpy(moments: Moments) -> list[float]:

@@ -1,13 +1,14 @@
 """Full steps: at which recorded steps what is dear is measured, and that nothing else changes."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from byhand import value
+from loops import inputs, recorded
 from torch import Tensor, nn
 
 from gradflow.record import MEASURES, Recorder, Trace, outputs, parameters
@@ -28,25 +29,20 @@ def network() -> nn.Sequential:
     )
 
 
-def batch(step: int, n: int = 4) -> Tensor:
-    return torch.randn(n, 1, 4, 4, generator=torch.Generator().manual_seed(step))
-
-
 def train(
-    steps: range, model: nn.Module | None = None, optimizer: Any = None, **options: Any
+    n_steps: int, before: Callable[[int], object] = lambda step: None, **options: Any
 ) -> tuple[Trace, list[Tensor]]:
-    """What was recorded, and the losses."""
-    model = network() if model is None else model
-    optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=0.01)
-    losses = []
-    with Recorder(model, optimizer, **options) as recorder:
-        for step in steps:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(batch(step)), torch.tensor([0, 1, 0, 1]))
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        return recorder.trace, losses
+    """What was recorded, and the losses; `before` is told of each step."""
+    model, losses = network(), []
+
+    def loss(step: int) -> Tensor:
+        before(step)
+        images = inputs(4, 1, 4, 4, seed=step)
+        losses.append(F.cross_entropy(model(images), torch.tensor([0, 1, 0, 1])))
+        return losses[-1]
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    return recorded(model, loss, optimizer, n_steps=n_steps, **options), losses
 
 
 def steps_of(trace: Trace, measure: str) -> list[int]:
@@ -55,8 +51,8 @@ def steps_of(trace: Trace, measure: str) -> list[int]:
 
 def test_gradients_are_measured_at_every_step_and_the_rest_at_the_full_ones() -> None:
     """Where a measure is taken it has the number that it has with everything at every step."""
-    all_of_it, losses = train(range(40), measures=ADAM, cadence=1)
-    trace, same_losses = train(range(40), measures=ADAM)
+    all_of_it, losses = train(40, measures=ADAM, cadence=1)
+    trace, same_losses = train(40, measures=ADAM)
     assert torch.equal(torch.stack(losses), torch.stack(same_losses))
     assert (trace.sites, trace.kinds) == (all_of_it.sites, all_of_it.kinds)
     assert np.array_equal(trace.sizes, all_of_it.sizes)
@@ -72,61 +68,30 @@ def test_gradients_are_measured_at_every_step_and_the_rest_at_the_full_ones() ->
 
 
 def test_the_full_steps_are_counted_in_recorded_ones() -> None:
-    trace, _ = train(range(60), every=2, cadence=5)
-    assert len(trace) == 30
-    assert steps_of(trace, "weight_norm") == [2 * index for index in [*range(16), 20, 25]]
-    trace, _ = train(range(60), every=lambda step: step % 2 == 0, cadence=5)
-    assert steps_of(trace, "weight_norm") == [2 * index for index in [*range(16), 20, 25]]
-
-
-@pytest.mark.parametrize("every", [3, lambda step: step % 3 == 0], ids=["a number", "a function"])
-def test_a_resumed_recording_has_the_full_steps_of_one_that_did_not_stop(
-    every: int | Callable[[int], bool], tmp_path: Path
-) -> None:
-    whole, _ = train(range(90), every=every, cadence=4)
-    model = network()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    options = {"every": every, "cadence": 4, "folder": tmp_path}
-    with Recorder(model, optimizer, **options) as recorder:
-        run(recorder, range(53))
-        state = recorder.state_dict()
-    with Recorder(model, optimizer, first_step=53, **options) as recorder:
-        recorder.load_state_dict(state)
-        run(recorder, range(53, 90))
-        trace = recorder.trace
-    assert np.array_equal(trace.steps, whole.steps)
-    for measure, values in whole.values.items():
-        np.testing.assert_allclose(trace.values[measure], values, rtol=1e-6, err_msg=measure)
-
-
-def run(recorder: Recorder, steps: range) -> None:
-    (optimizer,) = recorder.optimizers
-    for step in steps:
-        optimizer.zero_grad()
-        output = recorder.model(batch(step))
-        F.cross_entropy(output, torch.tensor([0, 1, 0, 1])).backward()
-        optimizer.step()
+    for every in (2, lambda step: step % 2 == 0):
+        trace, _ = train(60, every=every, cadence=5)
+        assert len(trace) == 30
+        assert steps_of(trace, "weight_norm") == [2 * index for index in [*range(16), 20, 25]]
 
 
 def test_between_full_steps_neither_outputs_nor_weights_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """That is what makes them cheap."""
-    model = network()
-    recorder = Recorder(model, torch.optim.AdamW(model.parameters()), measures=ADAM)
 
     def refuse(*args: object) -> None:
         pytest.fail("read")
 
-    with recorder:
-        run(recorder, range(17))
-        with monkeypatch.context() as patch:
-            patch.setattr(outputs, "output_sums", refuse)
+    def before(step: int) -> None:
+        if step == 17:
+            monkeypatch.setattr(outputs, "output_sums", refuse)
             for name in ("adam_sums", "compare", "gradient_sums"):
-                patch.setattr(parameters, name, refuse)
-            run(recorder, range(17, 24))
-        run(recorder, range(24, 25))
-    assert steps_of(recorder.trace, "update_norm") == [*range(17), 24]
+                monkeypatch.setattr(parameters, name, refuse)
+        if step == 24:
+            monkeypatch.undo()
+
+    trace, _ = train(25, before, measures=ADAM)
+    assert steps_of(trace, "update_norm") == [*range(17), 24]
 
 
 def test_passes_of_a_step_that_was_not_full_leave_no_half_sums() -> None:
@@ -141,10 +106,12 @@ def test_passes_of_a_step_that_was_not_full_leave_no_half_sums() -> None:
         model(torch.ones(6, 3)).sum().backward()
         optimizer.step()
         trace = recorder.trace
-    column = trace.sites.index("0")
-    assert trace.values["output_grad_norm"][:, column].tolist() == [10**0.5, 20**0.5]
-    assert trace.values["output_grad_rms"][:, column].tolist() == [1, 1], "n is of all passes"
-    assert np.isnan(trace.values["output_mean"][:, column]).all()
+    for measure, want in (
+        ("output_grad_norm", [10**0.5, 20**0.5]),
+        ("output_grad_rms", [1, 1]),  # n is of all passes
+        ("output_mean", [np.nan, np.nan]),
+    ):
+        np.testing.assert_array_equal([value(trace, measure, "0", i) for i in (0, 1)], want)
     assert np.isfinite(trace.values["weight_norm"][1]).any(), "step 24 is full"
 
 
@@ -153,21 +120,18 @@ def test_measures_of_the_users_own_are_taken_at_every_recorded_step() -> None:
         Measure("largest", "output", "max z", "activation", function=lambda z: z.max()),
         Measure("g", "parameter", "max g", "loss / weight", function=lambda w, g: g.max()),
     ]
-    trace, _ = train(range(20), measures=[*own, "weight_norm"])
+    trace, _ = train(20, measures=[*own, "weight_norm"])
     assert steps_of(trace, "largest") == steps_of(trace, "g") == list(range(20))
     assert steps_of(trace, "weight_norm") == list(range(17))
 
 
 def test_the_size_of_a_gradient_takes_the_weight_of_the_last_full_step() -> None:
     """So that it is there at every step. The norm itself is told only where it was read."""
-    all_of_it, _ = train(range(30), cadence=1)
-    trace, _ = train(range(30))
-    column = trace.sites.index("0.weight")
-    got = trace.select("scale_invariant_grad").values[
-        :, trace.select("scale_invariant_grad").sites.index("0.weight")
-    ]
-    norms = all_of_it.values["weight_norm"][:, column]
-    held = norms[[*range(17), *[16] * 7, *[24] * 6]]
+    all_of_it, _ = train(30, cadence=1)
+    trace, _ = train(30)
+    column, table = trace.sites.index("0.weight"), trace.select("scale_invariant_grad")
+    got = table.values[:, table.sites.index("0.weight")]
+    held = all_of_it.values["weight_norm"][[*range(17), *[16] * 7, *[24] * 6], column]
     want = trace.values["grad_norm"][:, column] * held
     np.testing.assert_allclose(got, want, rtol=1e-12)
     assert np.isnan(trace.values["weight_norm"][17, column])

@@ -6,20 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from byhand import (
-    ByHand,
-    assert_same_trace,
-    loss_of,
-    plain_step,
-    said,
-    sgd,
-    small_net,
-    train_by_hand,
-)
+from byhand import ByHand, assert_same_trace, said
+from loops import Net, loss_of, plain_step, recorded, sgd, small_net, train_by_hand, watched
 from torch import Tensor, nn
 
 from gradflow import Recorder, Trace
-from gradflow.record import DEFAULT_MEASURES, PARAMETER_MEASURES
+from gradflow.record import PARAMETER_MEASURES
 
 pytestmark = [
     # torch 2.11 warns of itself when torch.compile is imported.
@@ -34,27 +26,22 @@ def _without_old_graphs() -> None:
     torch.compiler.reset()
 
 
-class Branches(nn.Module):
+def branches() -> Net:
     """Reused layers, an in-place ReLU and `+=`: what graph breaks could upset."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem, self.relu = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True)
-        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
-        self.head = nn.Linear(4 * 36, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.stem(x))
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = net.relu(net.stem(x))
         for _ in range(2):
-            out = self.norm(self.conv(x))
+            out = net.norm(net.conv(x))
             out += x
-            x = self.relu(out)
-        return self.head(x.flatten(1))
+            x = net.relu(out)
+        return net.head(x.flatten(1))
 
-
-def plain(model: nn.Module) -> Callable[..., Any]:
-    return model
+    torch.manual_seed(0)
+    return Net(
+        forward, stem=nn.Conv2d(3, 4, 3, padding=1), relu=nn.ReLU(inplace=True),
+        conv=nn.Conv2d(4, 4, 3, padding=1), norm=nn.BatchNorm2d(4), head=nn.Linear(4 * 36, 3),
+    )  # fmt: skip
 
 
 def by_function(model: nn.Module) -> Callable[..., Any]:
@@ -66,41 +53,25 @@ def by_method(model: nn.Module) -> Callable[..., Any]:
     return model
 
 
-def train(
-    make: Callable[[], nn.Module],
-    compiled: Callable[[nn.Module], Callable[..., Any]],
-    interval: int = 1,
-    accumulate: int = 1,
-    n_steps: int = 4,
-    measures: Any = DEFAULT_MEASURES,
-) -> Trace:
-    model = make()
-    optimizer = sgd(model)
-    with Recorder(model, optimizer, every=interval, measures=measures) as recorder:
-        run = compiled(model)
-        for step in range(n_steps):
-            optimizer.zero_grad()
-            for part in range(accumulate):
-                loss_of(run, 10 * step + part).backward()  # type: ignore[arg-type]
-            optimizer.step()
-    return recorder.trace
-
-
 @pytest.mark.parametrize(
     ("compiled", "interval", "accumulate"), [(by_function, 1, 2), (by_method, 2, 1)]
 )
 def test_a_compiled_network_has_the_trace_of_the_plain_one(
     compiled: Any, interval: int, accumulate: int
 ) -> None:
-    got = train(Branches, compiled, interval, accumulate)
-    want = train(Branches, plain, interval, accumulate)
+    model, runs = branches(), []
+
+    def loss(index: int) -> Tensor:
+        if not runs:  # after the Recorder was made
+            runs.append(compiled(model))
+        return loss_of(runs[0], index)
+
+    options = {"n_steps": 4, "n_passes": accumulate, "every": interval}
+    got, plain = recorded(model, loss, **options), branches()
+    want = train_by_hand(
+        plain, lambda step, part: loss_of(plain, step * accumulate + part), **options
+    )
     assert_same_trace(got, want)
-
-
-def test_the_plain_network_equals_plain_autograd() -> None:
-    """What the compiled ones are compared with."""
-    model = Branches()
-    train_by_hand(model, lambda step, _: loss_of(model, step))
 
 
 def test_only_some_steps_are_recorded_and_the_others_cost_no_pass() -> None:
@@ -111,7 +82,7 @@ def test_only_some_steps_are_recorded_and_the_others_cost_no_pass() -> None:
         run = by_method(model)
         for step in range(7):
             optimizer.zero_grad()
-            loss_of(run, step).backward()  # type: ignore[arg-type]
+            loss_of(run, step).backward()
             assert recorder._outputs is not None
             assert recorder._outputs.backward.n_counted == step // 3 + 1
             optimizer.step()
@@ -120,28 +91,30 @@ def test_only_some_steps_are_recorded_and_the_others_cost_no_pass() -> None:
 
 @pytest.mark.parametrize("interval", [1, 2])
 def test_parameters_under_compile(interval: int) -> None:
-    model = small_net()
-    compiled = torch.compile(model, backend="aot_eager")
-    optimizer, hand = sgd(model), ByHand(model)
-    with Recorder(compiled, optimizer, measures=PARAMETER_MEASURES, every=interval) as recorder:
+    compiled = torch.compile(small_net(), backend="aot_eager")
+    model = compiled._orig_mod
+    hand = ByHand(model, sgd(model))
+    with Recorder(
+        compiled, hand.optimizer, measures=PARAMETER_MEASURES, every=interval
+    ) as recorder:
         for seed in range(3):
-            optimizer.zero_grad()
+            hand.zero()
             loss_of(compiled, seed).backward()
-            with hand.step():
-                optimizer.step()
+            hand.update()
     hand.compare(recorder.trace, steps=range(0, 3, interval))
 
 
 def test_a_model_that_was_compiled_in_place_and_ran_is_recorded() -> None:
-    model = small_net()
+    model, plain = small_net(), small_net()
     optimizer = sgd(model)
     run = by_method(model)
-    for step in range(2):
-        plain_step(run, optimizer, 10 * step)
+    for seed in range(2):
+        plain_step(run, optimizer, seed)
     with Recorder(model, optimizer, first_step=2, every=2) as recorder:
-        for step in range(2, 5):
-            plain_step(run, optimizer, 10 * step)
-    got, want = recorder.trace, train(small_net, plain, n_steps=5)
+        for seed in range(2, 5):
+            plain_step(run, optimizer, seed)
+    got = recorder.trace
+    want = train_by_hand(plain, lambda step, _: loss_of(plain, step), n_steps=5)
     assert got.sites == want.sites
     assert got.steps.tolist() == [2, 4]
     for measure in got.measures:
@@ -158,9 +131,9 @@ def test_a_compiled_function_that_ran_before_is_noticed(
     model = small_net()
     optimizer = sgd(model)
     run = by_function(model)
-    loss_of(run).backward()  # type: ignore[arg-type]
+    loss_of(run).backward()
     with Recorder(model, optimizer, every=interval) as recorder:
-        loss_of(run).backward()  # type: ignore[arg-type]
+        loss_of(run).backward()
         optimizer.step()
     check_outputs_were_missed(recorder.trace, caplog)
 
@@ -168,52 +141,44 @@ def test_a_compiled_function_that_ran_before_is_noticed(
 def test_layers_that_are_called_without_their_hooks_are_noticed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    def forward(x: Tensor) -> Tensor:
+        for layer in model:
+            x = layer.forward(x)
+        return x
+
     model = small_net()
-    optimizer = sgd(model)
-    with Recorder(model, optimizer) as recorder:
-        for _ in range(2):
-            loss_of(lambda x: nn.Sequential.forward(_without_hooks(model), x)).backward()  # type: ignore[arg-type]
-            optimizer.step()
-    check_outputs_were_missed(recorder.trace, caplog)
+    check_outputs_were_missed(recorded(model, lambda _: loss_of(forward), n_steps=2), caplog)
 
 
 def test_a_layer_that_is_run_by_the_graph_of_one_like_it_is_noticed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The compiler kept the graph of another network's last layer, which had no hook."""
-    torch.compiler.reset()
-    for records in (False, True):
-        model = small_net()
-        optimizer = sgd(model)
-        recorder = Recorder(model, optimizer) if records else None
+
+    def loss(_: int) -> Tensor:
         head = torch.compile(model[4], backend="eager")
-        for _ in range(2):
-            loss_of(lambda x, head=head, model=model: head(model[:4](x))).backward()  # type: ignore[arg-type, misc]
-            optimizer.step()
-    assert recorder is not None
-    recorder.close()
-    (said,) = [r.getMessage() for r in caplog.records if r.name == "gradflow"]
-    assert "does not take the output of '4': parameters there have gradients" in said
-    assert "4" not in recorder.trace.sites
-    torch.compiler.reset()
+        return loss_of(lambda x: head(model[:4](x)))
+
+    model = small_net()
+    for _ in range(2):
+        loss(0).backward()
+    model = small_net()
+    trace = recorded(model, loss, n_steps=2)
+    (sentence,) = said(caplog)
+    assert "does not take the output of '4': parameters there have gradients" in sentence
+    assert "4" not in trace.sites
 
 
 def test_a_compiled_backward_pass_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     """Compiled autograd calls no end of a pass: outputs are not taken, parameters are."""
     model = small_net()
-    optimizer, hand = sgd(model), ByHand(model)
-    with Recorder(model, optimizer) as recorder:
+    with watched(model) as hand:
         loss = loss_of(model)
         with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
             loss.backward()
-        with hand.step():
-            optimizer.step()
-    got = recorder.trace.select("grad_norm")
-    for name, row in hand._parameters[0].items():
-        assert got.values[0, got.sites.index(name)] == pytest.approx(row["grad_norm"], rel=1e-5)
-    assert recorder.trace.select("output_grad_norm").sites == ()
-    (said,) = [r.getMessage() for r in caplog.records if r.name == "gradflow"]
-    assert "outputs in a step" in said
+        hand.update()
+    (sentence,) = said(caplog)
+    assert "outputs in a step" in sentence
 
 
 def check_outputs_were_missed(trace: Trace, caplog: pytest.LogCaptureFixture) -> None:
@@ -223,10 +188,6 @@ def check_outputs_were_missed(trace: Trace, caplog: pytest.LogCaptureFixture) ->
     assert "compiled before the Recorder was made" in sentence
     assert trace.select("output_grad_norm").sites == ()
     assert np.isfinite(trace.select("grad_norm").values).all()
-
-
-def _without_hooks(model: nn.Sequential) -> list[Callable[[Tensor], Tensor]]:
-    return [layer.forward for layer in model]
 
 
 def test_a_closed_recorder_leaves_a_compiled_model_as_it_was() -> None:

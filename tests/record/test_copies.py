@@ -4,20 +4,22 @@ import copy
 import io
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from byhand import ByHand, assert_same_trace, loss_of, plain_step, sgd, small_net
-from byhand import watched_step as train_step
-from torch import nn
+from byhand import assert_same_trace, value
+from loops import loss_of, plain_step, recorded, sgd, small_net, watched
+from torch import Tensor, nn
 
 from gradflow import Recorder, Trace
 from gradflow.record import DEFAULT_MEASURES, MEASURES, OUTPUT_MEASURES, PARAMETER_MEASURES
 
-ALL_BUT_ADAM = [name for name in MEASURES if not name.startswith("adam")]
+WITH_COPIES = [*DEFAULT_MEASURES, "angle_from_start", "grad_cosine"]
 
 
 def saved_and_loaded(model: nn.Module) -> nn.Module:
@@ -28,31 +30,21 @@ def saved_and_loaded(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded])
-@pytest.mark.parametrize("measures", [DEFAULT_MEASURES, ALL_BUT_ADAM], ids=["default", "all"])
-def test_a_copy_of_a_watched_model_is_not_watched(copied: Any, measures: Any) -> None:
-    """An EMA, a checkpoint of the whole model, a target network."""
+def test_a_copy_of_a_watched_model_is_not_watched(copied: Any) -> None:
+    """An EMA, a checkpoint of the whole model, a target network. Its passes are no micro-batch."""
     model = small_net()
-    optimizer, hand = sgd(model), ByHand(model)
-    with Recorder(model, optimizer, measures=measures) as recorder:
-        train_step(hand, optimizer, 0)
+    with watched(model, measures=[*WITH_COPIES, "grad_dot_update", "grad_noise"]) as hand:
+        hand.train(loss_of, model, 0)
         other = copied(model)
         other_optimizer = sgd(other)
         for seed in (1, 2):
-            optimizer.zero_grad()
+            hand.zero()
             with hand.forward():
                 loss = loss_of(model, seed)
             loss_of(other, 5).backward()
             loss.backward()
-            loss_of(other, 6).backward()
-            other_optimizer.step()
-            other_optimizer.zero_grad()
-            with hand.step():
-                optimizer.step()
-    if measures is DEFAULT_MEASURES:
-        hand.compare(recorder.trace)
-    else:
-        norms = recorder.trace.values["grad_noise"]
-        assert np.isnan(norms).all(), "one micro-batch per step has no noise"
+            plain_step(other, other_optimizer, 6)
+            hand.update()
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -104,65 +96,42 @@ def test_a_copy_can_have_a_recorder_of_its_own() -> None:
     model = small_net()
     with Recorder(model, sgd(model)):
         other = copy.deepcopy(model)
-    optimizer, hand = sgd(other), ByHand(other)
-    with Recorder(other, optimizer) as recorder:
-        train_step(hand, optimizer)
-    hand.compare(recorder.trace)
+    with watched(other) as hand:
+        hand.train(loss_of, other)
 
 
 def test_two_recorders_on_one_model() -> None:
     """Equal values, and the one that is left goes on alone."""
     model = small_net()
-    optimizer, hand = sgd(model), ByHand(model)
-    first, second = Recorder(model, optimizer), Recorder(model, optimizer)
-    for seed in range(2):
-        train_step(hand, optimizer, seed)
-    first.close()
-    assert_same_trace(first.trace, second.trace, rtol=1e-12)
-    for seed in range(2, 4):
-        train_step(hand, optimizer, seed)
-    second.close()
+    with watched(model) as hand:
+        first = Recorder(model, hand.optimizer)
+        for seed in range(2):
+            hand.train(loss_of, model, seed)
+        first.close()
+        assert_same_trace(first.trace, hand.recorder.trace, rtol=1e-12)
+        for seed in range(2, 4):
+            hand.train(loss_of, model, seed)
     assert len(first.trace) == 2
-    hand.compare(second.trace)
 
 
 def test_two_threads_train_two_models() -> None:
     """As in turn: what a thread's backward pass does is no business of the other's."""
 
-    def train(seed: int, wait: Any, traces: dict[int, Trace]) -> None:
-        model = models[seed]
-        optimizer = sgd(model)
-        with Recorder(model, optimizer) as recorder:
-            for step in range(6):
-                wait()
-                optimizer.zero_grad()
-                for part in range(2):
-                    loss = loss_of(model, 10 * step + part + seed)
-                    wait()
-                    loss.backward()
-                optimizer.step()
-        traces[seed] = recorder.trace
+    def train(model: nn.Module, seed: int, wait: Callable[[], object] = lambda: None) -> Trace:
+        def loss(index: int) -> Tensor:
+            wait()
+            found = loss_of(model, seed + index)
+            wait()
+            return found
 
-    results: list[dict[int, Trace]] = []
-    for in_threads in (False, True):
+        return recorded(model, loss, n_steps=6, n_passes=2)
+
+    wait = threading.Barrier(2).wait
+    with ThreadPoolExecutor(2) as pool:
         models = [small_net(seed) for seed in range(2)]
-        traces: dict[int, Trace] = {}
-        barrier = threading.Barrier(2)
-        if in_threads:
-            threads = [
-                threading.Thread(target=train, args=(seed, barrier.wait, traces))
-                for seed in range(2)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        else:
-            for seed in range(2):
-                train(seed, lambda: None, traces)
-        results.append(traces)
+        together = list(pool.map(train, models, range(2), [wait, wait]))
     for seed in range(2):
-        assert_same_trace(results[1][seed], results[0][seed])
+        assert_same_trace(together[seed], train(small_net(seed), seed))
 
 
 # -- chosen measures ---------------------------------------------------------------------------
@@ -186,21 +155,12 @@ def test_two_threads_train_two_models() -> None:
 )
 def test_only_what_is_chosen_is_in_the_trace_and_is_right(measures: Any) -> None:
     model = small_net()
-    optimizer, hand = sgd(model), ByHand(model)
     has_outputs = any(MEASURES[name].of != "parameter" for name in measures)
-    has_parameters = any(MEASURES[name].of == "parameter" for name in measures)
-    with Recorder(model, optimizer, measures=measures) as recorder:
+    with watched(model, measures=measures) as hand:
         assert any(module._forward_hooks for module in model.modules()) == has_outputs
         for seed in range(2):
-            train_step(hand, optimizer, seed)
-    trace = recorder.trace
-    assert list(trace.values) == list(measures)
-    if has_parameters:
-        hand.compare(trace)
-        return
-    assert not any(site.endswith(("weight", "bias")) for site in trace.sites)
-    hand._parameters = dict.fromkeys(hand._parameters, {})
-    hand.compare(trace)
+            hand.train(loss_of, model, seed)
+    assert list(hand.recorder.trace.values) == list(measures)
 
 
 def test_measures_of_gradients_alone_read_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,67 +169,56 @@ def test_measures_of_gradients_alone_read_no_output(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("gradflow.record.outputs.output_sums", must_not_run)
     model = small_net()
-    optimizer = sgd(model)
-    with Recorder(model, optimizer, measures=["output_grad_norm"]) as recorder:
-        loss_of(model).backward()
-        optimizer.step()
-    assert (recorder.trace.values["output_grad_norm"] > 0).all()
+    trace = recorded(model, lambda _: loss_of(model), measures=["output_grad_norm"])
+    assert (trace.values["output_grad_norm"] > 0).all()
 
 
 # -- going on ----------------------------------------------------------------------------------
 
 
-def test_a_resumed_recording_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
-    """What looks back over several steps: the dead window, the start, the last gradient."""
-    measures = [*DEFAULT_MEASURES, "angle_from_start", "grad_cosine"]
-    model = small_net()
-    with torch.no_grad():
-        model[1].bias[1] = -100  # a dead channel behind the ReLU
-    start = copy.deepcopy(model.state_dict())
-    optimizer, hand = sgd(model, 0.01), ByHand(model)
-    with Recorder(model, optimizer, measures=measures, cadence=1) as recorder:
-        for seed in range(20):
-            train_step(hand, optimizer, seed)
-    whole = recorder.trace
-    hand.compare(whole)
-    relu = whole.sites.index("2")
-    window = whole.values["output_dead_window"][:, relu]
-    assert np.isnan(window[:15]).all()
-    assert (window[15:] == 0.25).all()
-
-    model.load_state_dict(start)
-    optimizer = sgd(model, 0.01)
-    with Recorder(model, optimizer, measures=measures, cadence=1, folder=tmp_path) as recorder:
-        for seed in range(12):
-            plain_step(model, optimizer, seed)
-        torch.save([model.state_dict(), recorder.state_dict()], tmp_path / "checkpoint.pt")
+@pytest.mark.parametrize(
+    ("every", "cadence", "stop", "end"),
+    [(1, 1, 12, 20), (3, 4, 53, 90), (lambda step: step % 3 == 0, 4, 53, 90)],
+)
+def test_a_resumed_recording_goes_on_as_if_it_had_not_stopped(
+    every: Any, cadence: int, stop: int, end: int, tmp_path: Path
+) -> None:
+    """What looks back over several steps, and at which of them what is dear is measured."""
+    options = {"measures": WITH_COPIES, "every": every, "cadence": cadence}
+    first, second = small_net(), small_net(seed=7)
+    optimizer = sgd(first)
+    with Recorder(first, optimizer, folder=tmp_path, **options) as recorder:
+        for seed in range(stop):
+            plain_step(first, optimizer, seed)
+        torch.save([first.state_dict(), recorder.state_dict()], tmp_path / "checkpoint.pt")
     weights, state = torch.load(tmp_path / "checkpoint.pt")
-    model = small_net(seed=7)
-    model.load_state_dict(weights)
-    optimizer = sgd(model, 0.01)
-    with Recorder(
-        model, optimizer, measures=measures, cadence=1, folder=tmp_path, first_step=12
-    ) as recorder:
+    second.load_state_dict(weights)
+    optimizer = sgd(second)
+    with Recorder(second, optimizer, folder=tmp_path, first_step=stop, **options) as recorder:
         recorder.load_state_dict(state)
-        for seed in range(12, 20):
-            plain_step(model, optimizer, seed)
-    resumed = recorder.trace
-    assert resumed.steps.tolist() == list(range(20))
-    for measure in measures:
+        for seed in range(stop, end):
+            plain_step(second, optimizer, seed)
+    resumed, model = recorder.trace, small_net()
+    whole = recorded(model, lambda seed: loss_of(model, seed), n_steps=end, **options)
+    assert resumed.steps.tolist() == whole.steps.tolist()
+    for measure in WITH_COPIES:
         np.testing.assert_allclose(
             resumed.values[measure], whole.values[measure], rtol=1e-5, atol=1e-7, err_msg=measure
         )
 
 
-def test_a_state_taken_in_the_middle_does_not_change_the_recording() -> None:
-    measures = [*DEFAULT_MEASURES, "angle_from_start", "grad_cosine"]
+def test_what_looks_back_over_steps_is_right_also_where_a_state_is_taken() -> None:
     model = small_net()
-    optimizer, hand = sgd(model), ByHand(model)
-    with Recorder(model, optimizer, measures=measures, every=2) as recorder:
-        for seed in range(6):
-            train_step(hand, optimizer, seed)
-            recorder.state_dict()
-    hand.compare(recorder.trace, steps=[0, 2, 4])
+    with torch.no_grad():
+        model[1].bias[1] = -100  # a dead channel behind the ReLU
+    with watched(model, sgd(model, 0.01), measures=WITH_COPIES, every=2, cadence=1) as hand:
+        for seed in range(36):
+            hand.train(loss_of, model, seed)
+            hand.recorder.state_dict()
+    trace = hand.recorder.trace
+    window = trace.values["output_dead_window"][:, trace.sites.index("2")]
+    assert np.isnan(window[:15]).all()
+    assert (window[15:] == 0.25).all()
 
 
 def test_a_step_of_another_thread_in_the_midst_of_one(caplog: pytest.LogCaptureFixture) -> None:
@@ -295,7 +244,6 @@ def test_a_step_of_another_thread_in_the_midst_of_one(caplog: pytest.LogCaptureF
         goes_on.set()
         slow.join()
     want = (model[0].weight.detach() - before).norm().item()
-    got = recorder.trace.select("update_norm")
-    assert got.values[0, got.sites.index("0.weight")] == pytest.approx(want, rel=1e-5)
+    assert value(recorder.trace, "update_norm", "0.weight") == pytest.approx(want, rel=1e-5)
     assert recorder.trace.steps.tolist() == [0]
     assert "a step of Slow: another is under way in another thread" in caplog.text

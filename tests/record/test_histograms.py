@@ -1,18 +1,19 @@
 """Histograms: against numpy.frexp and closed forms, through a Recorder, and on disk."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from loops import Net, recorded, sgd
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gradflow import Recorder, Trace
 from gradflow.files import DamagedFile
-from gradflow.record import kernel, load_histograms
+from gradflow.record import load_histograms
 from gradflow.record.exponents import exponent_counts
 from gradflow.record.histograms import (
     EXPONENTS,
@@ -26,15 +27,6 @@ from gradflow.record.histograms import (
 )
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-@pytest.fixture(params=["kernel", "eager"])
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "kernel" and kernel.library() is None:
-        pytest.skip("no C++ compiler on this machine")
-    if request.param == "eager":
-        monkeypatch.setattr(kernel, "library", lambda: None)
-    return str(request.param)
 
 
 def by_numpy(x: Tensor) -> list[int]:
@@ -91,27 +83,20 @@ def test_shares_of_threads_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- through a Recorder ------------------------------------------------------------------------
 
 
-class Scaled(nn.Module):
+def scaled(net: Net, x: Tensor) -> Tensor:
     """y = w·x of one example: ∂(Σ c·y)/∂w = c·x, known by hand."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([1.0, 0.0, -3.0, 8.0]))
-        self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * x + self.frozen.sum()
+    return net.weight * x + net.frozen.sum()
 
 
-def recorded(folder: Path | None = None, n_steps: int = 1, **options: object) -> Trace:
-    model = Scaled()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    with Recorder(model, optimizer, folder=folder, histograms=True, **options) as recorder:  # type: ignore[arg-type]
-        for _ in range(n_steps):
-            optimizer.zero_grad()
-            model(torch.tensor([0.0, 0.25, 0.25, 1.0])).sum().backward()
-            optimizer.step()
-    return recorder.trace
+def counted(folder: Path | None = None, histograms: bool = True, **options: Any) -> Trace:
+    model = Net(
+        scaled,
+        weight=nn.Parameter(torch.tensor([1.0, 0.0, -3.0, 8.0])),
+        frozen=nn.Parameter(torch.ones(3), requires_grad=False),
+    )
+    x = torch.tensor([0.0, 0.25, 0.25, 1.0])
+    options |= {"folder": folder, "histograms": histograms}
+    return recorded(model, lambda _: model(x).sum(), sgd(model, 0.0), **options)
 
 
 def bins(counts: np.ndarray) -> dict[int | str, int]:
@@ -120,8 +105,7 @@ def bins(counts: np.ndarray) -> dict[int | str, int]:
 
 
 def test_weights_and_gradients_are_counted_before_the_step() -> None:
-    found = recorded().histograms
-    assert found is not None
+    found = counted().histograms
     assert found.sites == ("weight", "frozen")
     weight, frozen = found.counts[WEIGHTS][0]
     assert bins(weight) == {"zero": 1, 0: 1, 1: 1, 3: 1}
@@ -136,22 +120,15 @@ def test_weights_and_gradients_are_counted_before_the_step() -> None:
 
 
 def test_they_are_counted_at_the_full_steps_and_only_where_they_are_asked_for() -> None:
-    found = recorded(n_steps=40, cadence=8).histograms
-    assert found is not None
+    found = counted(n_steps=40, cadence=8).histograms
     assert found.steps.tolist() == [*range(17), 24, 32]
-    assert recorded(n_steps=40, cadence=8).select("grad_norm").values.shape == (40, 1)
-    model = Scaled()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Recorder(model, optimizer) as recorder:
-        model(torch.ones(4)).sum().backward()
-        optimizer.step()
-    assert recorder.trace.histograms is None
+    assert counted(n_steps=40, cadence=8).select("grad_norm").values.shape == (40, 1)
+    assert counted(histograms=False).histograms is None
 
 
 def test_they_are_counted_where_nothing_else_is_read(tmp_path: Path) -> None:
-    recorded(tmp_path, measures=["output_rms"])
+    counted(tmp_path, measures=["output_rms"])
     found = load_histograms(tmp_path)
-    assert found is not None
     assert bins(found.counts[WEIGHTS][0, 0]) == {"zero": 1, 0: 1, 1: 1, 3: 1}
 
 
@@ -164,30 +141,22 @@ def test_what_a_fused_step_unscales_is_counted_in_true_size() -> None:
         scaler.step(optimizer)
         scaler.update()
     found = recorder.trace.histograms
-    assert found is not None
     assert bins(found.counts[GRADIENTS][0, 0]) == {"zero": 1, 0: 2, 1: 1}
 
 
 def test_what_a_sparse_gradient_does_not_hold_is_zero() -> None:
     model = nn.Embedding(10, 3, sparse=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Recorder(model, optimizer, histograms=True) as recorder:
-        F.embedding(torch.tensor([4, 4]), model.weight, sparse=True).sum().backward()
-        optimizer.step()
-    found = recorder.trace.histograms
-    assert found is not None
-    assert bins(found.counts[GRADIENTS][0, 0]) == {"zero": 27, 1: 3}
+    trace = recorded(model, lambda _: model(torch.tensor([4, 4])).sum(), histograms=True)
+    assert bins(trace.histograms.counts[GRADIENTS][0, 0]) == {"zero": 27, 1: 3}
 
 
 # -- on disk -----------------------------------------------------------------------------------
 
 
 def test_files_hold_them_and_readers_of_the_rest_see_none(tmp_path: Path) -> None:
-    in_memory = recorded(n_steps=80).histograms
-    recorded(tmp_path, n_steps=80)
+    in_memory = counted(n_steps=80).histograms
+    counted(tmp_path, n_steps=80)
     found = load_histograms(tmp_path)
-    assert in_memory is not None
-    assert found is not None
     assert (found.sites, found.steps.tolist()) == (in_memory.sites, in_memory.steps.tolist())
     for name, counts in in_memory.counts.items():
         np.testing.assert_array_equal(found.counts[name], counts)
@@ -200,13 +169,11 @@ def test_files_hold_them_and_readers_of_the_rest_see_none(tmp_path: Path) -> Non
 
 
 def test_few_steps_are_read_evenly_spaced_with_the_last(tmp_path: Path) -> None:
-    recorded(tmp_path, n_steps=200, cadence=4)
+    counted(tmp_path, n_steps=200, cadence=4)
     for at_most, steps in ((1, [196]), (2, [0, 196]), (3, [0, 96, 196])):
         found = load_histograms(tmp_path, at_most=at_most)
-        assert found is not None
         assert found.steps.tolist() == steps
     last = load_histograms(tmp_path, from_step=128, at_most=2)
-    assert last is not None
     assert last.steps.tolist() == [128, 196]
     assert load_histograms(tmp_path, from_step=300) is None
     assert load_histograms(tmp_path / "nothing", at_most=1) is None
@@ -216,7 +183,7 @@ def test_few_steps_are_read_evenly_spaced_with_the_last(tmp_path: Path) -> None:
     "counts", [[1] * (N_BINS - 1), [-1] * N_BINS, "text"], ids=["short", "negative", "text"]
 )
 def test_damaged_counts_are_named(tmp_path: Path, counts: object) -> None:
-    recorded(tmp_path)
+    counted(tmp_path)
     (path,) = (tmp_path / "records").glob("part-*")
     table = pq.read_table(path)
     column = table.column_names.index(GRADIENTS)

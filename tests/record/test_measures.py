@@ -1,14 +1,15 @@
 """The measures against closed forms and plain autograd, through a Recorder on small networks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from byhand import plain_step as train_step
-from byhand import sgd, small_net
+from loops import loss_of, recorded, sgd, small_net
 from torch import Tensor, nn
 
 from gradflow import Recorder, Trace
@@ -33,10 +34,16 @@ class Vector(nn.Module):
         self.w.data.copy_(torch.as_tensor(values))
 
 
-def feed(model: Vector, optimizer: torch.optim.Optimizer, grad: Sequence[float] | Tensor) -> None:
-    """One optimizer step with this gradient."""
-    model.w.grad = torch.as_tensor(grad).to(model.w.dtype).clone()
-    optimizer.step()
+def fed(
+    model: Vector, grads: Iterable[Sequence[float] | Tensor], optimizer: Any = None, **options: Any
+) -> Trace:
+    """One optimizer step with each of these gradients."""
+    optimizer = optimizer or sgd(model)
+    with Recorder(model, optimizer, **options) as recorder:
+        for grad in grads:
+            model.w.grad = torch.as_tensor(grad).to(model.w.dtype).clone()
+            optimizer.step()
+    return recorder.trace
 
 
 def values(trace: Trace, measure: str, site: str = "w") -> np.ndarray:
@@ -75,10 +82,8 @@ def test_all_measures_at_once_and_each_alone_give_the_same_numbers() -> None:
     def record(measures: Sequence[str]) -> Trace:
         model = small_net()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        with Recorder(model, optimizer, measures=measures) as recorder:
-            for seed in range(2):
-                train_step(model, optimizer, seed)
-        return recorder.trace
+        loss = partial(loss_of, model)
+        return recorded(model, loss, optimizer, n_steps=2, measures=measures)
 
     whole = record(list(MEASURES))
     assert set(whole.values) == set(MEASURES)
@@ -108,17 +113,18 @@ def test_a_wrong_choice_is_told(names: list[str], message: str) -> None:
         Recorder(model := small_net(), sgd(model), measures=names)
 
 
-def test_a_measure_of_nothing_known_is_refused() -> None:
-    with pytest.raises(ValueError, match="of an output, an output gradient or a parameter.*'m'"):
-        Measure("m", "weight", "", "", function=torch.sum)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
-    "both", [{}, {"function": torch.sum, "finish": lambda sums: sums["n"]}], ids=["none", "both"]
+    ("of", "made_by", "message"),
+    [
+        ("weight", {"function": torch.sum}, "of an output, an output gradient or a parameter.*'m'"),
+        ("output", {}, "the measure 'm' to have either `function`.*or `finish`"),
+        ("output", {"function": torch.sum, "finish": torch.sum}, "either `function`.*or `finish`"),
+    ],
+    ids=["of nothing known", "made by nothing", "made twice"],
 )
-def test_a_measure_has_either_a_function_or_a_finish(both: dict) -> None:
-    with pytest.raises(ValueError, match="the measure 'm' to have either `function`.*or `finish`"):
-        Measure("m", "output", "", "", **both)
+def test_a_measure_checks_itself(of: Any, made_by: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Measure("m", of, "", "", **made_by)
 
 
 # -- the user's own ----------------------------------------------------------------------------
@@ -127,27 +133,17 @@ def test_a_measure_has_either_a_function_or_a_finish(both: dict) -> None:
 def test_measures_of_ones_own_are_recorded_by_name() -> None:
     """An output's, averaged over the forward passes of a step, its gradient's, a parameter's."""
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Tanh())
-    optimizer = sgd(model, lr=0.5)
     own = [
         Measure("largest", "output", "max z", "activation", function=torch.max),
         Measure("slope", "output gradient", "Σg", "1", function=lambda g: g.sum().item()),
         Measure("grad_l1", "parameter", "Σ|g|", "1", function=lambda w, g: g.abs().sum()),
         Measure("trace", "parameter", "tr w", "weight", function=lambda w, g: w.trace()),
     ]
-    xs = [torch.tensor([[1.0, 2.0]]), torch.tensor([[-1.0, 0.5]])]
-    with Recorder(model, optimizer, measures=own) as recorder:
-        trace_before = model[0].weight.trace().item()
-        largest = []
-        for x in xs:
-            z = model[0](x)
-            largest.append(z.max().item())
-            optimizer.zero_grad() if x is xs[0] else None
-        recorder._outputs.take()  # those two calls were no training
-        for x in xs:
-            (model(x).sum() * 3).backward()
-        optimizer.step()
-        grad_l1 = model[0].weight.grad.abs().sum().item()
-    trace = recorder.trace
+    xs = torch.tensor([[[1.0, 2.0]], [[-1.0, 0.5]]])
+    trace_before = model[0].weight.trace().item()
+    largest = [model[0](x).max().item() for x in xs]
+    trace = recorded(model, lambda i: model(xs[i]).sum() * 3, n_passes=2, measures=own)
+    grad_l1 = model[0].weight.grad.abs().sum().item()
     assert set(trace.measures) == {"largest", "slope", "grad_l1", "trace"}
     assert trace.select("largest").sites == ("0", "1")
     assert trace.select("grad_l1").sites == ("0.weight",)
@@ -158,27 +154,23 @@ def test_measures_of_ones_own_are_recorded_by_name() -> None:
 
 
 @pytest.mark.parametrize("of", ["output", "output gradient", "parameter"])
-def test_a_function_that_returns_several_numbers_is_told(of: str) -> None:
+def test_a_function_that_returns_several_numbers_is_told(of: Any) -> None:
     model = small_net()
-    optimizer = sgd(model)
-    own = Measure("mine", of, "", "", function=lambda *tensors: torch.ones(2, 3))  # type: ignore[arg-type]
-    with (
-        Recorder(model, optimizer, measures=[own]),
-        pytest.raises(ValueError, match=r"'mine' to return one number.*shape \(2, 3\)"),
-    ):
-        train_step(model, optimizer)
+    own = Measure("mine", of, "", "", function=lambda *tensors: torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"'mine' to return one number.*shape \(2, 3\)"):
+        recorded(model, lambda _: loss_of(model), measures=[own])
 
 
 def test_a_function_may_not_grow_the_graph() -> None:
     seen = []
-    own = Measure(
-        "mine", "output", "", "",
-        function=lambda z: (seen.append((torch.is_grad_enabled(), z.requires_grad)), z.sum())[1],
-    )  # fmt: skip
+
+    def function(z: Tensor) -> Tensor:
+        seen.append((torch.is_grad_enabled(), z.requires_grad))
+        return z.sum()
+
     model = small_net()
-    optimizer = sgd(model)
-    with Recorder(model, optimizer, measures=[own]):
-        train_step(model, optimizer)
+    own = Measure("mine", "output", "", "", function=function)
+    recorded(model, lambda _: loss_of(model), measures=[own])
     assert set(seen) == {(False, False)}
 
 
@@ -193,10 +185,9 @@ def test_scale_invariant_grad_does_not_see_the_scale_of_a_normed_weight() -> Non
         model[1].eps = 1e-12
         model[0].weight.data *= scale
         model[0].bias.data *= scale
-        optimizer = sgd(model)
-        with Recorder(model, optimizer, measures=["grad_norm", "weight_norm"]) as recorder:
-            train_step(model, optimizer)
-        results.append(recorder.trace)
+        results.append(
+            recorded(model, partial(loss_of, model), measures=["grad_norm", "weight_norm"])
+        )
     one, ten = (values(trace, "grad_norm", "0.weight") for trace in results)
     assert one == pytest.approx(10 * ten, rel=1e-3)
     one, ten = (values(trace, "scale_invariant_grad", "0.weight") for trace in results)
@@ -204,15 +195,10 @@ def test_scale_invariant_grad_does_not_see_the_scale_of_a_normed_weight() -> Non
 
 
 def test_grad_cosine_compares_with_the_last_recorded_step() -> None:
-    model = Vector([1.0, 1.0])
-    optimizer = sgd(model)
-    with Recorder(
-        model, optimizer, every=lambda step: step != 1, measures=["grad_cosine"]
-    ) as recorder:
-        for grad in ([3.0, 0.0], [-1.0, 0.0], [1.0, 1.0], [-2.0, -2.0], [0.0, 0.0], [5.0, 1.0]):
-            feed(model, optimizer, grad)
+    grads = ([3.0, 0.0], [-1.0, 0.0], [1.0, 1.0], [-2.0, -2.0], [0.0, 0.0], [5.0, 1.0])
+    trace = fed(Vector([1.0, 1.0]), grads, every=lambda step: step != 1, measures=["grad_cosine"])
     want = [np.nan, 0.5**0.5, -1, np.nan, np.nan]
-    np.testing.assert_allclose(values(recorder.trace, "grad_cosine"), want, rtol=1e-6)
+    np.testing.assert_allclose(values(trace, "grad_cosine"), want, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -256,12 +242,10 @@ def test_update_changed_fraction_sees_updates_that_rounding_swallows(
     lr: float, share: float
 ) -> None:
     model = Vector(torch.linspace(0.5, 2, 1000))
-    optimizer = sgd(model, lr)
     measures = ["update_changed_fraction", "update_norm"]
-    with Recorder(model, optimizer, measures=measures) as recorder:
-        feed(model, optimizer, torch.ones(1000))
-    assert values(recorder.trace, "update_changed_fraction") == pytest.approx(share, abs=0.01)
-    assert (values(recorder.trace, "update_norm") > 0) == bool(share)
+    trace = fed(model, [torch.ones(1000)], sgd(model, lr), measures=measures)
+    assert values(trace, "update_changed_fraction") == pytest.approx(share, abs=0.01)
+    assert (values(trace, "update_norm") > 0) == bool(share)
 
 
 def test_shares_of_a_complex_parameter_are_shares() -> None:
@@ -269,10 +253,9 @@ def test_shares_of_a_complex_parameter_are_shares() -> None:
     model = Vector(torch.ones(5, dtype=torch.complex64))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     measures = ["update_changed_fraction", "adam_attenuation", "adam_update_rms"]
-    with Recorder(model, optimizer, measures=measures) as recorder:
-        feed(model, optimizer, torch.full((5,), 1 - 1j, dtype=torch.complex64))
+    trace = fed(model, [torch.full((5,), 1 - 1j)], optimizer, measures=measures)
     for name in measures:
-        assert values(recorder.trace, name) == pytest.approx(1, rel=1e-5), name
+        assert values(trace, name) == pytest.approx(1, rel=1e-5), name
 
 
 def test_gradients_that_a_fused_step_unscales_are_given_in_true_size() -> None:
@@ -307,10 +290,9 @@ def test_grad_dot_update_is_not_taken_where_the_optimizer_overwrites_the_gradien
 
     model = Vector([1.0, 2.0])
     optimizer = Overwriting(model.parameters(), lr=0.1)
-    with Recorder(model, optimizer, measures=["grad_dot_update", "grad_norm"]) as recorder:
-        feed(model, optimizer, [3.0, 4.0])
-    assert np.isnan(recorder.trace.values["grad_dot_update"]).all()
-    assert values(recorder.trace, "grad_norm") == 5
+    trace = fed(model, [[3.0, 4.0]], optimizer, measures=["grad_dot_update", "grad_norm"])
+    assert np.isnan(trace.values["grad_dot_update"]).all()
+    assert values(trace, "grad_norm") == 5
 
 
 # -- Adam --------------------------------------------------------------------------------------
@@ -322,13 +304,10 @@ def adam_trace(grads: Callable[[int], Tensor], n_steps: int, **options: object) 
     """The last of some steps of Adam on these gradients."""
     model = Vector(torch.zeros_like(grads(0)))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, **options)
-    last = n_steps - 1
-    with Recorder(
-        model, optimizer, every=lambda step: step == last, measures=ADAM_MEASURES
-    ) as recorder:
-        for step in range(n_steps):
-            feed(model, optimizer, grads(step))
-    return recorder.trace
+    return fed(
+        model, map(grads, range(n_steps)), optimizer,
+        every=lambda step: step == n_steps - 1, measures=ADAM_MEASURES,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [{}, {"fused": True}, {"amsgrad": True}], ids=str)
@@ -418,31 +397,30 @@ def test_micro_batches_of_a_step_that_never_came_do_not_count() -> None:
 def test_output_dead_window_gives_the_planted_share() -> None:
     """NaN until 16 steps were recorded, and no more once a channel has woken up."""
     model = small_net()
-    optimizer = sgd(model, lr=0.0)
     bias = model[1].bias.data
     bias[:3] = -10
+
+    def loss(step: int) -> Tensor:
+        if step == 20:
+            bias[0] = 0
+        if step == 21:
+            bias[:2] = torch.tensor([-10, 0])
+        return loss_of(model, step)
+
     measures = ["output_dead_window", "output_dead_fraction"]
-    with Recorder(model, optimizer, measures=measures, cadence=1) as recorder:
-        for step in range(40):
-            if step == 20:
-                bias[0] = 0
-            if step == 21:
-                bias[:2] = torch.tensor([-10, 0])
-            train_step(model, optimizer, step)
-    window = values(recorder.trace, "output_dead_window", "2")
+    trace = recorded(model, loss, sgd(model, 0.0), n_steps=40, measures=measures, cadence=1)
+    window = values(trace, "output_dead_window", "2")
     want = np.repeat([np.nan, 3 / 4, 2 / 4, 1 / 4, 2 / 4], [15, 5, 1, 15, 4])
     np.testing.assert_array_equal(window, want)
-    now = values(recorder.trace, "output_dead_fraction", "2")
+    now = values(trace, "output_dead_fraction", "2")
     np.testing.assert_array_equal(now, np.repeat([3 / 4, 2 / 4, 2 / 4], [20, 1, 19]))
 
 
 def test_a_channel_that_is_dead_in_one_pass_of_a_step_is_not_dead() -> None:
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU())
     nn.init.eye_(model[0].weight)
-    optimizer = sgd(model)
-    with Recorder(model, optimizer, measures=["output_dead_fraction"]) as recorder:
-        for x in ([1.0, -1.0, -1.0], [-1.0, 1.0, -1.0]):
-            model(torch.tensor([x])).sum().backward()
-        optimizer.step()
-    assert values(recorder.trace, "output_dead_fraction", "1") == pytest.approx(1 / 3)
-    assert values(recorder.trace, "output_dead_fraction", "0") == 0
+    xs = torch.tensor([[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0]])
+    measures = ["output_dead_fraction"]
+    trace = recorded(model, lambda i: model(xs[i : i + 1]).sum(), n_passes=2, measures=measures)
+    assert values(trace, "output_dead_fraction", "1") == pytest.approx(1 / 3)
+    assert values(trace, "output_dead_fraction", "0") == 0

@@ -2,15 +2,18 @@
 
 import gc
 import weakref
+from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from byhand import assert_same_trace, draw, loss_of, output_row, sgd, small_net, train_by_hand
+import torch.nn.functional as F
+from byhand import Output, assert_same_trace, output_row, value
+from loops import Net, draw, inputs, loss_of, recorded, sgd, small_net, square, train_by_hand
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
@@ -33,55 +36,34 @@ def train(
 # -- in place, and the ReLU that is measured with its input ------------------------------------
 
 
-class WithRelu(nn.Module):
+def with_relu(between: Callable[[Net, Tensor, Tensor], Tensor], inplace: bool) -> Net:
     """A layer, something, and a ReLU."""
 
-    def __init__(self, between: Callable[["WithRelu", Tensor, Tensor], Tensor], inplace: bool):
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.norm = nn.Linear(6, 8), nn.LayerNorm(8)
-        self.relu, self.other_relu = nn.ReLU(inplace=inplace), nn.ReLU()
-        self.last = nn.Linear(8, 2)
-        self.between = between
+    def forward(net: Net, x: Tensor) -> Tensor:
+        hidden = net.norm(net.first(x))
+        return net.last(between(net, hidden, hidden * 2 - 0.3))
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.norm(self.first(x))
-        return self.last(self.between(self, hidden, hidden * 2 - 0.3))
+    return Net(
+        forward, first=nn.Linear(6, 8), norm=nn.LayerNorm(8), last=nn.Linear(8, 2),
+        relu=nn.ReLU(inplace=inplace), other_relu=nn.ReLU(), n_calls=0,
+    )  # fmt: skip
 
 
-def straight(net: WithRelu, x: Tensor, other: Tensor) -> Tensor:
+def straight(net: Net, x: Tensor, other: Tensor) -> Tensor:
     return net.relu(x)
 
 
-def changed_between(net: WithRelu, x: Tensor, other: Tensor) -> Tensor:
-    x.add_(1)
-    return net.relu(x)
+def changed_between(net: Net, x: Tensor, other: Tensor) -> Tensor:
+    return net.relu(x.add_(1))
 
 
-def added_between(net: WithRelu, x: Tensor, other: Tensor) -> Tensor:
-    x += other
-    return net.relu(x)
-
-
-def fed_by_another(net: WithRelu, x: Tensor, other: Tensor) -> Tensor:
+def fed_by_another(net: Net, x: Tensor, other: Tensor) -> Tensor:
     return net.relu(other) + x
 
 
-def two_on_one(net: WithRelu, x: Tensor, other: Tensor) -> Tensor:
-    return net.other_relu(x) + net.relu(x)
-
-
-def one_behind_the_other(net: WithRelu, x: Tensor, other: Tensor) -> Tensor:
-    return net.relu(net.other_relu(x) - 0.2)
-
-
-def called_twice(net: WithRelu, x: Tensor, other: Tensor) -> Tensor:
-    return net.relu(net.relu(x) - 0.5)
-
-
-def sometimes_changed(net: WithRelu, x: Tensor, other: Tensor) -> Tensor:
+def sometimes_changed(net: Net, x: Tensor, other: Tensor) -> Tensor:
     """Straight, then changed in between, then straight again: what was learnt does not hold."""
-    net.n_calls = getattr(net, "n_calls", 0) + 1
+    net.n_calls += 1
     return net.relu(x.sub_(0.5) if net.n_calls % 2 == 0 else x)
 
 
@@ -91,16 +73,16 @@ def sometimes_changed(net: WithRelu, x: Tensor, other: Tensor) -> Tensor:
     [
         straight,
         changed_between,
-        added_between,
+        lambda net, x, other: net.relu(x.add_(other)),
         fed_by_another,
-        two_on_one,
-        one_behind_the_other,
-        called_twice,
+        lambda net, x, other: net.other_relu(x) + net.relu(x),  # two on one
+        lambda net, x, other: net.relu(net.other_relu(x) - 0.2),  # one behind the other
+        lambda net, x, other: net.relu(net.relu(x) - 0.5),  # called twice
         sometimes_changed,
     ],
 )
 def test_a_relu_is_measured_as_it_is_whatever_stands_before_it(between: Any, inplace: bool) -> None:
-    train(WithRelu(between, inplace), n_steps=4)
+    train(with_relu(between, inplace), n_steps=4)
 
 
 def test_a_relu_straight_behind_its_layer_is_measured_with_it(
@@ -117,7 +99,7 @@ def test_a_relu_straight_behind_its_layer_is_measured_with_it(
     monkeypatch.setattr(outputs, "output_sums", counted)
     for between, n_reads in ((straight, 3), (changed_between, 4), (fed_by_another, 4)):
         reads.clear()
-        train(WithRelu(between, inplace=False), n_steps=2)
+        train(with_relu(between, inplace=False), n_steps=2)
         assert len(reads) == 4 + n_reads, between
         assert reads[4:].count(True) == (4 - n_reads)
 
@@ -140,9 +122,9 @@ def test_a_users_hook_that_changes_an_output(
     hook: Any, inplace: bool, layer: str, is_before: bool
 ) -> None:
     """The Recorder measures what it is given: the changed output if the user's hook came first."""
-    model = WithRelu(straight, inplace)
+    model = with_relu(straight, inplace)
     optimizer = sgd(model)
-    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    x = inputs(5, 6)
     if is_before:
         model.get_submodule(layer).register_forward_hook(hook)
     with Recorder(model, optimizer, measures=OUTPUT_MEASURES) as recorder:
@@ -154,21 +136,19 @@ def test_a_users_hook_that_changes_an_output(
             model(x).square().mean().backward()
             wants.append(outputs_with_hook(model, x, hook, layer, is_before))
             optimizer.step()
-    trace = recorder.trace
-    for index, want in enumerate(wants):
+    for step, want in enumerate(wants):
         for site, z in want.items():
-            row = output_row([_Seen(z)])
+            row = output_row([Output(z)])
             for measure in ("output_mean", "output_rms", "output_zero_fraction", "output_max_abs"):
-                got = trace.values[measure][index, trace.sites.index(site)]
+                got = value(recorder.trace, measure, site, step)
                 assert got == pytest.approx(row[measure], rel=1e-5, abs=1e-7), (measure, site)
 
 
 @torch.no_grad()
 def outputs_with_hook(
-    model: WithRelu, x: Tensor, hook: Any, layer: str, is_before: bool
+    model: Net, x: Tensor, hook: Any, layer: str, is_before: bool
 ) -> dict[str, Tensor]:
     """A second plain loop, layer by layer, with functions instead of modules."""
-    F = nn.functional
     change = (lambda z: z * 2 - 0.3) if hook is times_two else (lambda z: z + 1)
     seen = {"first": F.linear(x, model.first.weight, model.first.bias)}
     z = F.layer_norm(seen["first"], (8,), model.norm.weight, model.norm.bias)
@@ -181,16 +161,8 @@ def outputs_with_hook(
     return seen
 
 
-class _Seen:
-    def __init__(self, z: Tensor) -> None:
-        self.z, self.grad = z.double(), None
-
-    def channels_alive(self) -> Tensor:
-        return (self.z != 0).any(0)
-
-
 def test_a_pre_hook_that_replaces_the_input_of_a_relu() -> None:
-    model = WithRelu(straight, inplace=False)
+    model = with_relu(straight, inplace=False)
     model.relu.register_forward_pre_hook(lambda _m, args: (args[0] - 0.4,))
     train(model)
 
@@ -198,50 +170,33 @@ def test_a_pre_hook_that_replaces_the_input_of_a_relu() -> None:
 # -- reuse, sharing, freezing ------------------------------------------------------------------
 
 
-class Reused(nn.Module):
-    """One layer and one activation, called three times."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer, self.relu = nn.Linear(6, 6), nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        for _ in range(3):
-            x = self.relu(self.layer(x))
-        return x
+def reused(net: Net, x: Tensor) -> Tensor:
+    """One layer and one activation, called so many times."""
+    for _ in range(next(net.n_calls)):
+        x = net.relu(net.layer(x))
+    return x
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_reused_modules_are_told_apart_by_their_call(accumulate: int) -> None:
-    trace = train(Reused(), 2, n_passes=accumulate)
+@pytest.mark.parametrize("n_calls", [(3, 3, 3, 3), (2, 1, 2, 1)])
+def test_reused_modules_are_told_apart_by_their_call(
+    accumulate: int, n_calls: tuple[int, ...]
+) -> None:
+    """Also one that is called less often in some passes."""
+    model = Net(reused, layer=nn.Linear(6, 6), relu=nn.ReLU(), n_calls=iter(n_calls))
+    trace = train(model, 4 // accumulate, n_passes=accumulate)
     assert [site for site in trace.sites if "." not in site] == [
         "layer", "relu", "layer#1", "relu#1", "layer#2", "relu#2"
-    ]  # fmt: skip
-
-
-def test_a_module_that_is_called_less_often_in_some_steps() -> None:
-    class Skips(Reused):
-        n = 0
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.n += 1
-            for _ in range(1 + self.n % 2):
-                x = self.relu(self.layer(x))
-            return x
-
-    train(Skips(), n_steps=4)
+    ][: 2 * max(n_calls)]  # fmt: skip
 
 
 def test_shared_parameters_have_the_gradient_of_all_their_uses() -> None:
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
     model[2].weight = model[0].weight
     train(model)
 
 
 def test_a_module_under_two_names_is_one_site() -> None:
-    torch.manual_seed(0)
     layer = nn.Linear(6, 6)
     train(nn.Sequential(layer, nn.Tanh(), layer))
 
@@ -250,7 +205,7 @@ def test_parameters_frozen_at_first_and_unfrozen_later() -> None:
     """No gradient while frozen, a gradient and an update from then on."""
     model = small_net()
     model.unused = nn.Linear(2, 2)
-    model.forward = lambda x: nn.Sequential.forward(model[:5], x)  # type: ignore[method-assign]
+    model.forward = lambda x: nn.Sequential.forward(model[:5], x)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     trace = train_by_hand(
         model, lambda step, _: loss_of(model, step), n_steps=4, optimizer=optimizer,
@@ -263,37 +218,64 @@ def test_parameters_frozen_at_first_and_unfrozen_later() -> None:
 # -- outputs of all types ----------------------------------------------------------------------
 
 
+@dataclass(slots=True)
+class Slots:
+    logits: Tensor
+
+
 @dataclass
-class Answer:
-    count: int
+class Late:
+    label: str
     hidden: Tensor
+    never: Tensor = field(init=False)
 
 
-class Packs(nn.Module):
-    def __init__(self, pack: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.weight, self.pack = nn.Parameter(torch.tensor([3.0, 4.0, -1.0])), pack
+class Opaque:
+    def __init__(self, z: Tensor) -> None:
+        self.z = z
 
-    def forward(self, x: Tensor) -> Any:
-        return self.pack(x * self.weight)
+
+Named = namedtuple("Named", "count hidden")
+OUTPUTS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
+    "tuple": (lambda z: (z, None), lambda out: out[0]),
+    "integers first": (lambda z: (None, torch.ones(2).long(), z, z * 3), lambda out: out[2]),
+    "dict": (lambda z: {"mask": z > 0, "hidden": z, "more": z + 1}, lambda out: out["hidden"]),
+    "slots": (Slots, lambda out: out.logits),
+    "dataclass": (lambda z: Late("x", z), lambda out: out.hidden),
+    "namedtuple": (lambda z: Named(3, z), lambda out: out.hidden),
+    "nested": (
+        lambda z: ([{"a": None, "b": (3, Slots(z))}], z + 1),
+        lambda out: out[0][0]["b"][1].logits,
+    ),
+    "beside unknown": (lambda z: (Opaque(z), z), lambda out: out[1]),
+    "packed": (lambda z: nn.utils.rnn.pack_sequence([z[:3], z[3:5]]), lambda out: out.data),
+}
+# What a layer may give that lies in memory in another way, or is of another type.
+TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "double": lambda z: z.double(),
+    "half": lambda z: z.half(),
+    "complex": lambda z: torch.complex(z, 2 * z),
+    "conjugate": lambda z: torch.complex(z, z).conj(),
+    "negative": lambda z: torch.complex(z, z).conj().imag,
+    "expanded": lambda z: z[:1].expand(5, *z.shape[1:]),
+    "overlapping": lambda z: z.as_strided((4, 3), (1, 1)),
+    "turned": lambda z: z.T,
+    "strided": lambda z: z[:, ::2],
+    "one in front": lambda z: z.unsqueeze(1).transpose(0, 1),
+    "scalar": lambda z: z[0, 0],
+}
 
 
 @pytest.mark.parametrize(
     ("pack", "unpack"),
-    [
-        (lambda z: (z, None), lambda out: out[0]),
-        (lambda z: (None, torch.ones(2, dtype=torch.long), z, z * 3), lambda out: out[2]),
-        (lambda z: {"mask": z > 0, "hidden": z, "more": z + 1}, lambda out: out["hidden"]),
-        (lambda z: Answer(3, z), lambda out: out.hidden),
-        (lambda z: ([{"a": (None, Answer(1, z))}], z + 1), lambda out: out[0][0]["a"][1].hidden),
-        (lambda z: torch.complex(z, 2 * z), lambda out: out),
-        (lambda z: z.to(torch.float64), lambda out: out),
-        (lambda z: z.unsqueeze(1).transpose(0, 1), lambda out: out),
-    ],
-    ids=["tuple", "integers first", "dict", "dataclass", "nested", "complex", "double", "strided"],
-)  # fmt: skip
-def test_the_first_floating_tensor_is_measured_wherever_it_is(pack: Any, unpack: Any) -> None:
-    model, images = nn.Sequential(Packs(pack)), draw(5, 3)
+    [*OUTPUTS.values(), *((change, lambda out: out) for change in TENSORS.values())],
+    ids=[*OUTPUTS, *TENSORS],
+)
+def test_the_first_floating_tensor_is_measured_wherever_and_however_it_is(
+    pack: Any, unpack: Any
+) -> None:
+    layer = Net(lambda net, x: pack(x * net.weight), weight=nn.Parameter(inputs(6)))
+    model, images = nn.Sequential(layer), draw(6, 6)
     train_by_hand(
         model, lambda *_: unpack(model(images())).abs().square().sum(), n_steps=2,
         optimizer=sgd(model, 0.01), unpack=unpack,
@@ -301,51 +283,29 @@ def test_the_first_floating_tensor_is_measured_wherever_it_is(pack: Any, unpack:
 
 
 def test_a_layer_of_integers_has_no_output_to_measure() -> None:
-    class Classes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.threshold, self.layer = Threshold(), nn.Linear(6, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x * self.threshold(x))
-
-    class Threshold(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.level = nn.Parameter(torch.zeros(6))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return (x > self.level).long()
-
-    model = Classes()
-    optimizer = sgd(model)
-    with Recorder(model, optimizer) as recorder:
-        model(torch.randn(5, 6)).sum().backward()
-        optimizer.step()
-    assert set(recorder.trace.sites) == {
-        "threshold.level", "layer", "layer.weight", "layer.bias"
-    }  # fmt: skip
+    threshold = Net(lambda net, x: (x > net.level).long(), level=nn.Parameter(torch.zeros(4)))
+    model = Net(
+        lambda net, x: net.layer(x * net.threshold(x)), threshold=threshold, layer=nn.Linear(4, 2)
+    )
+    trace = recorded(model, lambda _: square(model))
+    assert set(trace.sites) == {"threshold.level", "layer", "layer.weight", "layer.bias"}
 
 
 def test_an_lstm_and_attention() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.lstm = nn.LSTM(6, 8, num_layers=2, batch_first=True)
-            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-            self.head = nn.Linear(8, 2)
+    """Attention calls no forward of its output layer."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            hidden, _ = self.lstm(x)
-            mixed, _ = self.attention(hidden, hidden, hidden)
-            return self.head(mixed)
+    def forward(net: Net, x: Tensor) -> Tensor:
+        hidden, _ = net.lstm(x)
+        return net.head(net.attention(hidden, hidden, hidden)[0])
 
-    train(Net(), 2, (3, 5, 6))  # attention calls no forward of its output layer
+    model = Net(
+        forward, lstm=nn.LSTM(6, 8, num_layers=2, batch_first=True),
+        attention=nn.MultiheadAttention(8, 2, batch_first=True), head=nn.Linear(8, 2),
+    )  # fmt: skip
+    train(model, 2, (3, 5, 6))
 
 
 def test_a_transformer_encoder() -> None:
-    torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=True)
     model = nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False)
     train(model, shape=(3, 5, 8))
@@ -361,28 +321,21 @@ def test_channels_last() -> None:
 # -- activation checkpointing ------------------------------------------------------------------
 
 
-class Segments(nn.Module):
+def segments(run: Callable[..., Any]) -> Net:
     """Three segments between a first and a last layer; one holds a ReLU that works in place."""
 
-    def __init__(self, run: Callable[..., Any] | None) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.last, self.first = nn.Linear(6, 2), nn.Linear(6, 6)
-        self.segments = nn.ModuleList(
-            nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=i == 1), nn.LayerNorm(6))
-            for i in range(3)
-        )
-        self.run = run
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = net.first(x)
+        for segment in net.segments:
+            x = run(segment, x)
+        return net.last(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        for segment in self.segments:
-            x = segment(x) if self.run is None else self.run(segment, x)
-        return self.last(x)
-
-
-def train_segments(run: Callable[..., Any] | None, accumulate: int, interval: int) -> Trace:
-    return train(Segments(run), 4, n_passes=accumulate, every=interval, compare=run is None)
+    torch.manual_seed(0)
+    parts = [
+        nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=i == 1), nn.LayerNorm(6)) for i in range(3)
+    ]
+    last, first = nn.Linear(6, 2), nn.Linear(6, 6)
+    return Net(forward, last=last, first=first, segments=nn.ModuleList(parts))
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -392,29 +345,28 @@ def test_checkpointed_segments_give_the_trace_of_the_plain_network(
     use_reentrant: bool, accumulate: int, interval: int
 ) -> None:
     """The same values, and the same sites in the order of the forward pass."""
-    run = partial(checkpoint, use_reentrant=use_reentrant)
-    got = train_segments(run, accumulate, interval)
-    assert_same_trace(got, train_segments(None, accumulate, interval))
+    plain = segments(lambda segment, x: segment(x))
+    want = train(plain, 4, n_passes=accumulate, every=interval)
+    model, images = segments(partial(checkpoint, use_reentrant=use_reentrant)), draw(5, 6)
+    got = recorded(
+        model, lambda _: (model(images()) - 1).square().mean(),
+        n_steps=4, n_passes=accumulate, every=interval,
+    )  # fmt: skip
+    assert_same_trace(got, want)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_a_checkpointed_sequence(use_reentrant: bool) -> None:
+    """Which calls the layers, and not the sequence."""
+    run = partial(checkpoint_sequential, segments=2, use_reentrant=use_reentrant)
     traces = []
-    for n_segments in (0, 2):
+    for is_checkpointed in (False, True):
         torch.manual_seed(0)
-        layers = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(6, 6), nn.Tanh())])
-        optimizer = sgd(layers)
-        x = torch.randn(5, 6, requires_grad=True)
-        with Recorder(layers, optimizer) as recorder:
-            for _ in range(2):
-                optimizer.zero_grad()
-                if n_segments:  # calls the layers, not the sequence
-                    out = checkpoint_sequential(layers, n_segments, x, use_reentrant=use_reentrant)
-                else:
-                    out = layers(x)
-                out.square().mean().backward()
-                optimizer.step()
-        traces.append(recorder.trace)
+        model = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(4, 4), nn.Tanh())])
+        forward = partial(run, model) if is_checkpointed else model
+        x = inputs().requires_grad_()
+        loss = lambda _, x=x, forward=forward: forward(input=x).square().mean()  # noqa: E731
+        traces.append(recorded(model, loss, n_steps=2))
     assert_same_trace(traces[1], traces[0])
 
 
@@ -423,30 +375,23 @@ def test_a_checkpointed_sequence(use_reentrant: bool) -> None:
 
 def test_a_lazily_built_model() -> None:
     """The Recorder is made before the layers know their sizes."""
-    torch.manual_seed(0)
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten())
     model.append(nn.LazyLinear(3))
     assert train(model, shape=(8, 3, 6, 6), measures=WITH_COPIES).kinds[0] == "conv"
 
 
 def test_a_lazy_layer_that_has_not_run_yet_has_no_values() -> None:
-    torch.manual_seed(0)
     model = nn.ModuleDict({"now": nn.Linear(6, 2), "later": nn.LazyLinear(2)})
-    optimizer = sgd(model)
-    measures = [*WITH_COPIES, "grad_noise"]
-    with Recorder(model, optimizer, measures=measures) as recorder:
-        for name in ("now", "later", "later"):
-            optimizer.zero_grad()
-            model[name](torch.ones(3, 6)).sum().backward()
-            optimizer.step()
-    trace = recorder.trace
+    trace = recorded(
+        model, lambda step: model["later" if step else "now"](torch.ones(3, 6)).sum(),
+        n_steps=3, measures=[*WITH_COPIES, "grad_noise"],
+    )  # fmt: skip
     norms = trace.values["weight_norm"][:, trace.sites.index("later.weight")]
     assert np.isnan(norms).tolist() == [True, False, False]
 
 
 def test_modules_that_are_added_removed_and_replaced() -> None:
     """What comes between two steps has its parameters measured at once, its output as well."""
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Tanh())
     gone: list[nn.Module] = []
 
@@ -466,7 +411,6 @@ def test_modules_that_are_added_removed_and_replaced() -> None:
 
 def test_parameters_that_are_replaced() -> None:
     """Pruning, quantisation and low-rank methods put others in their place."""
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
 
     def change(step: int, optimizer: torch.optim.Optimizer) -> None:
@@ -476,26 +420,6 @@ def test_parameters_that_are_replaced() -> None:
             optimizer.param_groups[0]["params"] = list(model.parameters())
 
     train(model, before=change)
-
-
-def test_weights_computed_by_a_parametrization() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
-    nn.utils.parametrizations.weight_norm(model[0])
-    optimizer = sgd(model)
-    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
-    with Recorder(model, optimizer) as recorder:
-        (z := nn.functional.linear(x, model[0].weight, model[0].bias)).retain_grad()
-        want_rms = z.detach().double().square().mean().sqrt().item()
-        model(x).square().mean().backward()
-        grads = {name: p.grad.double().norm().item() for name, p in model.named_parameters()}
-        optimizer.step()
-    trace = recorder.trace
-    for name, want in grads.items():
-        got = trace.values["grad_norm"][0, trace.sites.index(name)]
-        assert got == pytest.approx(want, rel=1e-5)
-    got = trace.values["output_rms"][0, trace.sites.index("0")]
-    assert got == pytest.approx(want_rms, rel=1e-5)
 
 
 # -- memory ------------------------------------------------------------------------------------

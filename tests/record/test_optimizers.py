@@ -1,26 +1,19 @@
 """The user's own step: wrappers, closures, several optimizers, and what is left when one fails."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from byhand import ByHand, inputs, mlp, sgd, value
+from byhand import ByHand, value
+from loops import Net, inputs, mlp, recorded, sgd, square, watched
 from torch import Tensor, nn
 
 from gradflow import Recorder, Trace
-from gradflow.record import PARAMETER_MEASURES
+from gradflow.record import DEFAULT_MEASURES, PARAMETER_MEASURES, Measure
 from gradflow.record import outputs as record_outputs
-
-
-def new_gradients(hand: ByHand, optimizer: torch.optim.Optimizer, seed: int) -> None:
-    """In place of those that were there."""
-    optimizer.zero_grad()
-    with hand.forward():
-        loss = hand.model(inputs(seed=seed)).square().mean()
-    loss.backward()
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -59,7 +52,7 @@ class Sam(torch.optim.Optimizer):
         self.base.step()
         self.zero_grad()
 
-    def step(self, closure: Callable[[], Tensor]) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Tensor]) -> None:
         self.first_step()
         with torch.enable_grad():
             closure()
@@ -67,12 +60,12 @@ class Sam(torch.optim.Optimizer):
 
 
 def test_an_optimizer_that_moves_the_weights_before_its_closure() -> None:
-    model, x = mlp(), inputs()
+    model = mlp()
     optimizer, befores, grads = Sam(model.parameters()), [], []
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = (model(x) - 1).square().mean()
+        loss = square(model)
         loss.backward()
         grads.append([p.grad.double().norm().item() for p in model.parameters()])
         return loss
@@ -91,38 +84,35 @@ def test_an_optimizer_that_moves_the_weights_before_its_closure() -> None:
     assert trace.sizes[trace.sites.index("2")] == 6, "the pass at the climbed weights alone"
 
 
-@pytest.mark.parametrize("measures", [None, PARAMETER_MEASURES])
+@pytest.mark.parametrize("measures", [DEFAULT_MEASURES, PARAMETER_MEASURES])
 def test_backward_passes_and_no_step_are_told_at_the_end(measures: Any) -> None:
-    model, x = mlp(), inputs()
+    model = mlp()
     optimizer = Sam(model.parameters())
-    settings = {} if measures is None else {"measures": measures}
-    recorder = Recorder(model, optimizer, **settings)
+    recorder = Recorder(model, optimizer, measures=measures)
     for _ in range(2):
-        model(x).square().mean().backward()
+        square(model).backward()
         optimizer.first_step()
-        model(x).square().mean().backward()
+        square(model).backward()
         optimizer.second_step()
     with pytest.warns(UserWarning, match="no step was seen .of Sam.*whose `step` is called.*None"):
         recorder.close()
     recorder.close()  # says it once
-    with Recorder(model, optimizer, **settings):
+    with Recorder(model, optimizer, measures=measures):
         pass  # nothing happened: nothing to say
 
 
-@pytest.mark.parametrize("measures", [None, PARAMETER_MEASURES])
+@pytest.mark.parametrize("measures", [DEFAULT_MEASURES, PARAMETER_MEASURES])
 @pytest.mark.parametrize("is_replaced", [True, False])
 def test_steps_that_are_seen_no_more_are_told_at_the_end(is_replaced: bool, measures: Any) -> None:
     """Another optimizer takes over, as where layers are unfrozen; or one of two steps no more."""
     model = mlp()
     optimizers = [sgd(model[0]), sgd(model[2])]
-    recorder = Recorder(
-        model, optimizers, every=2, **({} if measures is None else {"measures": measures})
-    )
+    recorder = Recorder(model, optimizers, every=2, measures=measures)
     for step in range(10):
         if step == 3:
             optimizers = [torch.optim.Adam(model.parameters())] if is_replaced else optimizers[:1]
         model.zero_grad()
-        model(inputs(seed=step)).square().mean().backward()
+        square(model, step).backward()
         for optimizer in optimizers:
             optimizer.step()
     with pytest.warns(UserWarning, match="nothing after step 2: .*no step was seen .of SGD and"):
@@ -133,94 +123,74 @@ def test_steps_that_are_seen_no_more_are_told_at_the_end(is_replaced: bool, meas
 
 def test_weights_that_are_changed_after_the_last_step_need_no_word() -> None:
     """Averages are swapped in and out, the best weights come back, a last part is thrown away."""
-    model = mlp()
-    optimizer, best = sgd(model), {n: x.clone() for n, x in mlp().state_dict().items()}
-    with Recorder(model, optimizer) as recorder:
-        for step in range(2):
-            optimizer.zero_grad()
-            model(inputs(seed=step)).square().mean().backward()
-            optimizer.step()
-        model(inputs()).square().mean().backward()
+    model, best = mlp(), mlp().state_dict()
+    with watched(model) as hand:
+        for seed in range(2):
+            hand.train(square, model, seed)
+        square(model).backward()
         for _ in range(3):
             model.load_state_dict(best)
-    assert len(recorder.trace) == 2
 
 
 def test_no_warning_hides_an_exception() -> None:
     model = mlp()
     with suppress(ZeroDivisionError), Recorder(model, sgd(model)):
-        model(inputs()).sum().backward()
+        square(model).backward()
         raise ZeroDivisionError
 
 
-def test_a_wrapper_is_watched_itself_although_it_has_an_optimizer_inside() -> None:
-    """Lookahead: every second step goes half way back to the slow weights."""
+class Lookahead(torch.optim.Optimizer):
+    """Every second step goes half way back to the slow weights."""
 
-    class Lookahead(torch.optim.Optimizer):
-        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-            super().__init__(optimizer.param_groups, {})
-            self.optimizer, self.n = optimizer, 0
-            self.slow = [p.detach().clone() for p in self.param_groups[0]["params"]]
+    def __init__(self, params: Any, lr: float) -> None:
+        self.optimizer, self.n = torch.optim.SGD(params, lr), 0
+        super().__init__(self.optimizer.param_groups, {})
+        self.slow = [p.detach().clone() for p in self.param_groups[0]["params"]]
 
-        @torch.no_grad()
-        def step(self, closure: Any = None) -> None:
-            self.optimizer.step()
-            self.n += 1
-            if self.n % 2 == 0:
-                for p, slow in zip(self.param_groups[0]["params"], self.slow, strict=True):
-                    slow.add_(p - slow, alpha=0.5)
-                    p.copy_(slow)
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.optimizer.step()
+        self.n += 1
+        if self.n % 2 == 0:
+            for p, slow in zip(self.param_groups[0]["params"], self.slow, strict=True):
+                slow.add_(p - slow, alpha=0.5)
+                p.copy_(slow)
 
+
+class Logged(torch.optim.SGD):
+    """Its step calls that of its parent: they are one."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+class Ignores(torch.optim.SGD):
+    """It is given a closure and does not call it."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step()
+
+
+@pytest.mark.parametrize("kind", [Lookahead, Logged, Ignores])
+def test_a_wrapper_is_watched_itself_although_another_step_is_inside(kind: Any) -> None:
+    """Also after a step that failed."""
     model = mlp()
-    optimizer, befores = Lookahead(sgd(model)), []
-    with Recorder(model, optimizer) as recorder:
+    sgd(model)  # from now on torch tells of steps of SGD and of those who inherit it
+    optimizer = kind(model.parameters(), lr=0.1)
+    group = getattr(optimizer, "optimizer", optimizer).param_groups[0]
+    with watched(model, optimizer) as hand:
         for seed in range(4):
-            befores.append(weights(model))
-            optimizer.zero_grad()
-            model(inputs(seed=seed)).square().mean().backward()
-            optimizer.step()
-    befores.append(weights(model))
-    assert len(recorder.trace) == 4
-    for step in range(4):
-        assert_updates(recorder.trace, step, befores[step], befores[step + 1])
-
-
-def test_a_step_that_calls_that_of_its_parent_is_one_step() -> None:
-    class Logged(torch.optim.SGD):
-        def step(self, closure: Any = None) -> Any:
-            return super().step(closure)
-
-    model = mlp()
-    sgd(model)  # from now on torch tells of steps of SGD and of Logged
-    optimizer, hand = Logged(model.parameters(), lr=0.1), ByHand(model)
-    with Recorder(model, optimizer) as recorder:
-        for seed in range(3):
-            new_gradients(hand, optimizer, seed)
+            hand.zero()
+            hand.backward(square, model, seed)
             if seed == 1:
-                optimizer.param_groups[0]["lr"] = "wrong"
+                group["lr"] = "wrong"
                 with pytest.raises((TypeError, RuntimeError)):
                     optimizer.step()
-                optimizer.param_groups[0]["lr"] = 0.1
+                group["lr"] = 0.1
                 hand.forget()
                 continue
             with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
-
-
-def test_a_closure_that_is_not_called() -> None:
-    class Ignores(torch.optim.SGD):
-        def step(self, closure: Any = None) -> Any:
-            return super().step()
-
-    model = mlp()
-    optimizer, hand = Ignores(model.parameters(), lr=0.1), ByHand(model)
-    with Recorder(model, optimizer) as recorder:
-        for seed in range(2):
-            new_gradients(hand, optimizer, seed)
-            with hand.step():
-                optimizer.step(lambda: None)
-    hand.compare(recorder.trace)
+                optimizer.step(lambda: None) if kind is Ignores else optimizer.step()
 
 
 def test_lbfgs_measures_the_closure_that_it_keeps_and_no_other(
@@ -279,8 +249,8 @@ def test_optimizers_that_step_while_gradients_arrive() -> None:
 def test_what_hooks_of_others_do_to_a_step_belongs_to_it(n_recorders: int) -> None:
     """Clipping before and after the step, as in a Wasserstein GAN, by hooks that came later."""
     model = mlp()
-    optimizer, hand = sgd(model), ByHand(model)
-    recorders = [Recorder(model, optimizer) for _ in range(n_recorders)]
+    hand = ByHand(model, sgd(model))
+    recorders = [Recorder(model, hand.optimizer) for _ in range(n_recorders)]
 
     def clip_gradients(*_: Any) -> None:
         nn.utils.clip_grad_value_(model.parameters(), 1e-3)
@@ -291,11 +261,12 @@ def test_what_hooks_of_others_do_to_a_step_belongs_to_it(n_recorders: int) -> No
             parameter.data.clamp_(-0.2, 0.2)
         hand.after_step()
 
-    optimizer.register_step_pre_hook(clip_gradients)
-    optimizer.register_step_post_hook(clip_weights)
+    hand.optimizer.register_step_pre_hook(clip_gradients)
+    hand.optimizer.register_step_post_hook(clip_weights)
     for seed in range(3):
-        new_gradients(hand, optimizer, seed)
-        optimizer.step()
+        hand.zero()
+        hand.backward(square, model, seed)
+        hand.optimizer.step()
     for recorder in recorders:
         recorder.close()
         hand.compare(recorder.trace)
@@ -303,47 +274,36 @@ def test_what_hooks_of_others_do_to_a_step_belongs_to_it(n_recorders: int) -> No
 
 def test_a_later_hook_that_raises_leaves_the_next_step_right() -> None:
     model = mlp()
-    optimizer, hand = sgd(model), ByHand(model)
     fails = [False, True, False]
 
     def check(*_: Any) -> None:
         if fails.pop(0):
             raise ArithmeticError
 
-    with Recorder(model, optimizer) as recorder:
-        optimizer.register_step_pre_hook(check)
+    with watched(model) as hand:
+        hand.optimizer.register_step_pre_hook(check)
         for seed in range(3):
-            new_gradients(hand, optimizer, seed)
+            hand.zero()
+            hand.backward(square, model, seed)
             if fails[0]:
                 with pytest.raises(ArithmeticError):
-                    optimizer.step()
+                    hand.optimizer.step()
                 hand.forget()
                 continue
-            with hand.step():
-                optimizer.step()
-    hand.compare(recorder.trace)
-    assert list(optimizer._optimizer_step_pre_hooks.values()) == [check]
+            hand.update()
+    assert list(hand.optimizer._optimizer_step_pre_hooks.values()) == [check]
 
 
 # -- several optimizers ------------------------------------------------------------------------
 
 
-def halves(model: nn.Sequential) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """As Muon for the matrices inside and AdamW for the rest."""
-    rest = [model[0].weight, model[0].bias, model[2].bias]
-    return torch.optim.SGD([model[2].weight], lr=0.1), torch.optim.AdamW(rest, lr=0.01)
-
-
 def test_weights_that_another_optimizer_moves_have_no_update() -> None:
+    """As Muon for the matrices inside and AdamW for the rest."""
     model = mlp()
-    watched, other = halves(model)
-    with Recorder(model, watched) as recorder:
-        for seed in range(2):
-            model.zero_grad()
-            model(inputs(seed=seed)).square().mean().backward()
-            watched.step()
-            other.step()
-    trace = recorder.trace
+    rest = torch.optim.AdamW([model[0].weight, model[0].bias, model[2].bias], lr=0.01)
+    optimizer = torch.optim.SGD([model[2].weight], lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: rest.step())
+    trace = recorded(model, lambda step: square(model, step), optimizer, n_steps=2)
     for measure in ("update_norm", "update_changed_fraction"):
         for name in ("0.weight", "0.bias", "2.bias"):
             assert np.isnan(trace.values[measure][:, trace.sites.index(name)]).all()
@@ -351,17 +311,10 @@ def test_weights_that_another_optimizer_moves_have_no_update() -> None:
     assert (trace.values["grad_norm"][:, trace.sites.index("0.weight")] > 0).all()
 
 
-class Gan(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.G, self.D = nn.Linear(4, 4), mlp()
-
-
 @pytest.mark.parametrize("n_critic", [1, 3])
 def test_a_gan_of_two_optimizers(n_critic: int) -> None:
     """The discriminator's first step of a round counts, with the generator's."""
-    model = Gan()
+    model = Net(lambda net: None, G=nn.Linear(4, 4), D=mlp())
     d, g = sgd(model.D), sgd(model.G)
     z, real, hand = inputs(seed=5), inputs(seed=6), ByHand(model)
     befores: list[dict[str, dict[str, Tensor]]] = []
@@ -370,16 +323,14 @@ def test_a_gan_of_two_optimizers(n_critic: int) -> None:
             befores.append({"start": weights(model)})
             for i in range(n_critic):
                 d.zero_grad()
-                with counted(hand, i == 0):
+                with hand.forward() if i == 0 else nullcontext():
                     loss = model.D(model.G(z).detach()).square().mean()
                     loss = loss + (model.D(real) - 1).square().mean()
                 loss.backward()
                 d.step()
                 befores[-1].setdefault("after d", weights(model))
             g.zero_grad()
-            with hand.forward():
-                loss = (model.D(model.G(z)) - 1).square().mean()
-            loss.backward()
+            hand.backward(lambda: (model.D(model.G(z)) - 1).square().mean())
             g.step()
             befores[-1]["end"] = weights(model)
             hand.step_index += 1
@@ -395,29 +346,6 @@ def test_a_gan_of_two_optimizers(n_critic: int) -> None:
         got = value(trace, "output_grad_norm", "G", step)
         assert got == pytest.approx(hand._outputs[step]["G"][-1].grad.norm().item(), rel=1e-5)
         assert value(trace, "output_grad_norm", "D.2", step) >= want
-
-
-@contextmanager
-def counted(hand: ByHand, does: bool) -> Iterator[None]:
-    if does:
-        with hand.forward():
-            yield
-    else:
-        yield
-
-
-def test_wrong_lists_of_optimizers_are_refused() -> None:
-    model = mlp()
-    optimizer = sgd(model)
-    for wrong, message in (
-        ([], "at least one optimizer"),
-        ([optimizer, optimizer], "each once"),
-        ([optimizer, None], "None among them"),
-        ([optimizer, sgd(mlp())], "holds none of them"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Recorder(model, wrong)  # type: ignore[arg-type]
-        assert_nothing_left(model, optimizer)
 
 
 # -- nothing is left behind --------------------------------------------------------------------
@@ -436,20 +364,35 @@ def assert_nothing_left(model: nn.Module, *optimizers: torch.optim.Optimizer) ->
         assert not optimizer._optimizer_step_post_hooks
 
 
-def test_a_wrapper_that_cannot_tell_of_its_steps_is_refused_with_a_way_out() -> None:
+class Custom:
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.param_groups = inner, inner.param_groups
+
+    def step(self) -> None:
+        self.inner.step()
+
+
+class Wrapper(Custom, torch.optim.Optimizer):
     """As in older code: it forwards what it does not know to the optimizer inside."""
 
-    class Wrapper(torch.optim.Optimizer):
-        def __init__(self, inner: torch.optim.Optimizer) -> None:
-            self.inner, self.param_groups = inner, inner.param_groups
 
-        def step(self, closure: Any = None) -> None:
-            self.inner.step()
-
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda one: [], "at least one optimizer"),
+        (lambda one: [one, one], "each once"),
+        (lambda one: [one, None], "None among them"),
+        (lambda one: [one, sgd(mlp())], "holds none of them"),
+        (Custom, "torch.optim.Optimizer, but got Custom.*around_step"),
+        (Wrapper, r"Wrapper does not call `super\(\).__init__\(\)`.*inside"),
+    ],
+)
+def test_wrong_optimizers_are_refused_with_a_way_out(wrong: Any, message: str) -> None:
     model = mlp()
-    with pytest.raises(TypeError, match=r"Wrapper does not call `super\(\).__init__\(\)`.*inside"):
-        Recorder(model, Wrapper(sgd(model)))
-    assert_nothing_left(model)
+    optimizer = sgd(model)
+    with pytest.raises((TypeError, ValueError), match=message):
+        Recorder(model, wrong(optimizer))
+    assert_nothing_left(model, optimizer)
 
 
 @pytest.mark.parametrize("at", ["schedule", "hooks", "optimizer"])
@@ -471,20 +414,30 @@ def test_a_constructor_that_fails_undoes_itself(at: str, monkeypatch: pytest.Mon
     assert_nothing_left(model, *optimizers)
 
 
-def test_a_user_measure_that_raises_is_the_users_and_all_can_be_closed() -> None:
-    from gradflow.record import Measure
+def test_close_leaves_nothing_behind_also_after_an_error() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    with suppress(ZeroDivisionError), Recorder(model, optimizer) as recorder:
+        square(model).backward()
+        optimizer.step()
+        raise ZeroDivisionError
+    assert_nothing_left(model, optimizer)
+    square(model).backward()
+    optimizer.step()
+    assert len(recorder.trace) == 1
 
+
+@pytest.mark.parametrize("of", ["output", "output gradient", "parameter"])
+def test_a_user_measure_that_raises_is_the_users_and_all_can_be_closed(of: Any) -> None:
     def fails(*tensors: Tensor) -> Tensor:
         raise ZeroDivisionError
 
-    for of in ("output", "output gradient", "parameter"):
-        model = mlp()
-        optimizer = sgd(model)
-        own = Measure("mine", of, "", "", function=fails)  # type: ignore[arg-type]
-        recorder = Recorder(model, optimizer, measures=[own])
-        with pytest.raises(ZeroDivisionError):  # noqa: PT012
-            model(inputs()).sum().backward()
-            optimizer.step()
-        with suppress(UserWarning):
-            recorder.close()
-        assert_nothing_left(model, optimizer)
+    model = mlp()
+    optimizer = sgd(model)
+    recorder = Recorder(model, optimizer, measures=[Measure("mine", of, "", "", function=fails)])
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012
+        square(model).backward()
+        optimizer.step()
+    with suppress(UserWarning):
+        recorder.close()
+    assert_nothing_left(model, optimizer)

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from byhand import ByHand, batch, loss_of, sgd, small_net, train_by_hand, value
+from byhand import ByHand, value
+from loops import batch, loss_of, sgd, small_net, train_by_hand, watched
 from torch import Tensor, nn
 
 from gradflow import Recorder
@@ -26,29 +27,24 @@ def train_scaled(
     """Four attempts under a GradScaler; also gives the attempts that changed a weight."""
     is_fused = settings.get("fused", False)
     model = small_net()
-    optimizer = make(model.parameters(), **settings)
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE, growth_interval=2)
-    hand, done = ByHand(model), []
+    hand, done = ByHand(model, make(model.parameters(), **settings)), []
     measures = [*DEFAULT_MEASURES, "grad_dot_update", "grad_cosine"]
-    recorder = Recorder(
-        model, optimizer, scaler=scaler if gives_scaler else None, measures=measures, **given
-    )
-    with recorder:
+    with Recorder(
+        model, hand.optimizer, scaler=scaler if gives_scaler else None, measures=measures, **given
+    ) as recorder:
         for attempt in range(4):
-            optimizer.zero_grad()
-            with hand.forward():
-                loss = loss_of(model, attempt)
-            if attempt == overflows_in:
-                loss = loss * float("inf")
+            hand.zero()
             scale = scaler.get_scale()
-            scaler.scale(loss).backward()
+            factor = float("inf") if attempt == overflows_in else 1.0
+            hand.backward(lambda seed, by: scaler.scale(loss_of(model, seed) * by), attempt, factor)
             before = model[4].weight.detach().clone()
             if attempt == overflows_in and not is_fused:
                 hand.forget()  # the optimizer is not called
-                scaler.step(optimizer)
+                scaler.step(hand.optimizer)
             else:
                 with hand.step(scale=scale):
-                    scaler.step(optimizer)
+                    scaler.step(hand.optimizer)
             scaler.update()
             if not torch.equal(before, model[4].weight):
                 done.append(attempt)
@@ -76,11 +72,9 @@ def test_a_skipped_step_is_told_and_is_no_part_of_the_next(
     assert done == [0, 1, 3]
     if not gives_scaler and not settings.get("fused"):
         # Nobody told the Recorder what the loss was multiplied by: outputs keep the scale.
-        for row in hand._outputs.values():
-            for seen in row.values():
-                for one in seen:
-                    if one.grad is not None:
-                        one.grad = one.grad * scale_at(hand, row)
+        for step, row in hand._outputs.items():
+            for one in (one for seen in row.values() for one in seen if one.grad is not None):
+                one.grad = one.grad * hand._scales[step]
     hand.compare(recorder.trace, steps=range(0, hand.step_index, interval))
     assert recorder.skipped_steps == [2]
 
@@ -93,45 +87,23 @@ def test_a_last_step_that_is_skipped_is_told_too() -> None:
     assert recorder.skipped_steps == [3]
 
 
-def scale_at(hand: ByHand, row: object) -> float:
-    step = next(step for step, seen in hand._outputs.items() if seen is row)
-    return hand._scales[step]
-
-
-def test_accumulation_and_clipping_under_a_scaler() -> None:
+@pytest.mark.parametrize("scale", [SCALE, None])
+def test_accumulation_and_clipping_under_a_scaler(scale: float | None) -> None:
+    """Also one that is disabled, which changes nothing."""
     model = small_net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
-    hand = ByHand(model)
-    with Recorder(model, optimizer, scaler=scaler) as recorder:
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+    with watched(model, scaler=scaler) as hand:
         for step in range(3):
-            optimizer.zero_grad()
+            hand.zero()
             for part in range(2):
-                with hand.forward():
-                    loss = loss_of(model, 10 * step + part) / 2
-                scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
+                seed = 10 * step + part
+                hand.backward(lambda seed=seed: scaler.scale(loss_of(model, seed) / 2))
+            scaler.unscale_(hand.optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), 0.01)
-            hand.before_step()
-            hand._scales[step] = SCALE  # of the outputs; the parameters' were divided above
-            scaler.step(optimizer)
-            hand.after_step()
+            with hand.step():
+                hand._scales[step] = scale or 1.0  # of the outputs: the parameters' are unscaled
+                scaler.step(hand.optimizer)
             scaler.update()
-    hand.compare(recorder.trace)
-
-
-def test_a_disabled_scaler_changes_nothing() -> None:
-    model = small_net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    hand = ByHand(model)
-    with Recorder(model, optimizer, scaler=scaler) as recorder:
-        with hand.forward():
-            loss = loss_of(model)
-        scaler.scale(loss).backward()
-        with hand.step():
-            scaler.step(optimizer)
-    hand.compare(recorder.trace)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -162,16 +134,15 @@ def test_a_model_in_another_type(dtype: torch.dtype) -> None:
     assert (changed < 0.9) == (dtype == torch.bfloat16)
 
 
-def test_flat_and_enormous_values_are_not_lost() -> None:
+@pytest.mark.parametrize("factor", [1e-25, 1e20])
+def test_flat_and_enormous_values_are_not_lost(factor: float) -> None:
     """Squares of float32 that leave its range, on both sides."""
-    for factor in (1e-25, 1e20):
-        model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
-        with torch.no_grad():
-            model[0].weight.mul_(factor)
-            model[0].bias.mul_(factor)
-        train_by_hand(
-            model,
-            lambda *_, model=model: model(torch.ones(3, 6)).sum() / 1e10,
-            n_steps=1,
-            optimizer=sgd(model, 0.0),
-        )
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
+    with torch.no_grad():
+        for parameter in model[0].parameters():
+            parameter.mul_(factor)
+
+    def loss(*_: int) -> Tensor:
+        return model(torch.ones(3, 6)).sum() / 1e10
+
+    train_by_hand(model, loss, n_steps=1, optimizer=sgd(model, 0.0))

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import two_processes
-from byhand import ByHand, sgd, small_net
+from byhand import ByHand
+from loops import sgd, small_net
 from torch import nn
 from two_processes import ALL, MODELS, N_STEPS, SHARES, share_loss
 
@@ -42,15 +43,12 @@ def results(folder: Path) -> list[dict[Any, Any]]:
 def whole_batch(name: str, shares: list[slice]) -> ByHand:
     """One process; the shares make its loss, each in a forward pass of its own."""
     model = MODELS[name]()
-    optimizer, hand = sgd(model), ByHand(model)
+    hand = ByHand(model, sgd(model))
     for step in range(N_STEPS):
-        optimizer.zero_grad()
+        hand.zero()
         for share in shares:
-            with hand.forward():
-                loss = share_loss(model, step, share, 1)
-            loss.backward()
-        with hand.step():
-            optimizer.step()
+            hand.backward(share_loss, model, step, share, 1)
+        hand.update()
     return hand
 
 
@@ -141,13 +139,9 @@ def _alone(tmp_path: Path) -> Iterator[None]:
 def test_one_process_alone_may_use_the_wrapper() -> None:
     model = small_net()
     ddp = nn.parallel.DistributedDataParallel(model)
-    optimizer, hand = sgd(model), ByHand(model)
-    with Recorder(ddp, optimizer) as recorder:
-        with hand.forward():
-            loss = two_processes.share_loss(ddp, 0, slice(0, 8), 1)
-        loss.backward()
-        with hand.step():
-            optimizer.step()
+    hand = ByHand(model, sgd(model))
+    with Recorder(ddp, hand.optimizer) as recorder:
+        hand.train(share_loss, ddp, 0, slice(0, 8), 1)
     hand.compare(recorder.trace)
 
 

@@ -29,19 +29,6 @@ NONFINITE = (np.nan, np.inf, -np.inf)
 RTOL = 2e-5  # a sum of float32 values, relative to the sum of their sizes
 
 
-@pytest.fixture(params=["kernel", "eager"], scope="module")
-def engine(request: pytest.FixtureRequest) -> Iterator[str]:
-    """What takes the sums: the compiled kernel, or PyTorch."""
-    if request.param == "kernel":
-        if LIBRARY() is None:
-            pytest.skip(NO_KERNEL)
-        yield "kernel"
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "library", lambda: None)
-        yield "eager"
-
-
 # -- tensors to sum ----------------------------------------------------------------------------
 
 

@@ -2,18 +2,18 @@
 
 import pickle
 import sys
-from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from byhand import batch, small_net
+from loops import batch, recorded, small_net
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gradflow import Recorder
+from gradflow import Recorder, Trace
 from gradflow.record import DEFAULT_MEASURES, processes
 
 N, N_STEPS = 8, 3
@@ -63,33 +63,24 @@ def share_loss(model: Any, step: int, part: slice, n_processes: int) -> Tensor:
     return losses * n_processes / N
 
 
-def train(name: str, shares: str, rank: int, **settings: Any) -> Recorder:
-    model = MODELS[name]()
-    ddp = DistributedDataParallel(model, broadcast_buffers=False)
+def train(name: str, shares: str, rank: int, **settings: Any) -> Trace:
+    ddp = DistributedDataParallel(MODELS[name](), broadcast_buffers=False)
     fixed(ddp)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Recorder(ddp, optimizer, **{"measures": ALL} | settings) as recorder:
-        for step in range(N_STEPS):
-            optimizer.zero_grad()
-            share_loss(ddp, step, SHARES[shares][rank], 2).backward()
-            optimizer.step()
-    return recorder
+    loss = partial(share_loss, ddp, part=SHARES[shares][rank], n_processes=2)
+    return recorded(ddp, loss, n_steps=N_STEPS, **{"measures": ALL} | settings)
 
 
-def train_micro_batches(rank: int, measures: Any) -> Recorder:
+def train_micro_batches(rank: int, measures: Any) -> Trace:
     """Two processes with two micro-batches each; only the last one talks to the other process."""
-    model = without_norm()
-    ddp = DistributedDataParallel(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Recorder(ddp, optimizer, measures=measures) as recorder:
-        for step in range(N_STEPS):
-            optimizer.zero_grad()
-            for micro in range(2):
-                first = 4 * rank + 2 * micro
-                with ddp.no_sync() if micro == 0 else nullcontext():
-                    share_loss(ddp, step, slice(first, first + 2), 2).backward()
-            optimizer.step()
-    return recorder
+    ddp = DistributedDataParallel(without_norm())
+
+    def loss(index: int) -> Tensor:
+        step, micro = divmod(index, 2)
+        first = 4 * rank + 2 * micro
+        ddp.require_backward_grad_sync = micro == 1  # as `no_sync` has it
+        return share_loss(ddp, step, slice(first, first + 2), 2)
+
+    return recorded(ddp, loss, n_steps=N_STEPS, n_passes=2, measures=measures)
 
 
 def refusal(rank: int) -> str:
@@ -116,12 +107,12 @@ def main(rank: int, folder: Path) -> None:
     result: dict[Any, Any] = {}
     for name in MODELS:
         for shares in SHARES:
-            result[name, shares] = train(name, shares, rank).trace
-    result["every 2"] = train("without norm", "uneven", rank, every=2).trace
+            result[name, shares] = train(name, shares, rank)
+    result["every 2"] = train("without norm", "uneven", rank, every=2)
     train("without norm", "uneven", rank, folder=folder / "written")
     result["files"] = sorted(path.name for path in folder.glob("written/records/*"))
-    result["noise"] = train_micro_batches(rank, NOISE).trace
-    result["micro-batches"] = train_micro_batches(rank, ALL).trace
+    result["noise"] = train_micro_batches(rank, NOISE)
+    result["micro-batches"] = train_micro_batches(rank, ALL)
     result["refusal"] = refusal(rank)
     dist.destroy_process_group()
     (folder / f"{rank}.pickle").write_bytes(pickle.dumps(result))
