@@ -290,7 +290,7 @@ def assert_same_trace(got: Trace, want: Trace, rtol: float = 1e-5) -> None:
     assert got.sites == want.sites
     assert got.kinds == want.kinds
     assert got.sizes.tolist() == want.sizes.tolist()
-    assert list(got.values) == list(want.values)
+    assert got.measures == want.measures
     for measure in want.values:
         np.testing.assert_allclose(
             got.values[measure], want.values[measure], rtol=rtol, atol=1e-9, err_msg=measure

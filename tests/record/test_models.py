@@ -256,7 +256,7 @@ TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
     "half": lambda z: z.half(),
     "complex": lambda z: torch.complex(z, 2 * z),
     "conjugate": lambda z: torch.complex(z, z).conj(),
-    "negative": lambda z: torch.complex(z, z).conj().imag,
+    "negative": lambda z: torch.complex(z, z)[:1, :1].conj().imag,  # in memory, one number, as −x
     "expanded": lambda z: z[:1].expand(5, *z.shape[1:]),
     "overlapping": lambda z: z.as_strided((4, 3), (1, 1)),
     "turned": lambda z: z.T,

@@ -12,6 +12,7 @@ import torch
 from byhand import ByHand
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loops import Net as Own
 from torch import Tensor, nn
 
 from gradflow import Recorder
@@ -22,26 +23,15 @@ WIDTH = 3
 # -- networks ----------------------------------------------------------------------------------
 
 
-class Bias(nn.Module):
+def bias() -> nn.Module:
     """A layer of no known type."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.randn(WIDTH))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.bias.exp()
+    return Own(lambda net, x: x * net.bias.exp(), bias=nn.Parameter(torch.randn(WIDTH)))
 
 
-class Block(nn.Module):
+def block() -> nn.Module:
     """A layer inside, and a parameter of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.gain = nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.ones(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x) * self.gain
+    inner, gain = nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.ones(()))
+    return Own(lambda net, x: net.inner(x) * net.gain, inner=inner, gain=gain)
 
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
@@ -52,8 +42,8 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "norm": lambda: nn.LayerNorm(WIDTH),
     "batchnorm": lambda: nn.BatchNorm1d(WIDTH),
-    "bias": Bias,
-    "block": Block,
+    "bias": bias,
+    "block": block,
     "tuple": lambda: nn.LSTM(WIDTH, WIDTH),
 }
 
@@ -133,19 +123,13 @@ class Run:
 
     def __init__(self, net: Net, loop: Loop, hand: ByHand | None) -> None:
         self.net, self.loop, self.hand = net, loop, hand
-        kinds: dict[str, Any] = {
-            "sgd": lambda: torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.5),
-            "adamw": lambda: torch.optim.AdamW(net.parameters(), lr=0.01),
-            "closure": lambda: torch.optim.SGD(net.parameters(), lr=0.05),
-            "two": lambda: (
-                torch.optim.SGD(net.layers.parameters(), lr=0.05)
-                if any(True for _ in net.layers.parameters())
-                else torch.optim.SGD(net.head.parameters(), lr=0.05)
-            ),
-        }
-        self.optimizers = [kinds[loop.optimizer]()]
-        if loop.optimizer == "two" and any(True for _ in net.layers.parameters()):
-            self.optimizers.append(torch.optim.AdamW(net.head.parameters(), lr=0.01))
+        self.optimizers: list[torch.optim.Optimizer] = []
+        for part in (net.layers, net.head) if loop.optimizer == "two" else (net,):
+            parameters = list(part.parameters())
+            if parameters and (loop.optimizer == "adamw" or part is net.head):
+                self.optimizers.append(torch.optim.AdamW(parameters, lr=0.01))
+            elif parameters:
+                self.optimizers.append(torch.optim.SGD(parameters, lr=0.05, momentum=0.5))
         self.generator = torch.Generator().manual_seed(loop.seed)
 
     def forward(self, counts: bool = True) -> Tensor:

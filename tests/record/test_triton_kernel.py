@@ -13,21 +13,14 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_sums import (
-    as_numpy,
-    assert_output_sums,
-    assert_product_sums,
-    assert_sum,
-    bits,
-    in_layout,
-    relu,
-)
+from test_sums import EXAMPLES, assert_sums_of_one, assert_sums_of_pairs, in_layout
 from torch import Tensor
 
 from gradflow.record import kernel, memory, sums
@@ -64,85 +57,31 @@ def values(shape: tuple[int, ...], special: tuple[float, ...], seed: int) -> Ten
     return torch.tensor(random.choice(special, shape) if special else random.standard_normal(shape))
 
 
-def check(
-    shape: tuple[int, ...], dtype: torch.dtype, layout: str, special: str, device: str = "cpu"
-) -> None:
+def check(shape: tuple[int, ...], dtype: torch.dtype, layout: str, special: str) -> None:
     """All sums of two such tensors."""
-    made = (values(shape, SPECIAL[special], seed).to(dtype) for seed in (0, 1))
-    x, y = (in_layout(one.to(device), layout) for one in made)
-    a, b = as_numpy(x.cpu()), as_numpy(y.cpu())
-    dim = min(1, x.dim() - 1)
-    found, active = (one.cpu() for one in output_sums(x, dim, relu=True))
-    channels = shape[dim]
-    assert_output_sums(found[:6], active[:channels], a, dim)
-    assert_output_sums(found[6:], active[channels:], relu(a), dim)
-    square, n_nonfinite = gradient_sums(x).tolist()
-    assert_sum(square, a**2)
-    assert n_nonfinite == np.count_nonzero(~np.isfinite(a))
-    copy = torch.empty_like(x)
-    assert_product_sums(product_sums([x], [y], [copy])[0].cpu(), a, b)
-    assert np.array_equal(bits(copy.cpu()), bits(x.cpu()))
-    square, n_changed = difference_sums([x], [y])[0].tolist()
-    assert_sum(square, (a - b) ** 2)
-    assert n_changed == np.count_nonzero(bits(x.cpu()) != bits(y.cpu()))
+    x, y = (in_layout(values(shape, SPECIAL[special], seed).to(dtype), layout) for seed in (0, 1))
+    assert_sums_of_one(x, min(1, x.dim() - 1))
+    assert_sums_of_pairs([x], [y], with_copies=True)
 
 
-def check_without_relu(device: str = "cpu") -> None:
-    x = torch.tensor([[3.0, 0.0, -1.0], [-4.0, 0.0, -2.0]], device=device)
-    for layout in ("contiguous", "transposed"):
-        found, active = output_sums(in_layout(x, layout), 1)
-        assert found.tolist() == [6, -4, 30, 4, 4, 0]
-        assert active.tolist() == [1, 0, 1]
-
-
-def check_empty(device: str = "cpu") -> None:
-    for shape in ((0,), (0, 3), (3, 0)):
-        x = torch.empty(shape, device=device)
-        assert gradient_sums(x).tolist() == [0, 0]
-        assert product_sums([x], [x], [torch.empty_like(x)]).tolist() == [[0] * 5]
-        assert difference_sums([x], [x]).tolist() == [[0, 0]]
-    assert product_sums([], []).shape == (0, 5)
-
-
-def check_many(device: str = "cpu") -> None:
+def check_many() -> None:
     """Pairs of all types and lengths in one call: each is summed in its place, and copied."""
-    random = np.random.default_rng(0)
     shapes = [(5,), (3, 9), (2, 130), (1,), (0,), (300, 16), (70, 40), (5000,), ()]
-    xs, ys = [], []
-    for i in range(18):
-        shape = shapes[i % len(shapes)]
-        for one in (xs, ys):
-            one.append(torch.tensor(random.standard_normal(shape)).to(device, DTYPES[i % 4]))
-    copies = [torch.empty_like(x) for x in xs]
-    products, differences = product_sums(xs, ys, copies), difference_sums(xs, ys)
-    for x, y, copy, product, difference in zip(
-        xs, ys, copies, products.cpu(), differences.cpu(), strict=True
-    ):
-        assert_product_sums(product, as_numpy(x.cpu()), as_numpy(y.cpu()))
-        assert_sum(difference[0].item(), (as_numpy(x.cpu()) - as_numpy(y.cpu())) ** 2)
-        assert torch.equal(copy, x)
+    xs, ys = (
+        [values(shapes[i % 9], (), seed + i).to(DTYPES[i % 4]) for i in range(18)]
+        for seed in (0, 18)
+    )
+    assert_sums_of_pairs(xs, ys, with_copies=True)
 
 
-def check_views(device: str = "cpu") -> None:
-    """Of a conjugate and of complex numbers, whose memory is not their value."""
-    conjugate = torch.tensor([[1 + 2j], [3 + 4j]], device=device).conj()
-    assert output_sums(conjugate.imag, 0)[0][:3].tolist() == [2, -6, 20]
-    assert output_sums(conjugate, 0)[0][:3].tolist() == [4, -2, 30]
-    copy = torch.empty(2, 1, dtype=torch.complex64, device=device)
-    plain = conjugate.resolve_conj()
-    assert product_sums([plain], [plain], [copy])[0, 0].item() == 30
-    assert torch.equal(copy, plain)
-
-
-CASES: dict[str, Callable[..., None]] = {
-    "without relu": check_without_relu, "empty": check_empty, "many": check_many,
-    "views": check_views,
+CASES: dict[str, Callable[[], None]] = {
+    "many": check_many, **{one.__name__: one for one in EXAMPLES}
 }  # fmt: skip
 
 
 def add_case(shape: tuple[int, ...], dtype: torch.dtype, layout: str, special: str) -> None:
     name = f"{'x'.join(map(str, shape))} {dtype} {layout} {special}".replace("torch.", "")
-    CASES[name] = lambda device="cpu": check(shape, dtype, layout, special, device)
+    CASES[name] = partial(check, shape, dtype, layout, special)
 
 
 for i, one_shape in enumerate(SHAPES):
@@ -276,7 +215,7 @@ def in_own_process(task: str, *names: str, **environment: str) -> dict[str, str]
 
 
 # Every kind of value in a small shape; the interpreter is slow at large ones.
-FAST = ["without relu", "empty", "views", "fails", *(one for one in CASES if one[:5] == "3x40 ")]
+FAST = ["fails", *(one for one in CASES if one.startswith(("3x40 ", "check_")))]
 
 
 @pytest.fixture(scope="module")
@@ -354,18 +293,20 @@ def by_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("case", [name for name in CASES if name != "views"])
+@pytest.mark.parametrize("case", [name for name in CASES if "views" not in name])
 def test_sums_by_pytorch_on_a_gpu_equal_numpy(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default there."""
     monkeypatch.setattr(sums, "_triton_for", lambda xs: None)
-    CASES[case]("cuda")
+    with torch.device("cuda"):
+        CASES[case]()
 
 
 @pytest.mark.cuda
 @pytest.mark.usefixtures("by_triton")
 @pytest.mark.parametrize("case", CASES)
 def test_sums_on_a_gpu_equal_numpy(case: str) -> None:
-    CASES[case]("cuda")
+    with torch.device("cuda"):
+        CASES[case]()
 
 
 @pytest.mark.cuda

@@ -310,6 +310,16 @@ def test_gradients_that_come_from_a_copy_of_the_model(caplog: pytest.LogCaptureF
     assert "no layer ran through its hooks" in sentence
 
 
+def test_a_model_that_is_trained_in_eval_mode_has_no_outputs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = mlp().eval()
+    trace = recorded(model, lambda _: square(model), n_steps=2)
+    assert [site for site in trace.sites if "." not in site] == []
+    (sentence,) = said(caplog)
+    assert "is in eval mode" in sentence
+
+
 def test_a_layer_that_returns_its_own_parameter() -> None:
     """One leaf in all forward passes: the right norm, and no hook left on it."""
     tokens = nn.Parameter(torch.ones(3, 4))
