@@ -1,4 +1,4 @@
-"""Copies, files, several Recorders, threads, chosen measures, and going on from a checkpoint."""
+"""Copies, files, several Recorders, threads, and going on from a checkpoint."""
 
 import copy
 import io
@@ -17,7 +17,7 @@ from loops import loss_of, plain_step, recorded, sgd, small_net, watched
 from torch import Tensor, nn
 
 from gradflow import Recorder, Trace
-from gradflow.record import DEFAULT_MEASURES, MEASURES, OUTPUT_MEASURES, PARAMETER_MEASURES
+from gradflow.record import DEFAULT_MEASURES
 
 WITH_COPIES = [*DEFAULT_MEASURES, "angle_from_start", "grad_cosine"]
 
@@ -132,45 +132,6 @@ def test_two_threads_train_two_models() -> None:
         together = list(pool.map(train, models, range(2), [wait, wait]))
     for seed in range(2):
         assert_same_trace(together[seed], train(small_net(seed), seed))
-
-
-# -- chosen measures ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "measures",
-    [
-        ["output_grad_norm", "output_grad_nonfinite"],
-        ["output_rms"],
-        ["output_grad_rms", "grad_norm"],
-        ["output_dead_window", "output_dead_fraction"],
-        OUTPUT_MEASURES,
-        PARAMETER_MEASURES,
-        ["update_norm"],
-        ["grad_dot_update"],
-        ["angle_from_start", "grad_cosine"],
-        ["grad_norm", "output_mean"],
-    ],
-    ids=lambda measures: f"{len(measures)} from {measures[0]}",
-)
-def test_only_what_is_chosen_is_in_the_trace_and_is_right(measures: Any) -> None:
-    model = small_net()
-    has_outputs = any(MEASURES[name].of != "parameter" for name in measures)
-    with watched(model, measures=measures) as hand:
-        assert any(module._forward_hooks for module in model.modules()) == has_outputs
-        for seed in range(2):
-            hand.train(loss_of, model, seed)
-    assert list(hand.recorder.trace.values) == list(measures)
-
-
-def test_measures_of_gradients_alone_read_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    def must_not_run(*args: object, **kwargs: object) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr("gradflow.record.outputs.output_sums", must_not_run)
-    model = small_net()
-    trace = recorded(model, lambda _: loss_of(model), measures=["output_grad_norm"])
-    assert (trace.values["output_grad_norm"] > 0).all()
 
 
 # -- going on ----------------------------------------------------------------------------------

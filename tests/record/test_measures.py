@@ -13,7 +13,7 @@ from loops import loss_of, recorded, sgd, small_net
 from torch import Tensor, nn
 
 from gradflow import Recorder, Trace
-from gradflow.record import DERIVED, MEASURES, Measure
+from gradflow.record import DERIVED, MEASURES, Measure, outputs
 from gradflow.record.measures import READS, choose
 from gradflow.record.sums import OUTPUT_SUMS
 
@@ -76,19 +76,33 @@ def test_every_derived_measure_is_described_and_computed(derived) -> None:
     assert derived.compute(*(np.full((3, 2), 2.0) for _ in derived.needs)).shape == (3, 2)
 
 
-def test_all_measures_at_once_and_each_alone_give_the_same_numbers() -> None:
+def test_all_measures_at_once_and_each_alone_give_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What is not chosen is not read, and nothing else depends on it."""
+    seen: set[str] = set()
+    real = outputs.output_sums
+    monkeypatch.setattr(
+        outputs, "output_sums", lambda *args, **kwargs: seen.add("read") or real(*args, **kwargs)
+    )
 
     def record(measures: Sequence[str]) -> Trace:
         model = small_net()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        loss = partial(loss_of, model)
+        seen.clear()
+
+        def loss(seed: int) -> Tensor:
+            seen.update(["hooked"] * bool(model[0]._forward_hooks))
+            return loss_of(model, seed)
+
         return recorded(model, loss, optimizer, n_steps=2, measures=measures)
 
     whole = record(list(MEASURES))
     assert set(whole.values) == set(MEASURES)
-    for name in MEASURES:
+    wanted = {"output": {"hooked", "read"}, "output gradient": {"hooked"}, "parameter": set()}
+    for name, measure in MEASURES.items():
         alone, together = record([name]).select(name), whole.select(name)
+        assert seen == wanted[measure.of], name
         assert alone.sites == together.sites
         np.testing.assert_allclose(alone.values, together.values, rtol=1e-6, err_msg=name)
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from gradflow import Recorder, Trace
 from gradflow.record import DEFAULT_MEASURES, PARAMETER_MEASURES, Measure
-from gradflow.record import outputs as record_outputs
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -191,32 +190,6 @@ def test_a_wrapper_is_watched_itself_although_another_step_is_inside(kind: Any) 
                 continue
             with hand.step():
                 optimizer.step(lambda: None) if kind is Ignores else optimizer.step()
-
-
-def test_lbfgs_measures_the_closure_that_it_keeps_and_no_other(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    reads = []
-    real = record_outputs.output_sums
-    monkeypatch.setattr(
-        record_outputs, "output_sums", lambda *a, **k: reads.append(1) or real(*a, **k)
-    )
-    model, calls = mlp(), []
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=6)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = (model(inputs()) - 1).square().mean()
-        loss.backward()
-        calls.append(1)
-        return loss
-
-    with Recorder(model, optimizer) as recorder:
-        before = weights(model)
-        optimizer.step(closure)
-        assert len(calls) > 3
-        assert len(reads) == 3, "one of each layer"
-    assert_updates(recorder.trace, 0, before, weights(model))
 
 
 def test_optimizers_that_step_while_gradients_arrive() -> None:

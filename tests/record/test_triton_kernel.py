@@ -293,7 +293,7 @@ def by_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("case", [name for name in CASES if "views" not in name])
+@pytest.mark.parametrize("case", CASES)
 def test_sums_by_pytorch_on_a_gpu_equal_numpy(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default there."""
     monkeypatch.setattr(sums, "_triton_for", lambda xs: None)
