@@ -47,29 +47,16 @@ class Histograms:
         counts = {name: table[steps] for name, table in self.counts.items()}
         return Histograms(self.steps[steps], self.sites, counts)
 
-    def taken(self, steps: np.ndarray, sites: Sequence[str]) -> np.ndarray:
-        """(steps, sites): where something was counted, on the steps and sites of a trace."""
-        n = sum(table.sum(axis=2) for table in self.counts.values())
-        taken = np.zeros((len(steps), len(sites)), dtype=bool)
+    def on(self, steps: np.ndarray, sites: Sequence[str]) -> dict[str, np.ndarray]:
+        """(steps, sites, N_BINS) of each: the counts among these steps and sites, else zeros."""
         column = {site: i for i, site in enumerate(sites)}
         columns = np.array([column[site] for site in self.sites])
-        taken[np.ix_(np.searchsorted(steps, self.steps), columns)] = n
-        return taken
-
-    def rows(self, steps: np.ndarray, sites: Sequence[str]) -> dict[str, list[np.ndarray | None]]:
-        """Of each histogram, the counts row by row of a file; None where nothing was counted."""
-        row = {step: i for i, step in enumerate(self.steps.tolist())}
-        column = {site: i for i, site in enumerate(self.sites)}
-        places = [
-            (row.get(s), column.get(site)) for s, site in zip(steps.tolist(), sites, strict=True)
-        ]
-        return {
-            name: [
-                table[i, j] if i is not None and j is not None and table[i, j].any() else None
-                for i, j in places
-            ]
-            for name, table in self.counts.items()
-        }
+        at = np.ix_(np.searchsorted(steps, self.steps), columns)
+        spread = {}
+        for name, counts in self.counts.items():
+            spread[name] = np.zeros((len(steps), len(sites), N_BINS), dtype=np.int64)
+            spread[name][at] = counts
+        return spread
 
 
 def span(counts: np.ndarray) -> slice:
@@ -97,20 +84,13 @@ def occupied(
     )
 
 
-def joined(parts: Sequence[Histograms | None]) -> Histograms | None:
+def joined(several: Sequence[Histograms | None]) -> Histograms | None:
     """One after the other; a site that comes up later stands behind the earlier ones."""
-    known = [one for one in parts if one is not None]
+    known = [one for one in several if one is not None]
     if not known:
         return None
     sites = tuple(dict.fromkeys(site for one in known for site in one.sites))
+    parts = [one.on(one.steps, sites) for one in known]
     steps = np.concatenate([one.steps for one in known])
-    counts = {
-        name: np.zeros((len(steps), len(sites), N_BINS), dtype=np.int64) for name in HISTOGRAMS
-    }
-    start = 0
-    for one in known:
-        columns = [sites.index(site) for site in one.sites]
-        for name, table in one.counts.items():
-            counts[name][start : start + len(one), columns] = table
-        start += len(one)
+    counts = {name: np.concatenate([part[name] for part in parts]) for name in HISTOGRAMS}
     return Histograms(steps, sites, counts)

@@ -1,6 +1,7 @@
 """What each backward pass of an accumulated step adds to the gradients of the parameters."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,9 @@ class MicroBatches:
             self._hooks.pop(parameter).remove()
         for name, parameter in parameters.items():
             if parameter.requires_grad and parameter not in self._hooks:
-                self._hooks[parameter] = parameter.register_post_accumulate_grad_hook(
-                    self._hook(name)
-                )  # type: ignore[no-untyped-call]
+                hook = partial(self._on_accumulated, name)
+                register = parameter.register_post_accumulate_grad_hook
+                self._hooks[parameter] = register(hook)  # type: ignore[no-untyped-call]
 
     def detach(self) -> None:
         for hook in self._hooks.values():
@@ -43,17 +44,14 @@ class MicroBatches:
         self._hooks = {}
         self._so_far = Copies()
 
-    def _hook(self, name: str):  # type: ignore[no-untyped-def]
-        def on_accumulated(parameter: Tensor) -> None:
-            try:
-                self._on_accumulated(name, parameter.grad)
-            except Exception as error:
-                self._not_taken.failed(f"the micro-batches of {name!r}", error)
-
-        return on_accumulated
+    def _on_accumulated(self, name: str, parameter: Tensor) -> None:
+        try:
+            self._add(name, parameter.grad)
+        except Exception as error:
+            self._not_taken.failed(f"the micro-batches of {name!r}", error)
 
     @torch.no_grad()
-    def _on_accumulated(self, name: str, grad: Tensor | None) -> None:
+    def _add(self, name: str, grad: Tensor | None) -> None:
         if grad is None or unreadable(grad) is not None:
             return
         before = self._so_far.get(name, grad)

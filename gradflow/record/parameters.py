@@ -154,10 +154,8 @@ class ParameterReads:
             self._compare_with_last(step, grad_scale)
         if self._micro is not None and "micro-batches" in self._due:
             names, sums = self._micro.sums(self._processes, step.parameters)
-            if loss_scale is not None and names:
-                one = sums.new_ones(())
-                square = loss_scale.to(sums.device, sums.dtype).reshape(()).square()
-                sums = sums / torch.stack([one, square, square])
+            if names:
+                sums = _unscaled(sums, loss_scale, 0, 2, 2)
             step.reads["micro-batches"] = (names, sums)
         if not self._due.isdisjoint(HISTOGRAMS):
             weights = {name: step.weight(name) for name in step.parameters}
@@ -203,18 +201,13 @@ class ParameterReads:
         rows = [self._without_dense_gradient(step, name) for name in others]
         if rows:
             sums = torch.cat([sums, torch.stack(rows)])
-        if grad_scale is not None:
-            sums = _unscaled(sums, grad_scale)
-        step.reads["step"] = ((*dense, *others), sums)
+        step.reads["step"] = (*dense, *others), _unscaled(sums, grad_scale, 0, 2, 0, 1, 2)
 
     def _read_gradients(self, step: "_Step", grad_scale: Tensor | None) -> None:
         """Without the weights: where a parameter has no gradient, there is nothing to tell."""
         names = list(step.grads)
         sums = square_sums([sparse.stored(grad) for grad in step.grads.values()])
-        if grad_scale is not None:
-            scale = grad_scale.to(sums.device, torch.float64).reshape(())
-            sums = sums / torch.stack([scale * scale, torch.ones_like(scale)])
-        step.reads["gradient"] = tuple(names), sums
+        step.reads["gradient"] = tuple(names), _unscaled(sums, grad_scale, 2, 0)
 
     def _without_dense_gradient(self, step: "_Step", name: str) -> Tensor:
         """The sums of READS["step"] where there is no gradient, or something is sparse."""
@@ -346,11 +339,13 @@ def _joined(one: Tensor, other: Tensor) -> Tensor:
     return torch.cat([one, other.to(one.device)])
 
 
-def _unscaled(sums: Tensor, scale: Tensor) -> Tensor:
-    """(parameters, sums) of READS["step"] for the gradients divided by `scale`."""
+def _unscaled(sums: Tensor, scale: Tensor | None, *powers: int) -> Tensor:
+    """(parameters, sums) for the gradients divided by `scale`, which each sum holds so often."""
+    if scale is None:
+        return sums
     s = scale.to(sums.device, torch.float64).reshape(())
-    one = torch.ones_like(s)
-    return sums / torch.stack([one, s * s, one, s, s * s])
+    by_power = torch.ones_like(s), s, s * s
+    return sums / torch.stack([by_power[power] for power in powers])
 
 
 def _moments(state: dict[str, Any], group: dict[str, Any]) -> Moments:

@@ -2,7 +2,8 @@
 nothing. The only module that knows their names."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,43 +73,43 @@ def read_parts(
 ) -> tuple[Wide, list[dict[str, tuple[str, ...]] | None]]:
     """What some record files hold together, and of each what feeds what."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     # By name, part after part: the first appearance of a site gives its depth.
     tables, feeds = [], []
     last_step = -1
     for path in parts:
-        refuse_no_file(path, "records of a Recorder", LEAVE_OUT)
-        try:
-            with pq.ParquetFile(path) as part:
-                names = part.schema_arrow.names
-                wanted = names if measures is None else [*KEYS, *measures]
-                wanted = [name for name in wanted if name not in HISTOGRAMS]
-                table = part.read([name for name in names if name in wanted])
+        with _opened(path) as part:
+            names = part.schema_arrow.names
+            wanted = names if measures is None else [*KEYS, *measures]
+            table = part.read([one for one in names if one in wanted and one not in HISTOGRAMS])
             last_step = _check_table(table, last_step)
             feeds.append(_feeds(table.schema.metadata))
             tables.append(table.replace_schema_metadata())
-        except (pa.ArrowException, LookupError, ValueError, TypeError, OSError) as error:
-            raise DamagedFile(path, "records of a Recorder", error, LEAVE_OUT) from None
     return _wide(pa.concat_tables(tables, promote_options="default")), feeds
 
 
 def read_histograms(parts: Sequence[Path]) -> Histograms | None:
     """What some record files hold of histograms; None where they hold none."""
+    found = []
+    for path in parts:
+        with _opened(path) as part:
+            if set(HISTOGRAMS) <= set(part.schema_arrow.names):
+                found.append(_histograms(part.read(["step", "site", *HISTOGRAMS])))
+    return joined(found)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A record file as pyarrow has it; what is wrong with it is told as DamagedFile."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    found = []
-    for path in parts:
-        refuse_no_file(path, "records of a Recorder", LEAVE_OUT)
-        try:
-            with pq.ParquetFile(path) as part:
-                names = part.schema_arrow.names
-                if set(HISTOGRAMS) <= set(names):
-                    found.append(_histograms(part.read(["step", "site", *HISTOGRAMS])))
-        except (pa.ArrowException, LookupError, ValueError, TypeError, OSError) as error:
-            raise DamagedFile(path, "records of a Recorder", error, LEAVE_OUT) from None
-    return joined(found)
+    refuse_no_file(path, "records of a Recorder", LEAVE_OUT)
+    try:
+        with pq.ParquetFile(path) as part:
+            yield part
+    except (pa.ArrowException, LookupError, ValueError, TypeError, OSError) as error:
+        raise DamagedFile(path, "records of a Recorder", error, LEAVE_OUT) from None
 
 
 def _histograms(table: Any) -> Histograms | None:

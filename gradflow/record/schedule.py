@@ -16,11 +16,13 @@ def every(n_steps: int) -> Schedule:
     >>> [step for step in range(10) if every(4)(step)]
     [0, 4, 8]
     """
-    if isinstance(n_steps, bool) or not isinstance(n_steps, Integral) or n_steps < 1:
-        raise ValueError(
-            f"Expected `every` to be a whole number of at least 1, but got {n_steps!r}."
-        )
+    _check_whole("every", n_steps)
     return lambda step: step % n_steps == 0
+
+
+def _check_whole(name: str, n: object) -> None:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+        raise ValueError(f"Expected `{name}` to be a whole number of at least 1, but got {n!r}.")
 
 
 # As many as the window of dead channels holds. In the first steps the weights move most, and of a
@@ -41,11 +43,8 @@ class Cadence:
     """
 
     def __init__(self, n_recorded: int) -> None:
-        if isinstance(n_recorded, bool) or not isinstance(n_recorded, Integral) or n_recorded < 1:
-            raise ValueError(
-                f"Expected `cadence` to be a whole number of at least 1, but got {n_recorded!r}."
-            )
-        self._n: int = n_recorded
+        _check_whole("cadence", n_recorded)
+        self._n = n_recorded
 
     def is_full(self, index: int) -> bool:
         """Of the recorded step of this number, counted from 0."""

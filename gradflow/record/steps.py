@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,12 @@ from gradflow.record.sums import GRADIENT_SUMS, OUTPUT_SUMS
 from gradflow.record.trace import Trace
 
 DEAD_WINDOW = 16  # full steps; the formula of `output_dead_window` names it
+# What is summed of a site in each forward pass; of outputs that were not read, their sizes alone.
+SUMS = {
+    "outputs": OUTPUT_SUMS,
+    "sizes": OUTPUT_SUMS[:1],
+    "gradients": tuple(f"output_grad_{name}" for name in GRADIENT_SUMS),
+}
 MOST_LAYOUTS = 8  # that are shared: full steps and others, whole batches and the last of an epoch
 
 
@@ -54,14 +60,15 @@ class ParameterSums:
 class Layout:
     """What the numbers of a recorded step mean. Steps that are alike share one."""
 
-    outputs: tuple[tuple[Site, ...], ...]  # by pass, as all of these
-    only_sizes: tuple[tuple[Site, ...], ...]  # of outputs, where they were not read
-    gradients: tuple[tuple[Site, ...], ...]
-    own: tuple[tuple[tuple[str, Site], ...], ...]
-    channels: tuple[tuple[tuple[Site, int], ...], ...]
+    passes: tuple[tuple[str, tuple[Any, ...]], ...]  # of SUMS, or "own": of which sites
+    channels: tuple[tuple[Site, int], ...]
     sizes: tuple[tuple[str, int], ...]
     reads: tuple[tuple[str, tuple[str, ...]], ...]
     own_of_parameters: tuple[tuple[str, str], ...]
+
+    def sites(self) -> set[Site]:
+        kinds = ("outputs", "sizes")
+        return {site for kind, sites in self.passes if kind in kinds for site in sites}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,33 +104,32 @@ def compact(
     if any(one.sizes.keys() - one.outputs.keys() for one in passes):
         # Of a pass that began in another step nothing else is known: no sum over all of them is.
         passes = [replace(one, outputs={}, active={}) for one in passes]
-    sizes = [{} if one.outputs else one.sizes for one in passes]
+    sites: list[tuple[str, tuple[Any, ...]]] = []
+    of_passes: list[Tensor] = []
+    for one in passes:
+        sizes = {} if one.outputs else one.sizes
+        for kind, keys, numbers in (
+            ("outputs", one.outputs, one.outputs.values()),
+            ("sizes", sizes, _on_device(sizes.values(), one)),
+            ("gradients", one.gradients, one.gradients.values()),
+            ("own", one.own, one.own.values()),
+        ):
+            sites.append((kind, tuple(keys)))
+            of_passes += numbers
+    active = [item for one in passes for item in one.active.items()]
     layout = Layout(
-        outputs=tuple(tuple(one.outputs) for one in passes),
-        only_sizes=tuple(map(tuple, sizes)),
-        gradients=tuple(tuple(one.gradients) for one in passes),
-        own=tuple(tuple(one.own) for one in passes),
-        channels=tuple(
-            tuple((site, x.numel()) for site, x in one.active.items()) for one in passes
-        ),
+        passes=tuple(sites),
+        channels=tuple((site, x.numel()) for site, x in active),
         sizes=tuple(parameters.sizes.items()),
         reads=tuple((read, names) for read, (names, _) in parameters.reads.items()),
         own_of_parameters=tuple(parameters.own),
     )
-    of_passes = [
-        x
-        for one, size in zip(passes, sizes, strict=True)
-        for x in (
-            *one.outputs.values(), *_on_device(size.values(), one),
-            *one.gradients.values(), *one.own.values(),
-        )
-    ]  # fmt: skip
     of_parameters = [sums.reshape(-1) for _, sums in parameters.reads.values()]
     return RecordedStep(
         step,
         _shared(layout, known),
         _joined(of_passes, torch.float64).unsqueeze(0),
-        _joined([x for one in passes for x in one.active.values()], torch.uint8).unsqueeze(0),
+        _joined([x for _, x in active], torch.uint8).unsqueeze(0),
         _joined([*of_parameters, *parameters.own.values()], torch.float64),
         grad_scale,
         found_inf,
@@ -196,12 +202,7 @@ def to_trace(
 ) -> Trace:
     """Finish the measures of some steps on the host, in float64."""
     layouts = list({id(step.layout): step.layout for step in steps}.values())
-    sites = {
-        site
-        for layout in layouts
-        for sites in (*layout.outputs, *layout.only_sizes)
-        for site in sites
-    }
+    sites = set().union(*(layout.sites() for layout in layouts))
     outputs = sorted(sites, key=depth.__getitem__)
     parameters = list(dict.fromkeys(name for layout in layouts for name, _ in layout.sizes))
     rows = _in_depth_order(outputs, parameters, depth)
@@ -252,34 +253,24 @@ class _Table:
         """Steps of one layout."""
         layout = steps[0].layout
         numbers = _Reader(torch.stack([step.of_passes for step in steps]).cpu().numpy())
-        self._begin(rows, OUTPUT_SUMS, layout.outputs)
-        self._begin(rows, OUTPUT_SUMS[:1], layout.only_sizes)
-        grad_sums = [f"output_grad_{name}" for name in GRADIENT_SUMS]
-        self._begin(rows, grad_sums, layout.gradients)
-        n_own = Counter(key for keys in layout.own for key in keys)
+        n_own = Counter(key for kind, keys in layout.passes if kind == "own" for key in keys)
         for name, site in n_own:
             self._own[name][rows, self._column[str(site)]] = 0
-        for outputs, only_sizes, gradients, own in zip(
-            layout.outputs, layout.only_sizes, layout.gradients, layout.own, strict=True
-        ):
-            self._add_up(rows, OUTPUT_SUMS, outputs, numbers)
-            self._add_up(rows, OUTPUT_SUMS[:1], only_sizes, numbers)
-            self._add_up(rows, grad_sums, gradients, numbers)
-            for key in own:
-                value = numbers.take(1)[..., 0].mean(axis=1) / n_own[key]
-                self._own[key[0]][rows, self._column[str(key[1])]] += value
+        for kind, sites in layout.passes:
+            for name in SUMS.get(kind, ()):
+                self._sums[name][np.ix_(rows, self._columns(sites))] = 0
+        for kind, sites in layout.passes:
+            if kind in SUMS:
+                self._add_up(rows, SUMS[kind], sites, numbers)
+                continue
+            for name, site in sites:
+                value = numbers.take(1)[..., 0].mean(axis=1) / n_own[name, site]
+                self._own[name][rows, self._column[str(site)]] += value
         # DistributedDataParallel averages: a process's loss is 1/W of the loss of all W.
         scale = torch.stack([step.grad_scale for step in steps]).cpu().double().numpy()
         scale = scale * steps[0].of_passes.shape[0]
         self._sums["output_grad_square"][rows] /= scale[:, None] ** 2
         self._add_parameters(rows, layout, steps)
-
-    def _begin(
-        self, rows: np.ndarray, names: Sequence[str], sites: Sequence[Sequence[Site]]
-    ) -> None:
-        at = np.ix_(rows, self._columns({site for of_pass in sites for site in of_pass}))
-        for name in names:
-            self._sums[name][at] = 0
 
     def _add_up(
         self, rows: np.ndarray, names: Sequence[str], sites: Sequence[Site], numbers: "_Reader"
@@ -342,13 +333,12 @@ def _active_channels(step: RecordedStep) -> dict[Site, np.ndarray]:
     """(channels,) per site: a channel is active in a step if it is in one pass of one process."""
     numbers = _Reader(step.channels.cpu().numpy().max(axis=0, initial=0))
     active: dict[Site, np.ndarray] = {}
-    for channels in step.layout.channels:
-        for site, n in channels:
-            now, before = numbers.take(n), active.get(site)
-            if before is None or len(before) == n:
-                active[site] = now if before is None else before | now
-            else:  # a dimension that changes from pass to pass counts no channels: all stand alone
-                active[site] = np.concatenate([before, now])
+    for site, n in step.layout.channels:
+        now, before = numbers.take(n), active.get(site)
+        if before is None or len(before) == n:
+            active[site] = now if before is None else before | now
+        else:  # a dimension that changes from pass to pass counts no channels: all stand alone
+            active[site] = np.concatenate([before, now])
     return active
 
 

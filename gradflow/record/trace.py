@@ -185,23 +185,19 @@ class Trace:
         taken = np.zeros((len(self.steps), len(self.sites)), dtype=bool)
         for table in tables.values():
             taken |= ~np.isnan(table)
-        if histograms is not None:
-            taken |= histograms.taken(self.steps, self.sites)
+        counts = {} if histograms is None else histograms.on(self.steps, self.sites)
+        for table in counts.values():
+            taken |= table.any(axis=2)
         step_index, site_index = np.nonzero(taken)
-        sites = np.asarray(self.sites, dtype=object)[site_index]
-        counts = (
-            histograms.rows(self.steps[step_index], sites.tolist())
-            if histograms is not None
-            else {}
-        )
         return {
             "step": self.steps[step_index],
-            "site": sites,
+            "site": np.asarray(self.sites, dtype=object)[site_index],
             "kind": np.asarray(self.kinds, dtype=object)[site_index],
             "size": self.sizes[site_index],
             **{name: table[taken] for name, table in tables.items()},
-            **counts,
-        }
+            **{name: [row if row.any() else None for row in table[taken]]
+               for name, table in counts.items()},
+        }  # fmt: skip
 
     @staticmethod
     def load(run: str | os.PathLike[str], measures: Sequence[str] | None = None) -> "Trace":
