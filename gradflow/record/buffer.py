@@ -1,4 +1,4 @@
-"""Recorded steps on their way: kept on the device, brought to the host together, and written."""
+"""Recorded steps on their way: kept on the device, brought to the host, written, and shown."""
 
 import copy
 import time
@@ -6,14 +6,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gradflow.record.part_files import FOLDER, load_skipped_steps, save_skipped_steps
+from gradflow.record.readable import NotTaken
 from gradflow.record.schedule import Stopwatch
 from gradflow.record.steps import DeadChannels, RecordedStep
 from gradflow.record.trace import Trace, load_parts
-from gradflow.record.watching import Watchers
 
 # Recorded steps that are kept on the device before they are written: few enough to lose little
 # when a process is killed, enough to make files of a useful size.
 BUFFER_STEPS = 64
+# Those who watch are told so seldom:
+EVERY_SECONDS = 0.5  # faster than one reads
+MAX_SHARE = 0.005  # of the time, so that it stays well below a hundredth
+
+Show = Callable[[Trace], None]
 
 
 class Buffer:
@@ -27,7 +32,7 @@ class Buffer:
         folder: Path | None,
         is_first: bool,
         read: Callable[[Sequence[RecordedStep], DeadChannels], Trace],
-        watchers: Watchers,
+        watchers: "Watchers",
         stopwatch: Stopwatch,
     ) -> None:
         self.pending: list[RecordedStep] = []
@@ -87,6 +92,37 @@ class Buffer:
         while self._flushed:
             self._flushed[0].save_part(self._folder / FOLDER)
             del self._flushed[0]
+
+
+class Watchers:
+    """Calls functions with the latest records, and the less often, the longer that takes."""
+
+    def __init__(self, not_taken: NotTaken) -> None:
+        self._not_taken = not_taken
+        self._shows: list[Show] = []
+        self._next = 0.0
+
+    def add(self, show: Show) -> None:
+        self._shows.append(show)
+        self._next = 0.0
+
+    def is_due(self) -> bool:
+        return bool(self._shows) and time.perf_counter() >= self._next
+
+    def tell(self, read: Callable[[], Trace | None]) -> None:
+        """Show what `read` gives; its time counts. Who raises is not called again."""
+        start = time.perf_counter()
+        trace = read() if self._shows else None
+        for show in self._shows[:]:
+            if trace is None:
+                break
+            try:
+                show(trace)
+            except Exception as error:
+                self._shows.remove(show)
+                self._not_taken.failed("what is shown", error)
+        now = time.perf_counter()
+        self._next = now + max(EVERY_SECONDS, (now - start) / MAX_SHARE)
 
 
 def check_folder_is_free(folder: Path | None, first_step: int) -> None:

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradflow.record.buffer import Buffer, check_folder_is_free
+from gradflow.record.buffer import Buffer, Show, Watchers, check_folder_is_free
 from gradflow.record.measures import DEFAULT_MEASURES, Measure, choose
 from gradflow.record.memory import HOST
-from gradflow.record.missed import MissedOutputs
 from gradflow.record.models import unwrapped_model
 from gradflow.record.optimizers import StepHooks, check_optimizers_fit, fused_scale, unwrapped
 from gradflow.record.outputs import OutputHooks
@@ -27,8 +26,7 @@ from gradflow.record.schedule import every as every_n
 from gradflow.record.sites import kind_of
 from gradflow.record.steps import DeadChannels, Layout, RecordedStep, compact, to_trace
 from gradflow.record.trace import Trace
-from gradflow.record.unseen import UnseenSteps
-from gradflow.record.watching import Show, Watchers
+from gradflow.record.unseen import MissedOutputs, UnseenSteps
 
 
 class Recorder:

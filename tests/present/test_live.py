@@ -14,7 +14,7 @@ import gradflow
 from gradflow.cli import main
 from gradflow.present import live
 from gradflow.record import Recorder, Trace
-from gradflow.record.watching import EVERY_SECONDS, MAX_SHARE
+from gradflow.record.buffer import EVERY_SECONDS, MAX_SHARE
 from tests.analysis.traces import make_trace
 
 

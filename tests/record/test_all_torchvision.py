@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torchvision.models as tv
+from byhand import ByHand, output_row, value
+from loops import recorded, sgd
 from torch import Tensor, nn
 
-from gradflow import Recorder
-
+OUTPUT_NORMS = ("output_rms", "output_grad_norm")
 NAMES = tv.list_models(module=tv)
 
 # The small ones that differ most: every output overwritten by a ReLU, several heads, squeeze and
@@ -57,48 +58,23 @@ def test_the_list_is_all_of_them() -> None:
     [pytest.param(one, marks=() if one in FAST else SLOW) for one in NAMES],
 )
 def test_every_norm_equals_plain_autograd(name: str) -> None:
-    """All parameters, and the outputs of all convolutions and linear layers."""
+    """Of all parameters and outputs, also of an output that a ReLU overwrites."""
     model, size = build(name)
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
-    seen: dict[str, tuple[Tensor, int, float]] = {}
-    calls: dict[str, int] = {}
-
-    def keep(layer: str, output: Tensor) -> None:
-        call = calls[layer] = calls.get(layer, -1) + 1
-        rms = output.detach().double().square().mean().sqrt().item()
-        seen[f"{layer}#{call}" if call else layer] = (output, output._version, rms)
-
-    handles = [
-        module.register_forward_hook(lambda _m, _i, out, layer=layer: keep(layer, out))
-        for layer, module in model.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear))
-    ]
-    loss = loss_of(model, size)
-    for handle in handles:
-        handle.remove()
-    # Of an output that a ReLU has overwritten, autograd only knows what became of it.
-    captured = {site: out for site, (out, v, _) in seen.items() if out._version == v}
-    parameters = dict(model.named_parameters())
-    wanted = [*parameters.values(), *captured.values()]
-    grads = torch.autograd.grad(loss, wanted, allow_unused=True)
-    norms = {
-        site: float("nan") if grad is None else grad.double().norm().item()
-        for site, grad in zip([*parameters, *captured], grads, strict=True)
+    hand = ByHand(model)
+    hand.backward(loss_of, model, size)
+    want = {
+        site: {"grad_norm": float("nan") if p.grad is None else p.grad.double().norm().item()}
+        for site, p in model.named_parameters()
     }
+    for site, outputs in hand._outputs[0].items():
+        row = output_row(outputs)
+        want[site] = {measure: row.get(measure, float("nan")) for measure in OUTPUT_NORMS}
     for key, buffer in model.named_buffers():
         buffer.data.copy_(buffers[key])
-
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    with Recorder(model, optimizer) as recorder:
-        loss_of(model, size).backward()
-        optimizer.step()
-    trace = recorder.trace
-    column = {site: index for index, site in enumerate(trace.sites)}
-    for site, norm in norms.items():
-        measure = "grad_norm" if site in parameters else "output_grad_norm"
-        got = trace.values[measure][0, column[site]]
-        assert got == pytest.approx(norm, rel=1e-5, abs=1e-12, nan_ok=True), site
-    for site, (_, _, rms) in seen.items():
-        got = trace.values["output_rms"][0, column[site]]
-        assert got == pytest.approx(rms, rel=1e-5), site
+    trace = recorded(model, lambda _: loss_of(model, size), sgd(model, 0.0))
+    for site, row in want.items():
+        for measure, norm in row.items():
+            got = value(trace, measure, site)
+            assert got == pytest.approx(norm, rel=1e-5, abs=1e-12, nan_ok=True), (measure, site)
     assert not any(module._forward_hooks for module in model.modules())

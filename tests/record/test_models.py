@@ -190,12 +190,6 @@ def test_reused_modules_are_told_apart_by_their_call(
     ][: 2 * max(n_calls)]  # fmt: skip
 
 
-def test_shared_parameters_have_the_gradient_of_all_their_uses() -> None:
-    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
-    model[2].weight = model[0].weight
-    train(model)
-
-
 def test_a_module_under_two_names_is_one_site() -> None:
     layer = nn.Linear(6, 6)
     train(nn.Sequential(layer, nn.Tanh(), layer))
