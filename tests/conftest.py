@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +67,54 @@ def pictures(draw_pictures: Callable[[Path], Path], tmp_path: Path) -> Path:
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """`gradflow train` ends without its figures, which take longer than these trainings."""
     monkeypatch.setattr("gradflow.present.figures.save_figures", lambda run: {})
+
+
+# -- the program, called as a person calls it ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Said]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Calls `gradflow`; an exception that leaves it fails the test, as a traceback would."""
+    from gradflow.cli import main
+
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Said:
+        capsys.readouterr()
+        code = main([str(one) for one in arguments])
+        out, err = capsys.readouterr()
+        assert code in {0, 1, 2, 3, 130}, "as documented"
+        assert "Traceback" not in err
+        return Said(code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def instrument(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate is tested on its own; here it has passed."""
+    from gradflow.controls import CaseResult, Gate
+
+    cases = CaseResult("gain 1", "healthy", 20, 20), CaseResult("gain 2", "exploding", 20, 20)
+    monkeypatch.setattr("gradflow.training.diagnosis.load_gate", lambda: Gate(cases, 0.0))
+
+
+@pytest.fixture
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of W&B, on this machine or in its environment."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_ERROR_REPORTING"):
+        monkeypatch.delenv(name, raising=False)

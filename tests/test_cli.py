@@ -16,56 +16,46 @@ from gradflow.cli.entry import COMMANDS, app
 from gradflow.cli.options import EXAMPLES, GROUPS
 from gradflow.controls import CaseResult, Gate
 from gradflow.training.rundir import RunDir
+from tests.conftest import Command
 
 SMALL = ["--image-size", "8", "--width", "0.125", "--arch", "plain_18,resnet_18", "--epochs", "1"]
 SMALL += ["--batch-size", "16", "--device", "cpu", "--wandb", "off", "--no-rivals"]
 
 
 def test_train_prints_one_json_object_or_a_summary_a_person_reads(
-    pictures: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    pictures: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = [*SMALL, "--log-grads", "--out", str(tmp_path), "--json"]
-    assert main(["train", "--data", str(pictures), *flags]) == 0
-    out, log = capsys.readouterr()
-    summary = json.loads(out)
+    said = command("train", "--data", pictures, *SMALL, "--log-grads", "--out", tmp_path, "--json")
+    summary = json.loads(said.out)
     assert [network["arch"] for network in summary["networks"]] == ["plain_18", "resnet_18"]
     assert summary["comparisons"][0]["p_value"] <= 1
-    assert "plain_18-s0  epoch   1/1" in log
-    assert "42 train, 6 validation, 12 test" in log
-    saved = json.loads((Path(summary["run"]) / "summary.json").read_text())
-    assert saved == summary
-    figures = {path.name for path in (Path(summary["run"]) / "figures").iterdir()}
+    assert "plain_18-s0  epoch   1/1" in said.err
+    assert "42 train, 6 validation, 12 test" in said.err
+    run = Path(summary["run"])
+    assert json.loads((run / "summary.json").read_text()) == summary
+    figures = {path.name for path in (run / "figures").iterdir()}
     assert figures >= {"depth_profile.png", "heatmap-plain_18-s0.png"}
-    index = (Path(summary["run"]) / "index.md").read_text("utf-8")
+    index = (run / "index.md").read_text("utf-8")
     unsaid = {"index.md", ".lock"}
-    there = {path.name for path in Path(summary["run"]).rglob("*") if path.suffix != ".parquet"}
+    there = {path.name for path in run.rglob("*") if path.suffix != ".parquet"}
     assert {name for name in there - unsaid - figures if name not in index} <= {"step-000000.pt"}
 
     monkeypatch.setattr("gradflow.present.plots.save", lambda figure, path: path)
-    assert main(["train", "--resume", summary["run"]]) == 0
-    out = capsys.readouterr().out
-    for words in ("accuracy", "input → output", "first/last convolution", "gradflow saliency"):
+    out = command("train", "--resume", run).out
+    for words in ("accuracy", "input → output", "first/last convolution", f"--run {run}"):
         assert words in out
-    assert summary["run"] in out
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_config_file_and_flags(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_config_file_and_flags(pictures: Path, tmp_path: Path, command: Command) -> None:
     """The file sets, the command line overrides, and the run keeps what came of it."""
     file = tmp_path / "config.yaml"
     lines = f"data: {pictures}\nlr: 6e-3\nepochs: 9\narch: plain_18\nimage_size: 8\nwidth: 0.125\n"
     file.write_text(lines)
-    flags = ["--epochs", "1", "--wandb", "off", "--device", "cpu", "--out", str(tmp_path / "runs")]
-    assert main(["train", "--config", str(file), *flags]) == 0
-    (path,) = (tmp_path / "runs").iterdir()
-    config = RunDir.open(path).config()
+    flags = ["--epochs", "1", "--wandb", "off", "--device", "cpu", "--out", tmp_path / "runs"]
+    assert command("train", "--config", file, *flags).code == 0
+    config = RunDir.newest(tmp_path / "runs").config()
     assert (config.lr, config.epochs, config.networks) == (6e-3, 1, ("plain_18",))
-    capsys.readouterr()
 
 
 @pytest.mark.parametrize(
@@ -112,47 +102,46 @@ def test_a_data_sets_recipe_gives_way_to_the_file_and_the_file_to_the_command_li
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_what_is_wrong(
-    arguments: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], message: str, command: Command, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert message in err
-    assert not out
+    said = command(*arguments)
+    assert (said.code, message in said.err, said.out) == (2, True, "")
 
 
-def test_data_audits_and_fails_on_bad_files(
-    pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["data", str(pictures), "--json"]) == 0
-    audit = json.loads(capsys.readouterr().out)
+def test_data_audits_and_fails_on_bad_files(pictures: Path, command: Command) -> None:
+    audit = json.loads(command("data", pictures, "--json").out)
     assert (audit["n_images"], audit["n_distinct"]) == (60, 60)
     (pictures / "red" / "copy.png").write_bytes((pictures / "blue" / "00.png").read_bytes())
     (pictures / "red" / "cut.png").write_bytes((pictures / "blue" / "00.png").read_bytes()[:100])
-    assert main(["data", str(pictures)]) == 1
-    out = capsys.readouterr().out
-    assert "readable       61 of 62" in out
-    assert "twins with different labels: 1" in out
-    assert "red/cut.png" in out
+    said = command("data", pictures)
+    assert said.code == 1
+    for words in ("readable       61 of 62", "twins with different labels: 1", "red/cut.png"):
+        assert words in said.out
 
 
-def test_a_bad_file_stops_training_with_1(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flags", "is_cut", "says"),
+    [
+        ([], True, "--on-bad skip"),
+        (["--optimizer", "sgd", "--lr", "1e30"], False, "Lower the learning rate"),
+    ],
+    ids=["a bad file", "a loss that is not finite"],
+)
+def test_what_stops_a_training_ends_with_1(
+    flags: list[str], is_cut: bool, says: str, pictures: Path, tmp_path: Path, command: Command
 ) -> None:
-    (pictures / "red" / "cut.png").write_bytes(b"")
-    assert main(["train", "--data", str(pictures), *SMALL, "--out", str(tmp_path / "runs")]) == 1
-    assert "--on-bad skip" in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()
+    if is_cut:
+        (pictures / "red" / "cut.png").write_bytes(b"")
+    said = command("train", "--data", pictures, *SMALL, *flags, "--out", tmp_path / "runs")
+    assert (said.code, says in said.err) == (1, True)
+    assert (tmp_path / "runs").exists() != is_cut
 
 
-def test_bench_compares_with_the_bare_loop(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_compares_with_the_bare_loop(command: Command) -> None:
     flags = ["--arch", "plain_18", "--image-size", "8", "--batch-size", "4", "--device", "cpu"]
-    assert main(["bench", *flags, "--rounds", "1", "--steps", "2", "--json"]) == 0
-    timings = json.loads(capsys.readouterr().out)["timings"]
+    said = command("bench", *flags, "--rounds", "1", "--steps", "2", "--json")
+    timings = json.loads(said.out)["timings"]
     assert timings[0]["ratio"] == 1
     assert all(len(timing["seconds_per_step"]) == 1 for timing in timings)
 
@@ -176,37 +165,33 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-def test_check_says_what_happens_at_the_start(
-    nets: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["check", f"{nets}:sigmoid", "--input", "32", "--draws", "2"]
-    assert main(command) == 0
-    out = capsys.readouterr().out
+def test_check_says_what_happens_at_the_start(nets: str, command: Command) -> None:
+    asked = ["check", f"{nets}:sigmoid", "--input", "32", "--draws", "2"]
+    said = command(*asked)
+    assert said.code == 0
     for words in ("vanishing from", "█", "first over last × ", "next  Try an"):
-        assert words in out
-    assert main([*command, "--fail-on", "exploding", "--json"]) == 0
-    content = json.loads(capsys.readouterr().out)
+        assert words in said.out
+    said = command(*asked, "--fail-on", "exploding", "--json")
+    assert said.code == 0
+    content = json.loads(said.out)
     assert content["model"] == f"{nets}:sigmoid"
     assert content["cause"] == "vanishing"
     assert content["paths"][0]["profiles"]["output_gradient"]["slope_decades_per_layer"] < -0.2
-    assert main([*command, "--fail-on", "vanishing", "--json"]) == 3
+    assert command(*asked, "--fail-on", "vanishing", "--json").code == 3
 
 
 @pytest.mark.parametrize(("n_right", "code"), [(20, 0), (3, 1)])
 def test_check_controls_fails_where_gradflow_misses_a_known_truth(
-    n_right: int,
-    code: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    n_right: int, code: int, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     labels = Gate(
         (CaseResult("gain 1", "healthy", 20, 20), CaseResult("gain 2", "exploding", n_right, 20)), 0
     )
     monkeypatch.setattr("gradflow.controls.run_all", lambda progress: ([], labels))
-    assert main(["check", "--controls"]) == code
-    assert f"gain 2: {n_right} of 20 exploding" in capsys.readouterr().out
-    assert main(["check", "--controls", "--json"]) == code
-    assert json.loads(capsys.readouterr().out)["gate"]["passed"] == (code == 0)
+    said = command("check", "--controls")
+    assert (said.code, f"gain 2: {n_right} of 20 exploding" in said.out) == (code, True)
+    said = command("check", "--controls", "--json")
+    assert (said.code, json.loads(said.out)["gate"]["passed"]) == (code, code == 0)
 
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(pictures: Path, tmp_path: Path) -> None:
@@ -239,17 +224,8 @@ def test_a_defect_is_not_dressed_up_as_a_usage_error(monkeypatch: pytest.MonkeyP
         main(["data", "digits"])
 
 
-def test_a_loss_that_is_not_finite_ends_with_1(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = [*SMALL, "--optimizer", "sgd", "--lr", "1e30", "--out", str(tmp_path)]
-    assert main(["train", "--data", str(pictures), *flags]) == 1
-    assert "Lower the learning rate" in capsys.readouterr().err
-
-
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out.strip() == gradflow.__version__
+def test_version(command: Command) -> None:
+    assert command("--version").out.strip() == gradflow.__version__
 
 
 def test_help_says_where_to_start_in_groups_and_with_examples_that_are_understood(

@@ -2,31 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from gradflow import Recorder
-from gradflow.cli import main
-from gradflow.controls.gate import Gate
-from gradflow.training import diagnosis
+from tests.conftest import Command
 
-Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def instrument(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gate is tested on its own; here it has passed."""
-
-    class Passed:
-        hit_rate, false_alarm_rate, passed = 1.0, 0.0, True
-
-        def to_json(self) -> dict[str, Any]:
-            return {"hit_rate": 1.0, "false_alarm_rate": 0.0, "passed": True}
-
-    monkeypatch.setattr(diagnosis, "load_gate", Passed)
+pytestmark = pytest.mark.usefixtures("instrument")
 
 
 def record(folder: Path, activation: type[nn.Module], seed: int, depth: int = 8) -> Path:
@@ -46,57 +30,54 @@ def record(folder: Path, activation: type[nn.Module], seed: int, depth: int = 8)
     return folder
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Five seeds of a sigmoid network, whose gradients vanish, and of a ReLU network."""
+    home = tmp_path_factory.mktemp("runs")
     return [
-        str(record(tmp_path / f"{name}-s{seed}", activation, seed))
+        record(home / f"{name}-s{seed}", activation, seed)
         for name, activation in (("sigmoid", nn.Sigmoid), ("relu", nn.ReLU))
         for seed in range(5)
     ]
 
 
-def test_a_letter_for_loops_of_ones_own(runs: list[str], tmp_path: Path, capsys: Capture) -> None:
+def test_a_letter_for_loops_of_ones_own(runs: list[Path], tmp_path: Path, command: Command) -> None:
     picture = tmp_path / "v.png"
-    assert main(["diagnose", *runs, "-o", str(picture)]) == 0
-    brief = capsys.readouterr().out.splitlines()
+    brief = command("diagnose", *runs, "-o", picture).out.splitlines()
     assert len(brief) <= 10
     assert brief[1].startswith("Answer   present, cause not tested")
-    assert main(["diagnose", *runs, "--full", "-o", str(picture)]) == 0
-    out = capsys.readouterr().out
-    assert "Do the gradients of sigmoid vanish" in out
-    assert "\nPresent, cause not tested: the gradients of sigmoid vanish" in out
-    for heading in ("Why, and the rivals", "Next"):
-        assert f"\n{heading}\n" in out
-    assert "recognised 100% of the vanishing and exploding ones" in out
+    out = command("diagnose", *runs, "--full", "-o", picture).out
+    for said in (
+        "Do the gradients of sigmoid vanish",
+        "\nPresent, cause not tested: the gradients of sigmoid vanish",
+        "\nWhy, and the rivals\n",
+        "\nNext\n",
+        "recognised 100% of the vanishing and exploding ones",
+    ):
+        assert said in out
     assert picture.exists()
 
 
-def test_json_and_exit_codes_for_ci(runs: list[str], capsys: Capture) -> None:
-    assert main(["diagnose", *runs, "--json", "--fail-on", "vanishing"]) == 3
-    verdict = json.loads(capsys.readouterr().out)
-    assert verdict["accused"] == "sigmoid"
-    assert verdict["reference"] == "relu"
+def test_json_and_exit_codes_for_ci(runs: list[Path], command: Command) -> None:
+    asked = ["--json", "--fail-on", "vanishing"]
+    said = command("diagnose", *runs, *asked)
+    verdict = json.loads(said.out)
+    assert (said.code, verdict["accused"], verdict["reference"]) == (3, "sigmoid", "relu")
     assert verdict["links"][0]["status"] == "yes"
-    swapped = ["--accused", "relu", "--reference", "sigmoid"]
-    assert main(["diagnose", *runs, *swapped, "--json", "--fail-on", "vanishing"]) == 0
-    assert json.loads(capsys.readouterr().out)["outcome"] == "refuted"
-
-
-def test_one_seed_describes_and_says_so(runs: list[str], capsys: Capture) -> None:
-    assert main(["diagnose", runs[0], "--json", "--fail-on", "vanishing"]) == 3
-    verdict = json.loads(capsys.readouterr().out)
-    assert verdict["outcome"] == "undetermined"
+    said = command("diagnose", *runs, "--accused", "relu", "--reference", "sigmoid", *asked)
+    assert (said.code, json.loads(said.out)["outcome"]) == (0, "refuted")
+    said = command("diagnose", runs[0], *asked)
+    verdict = json.loads(said.out)
+    assert (said.code, verdict["outcome"]) == (3, "undetermined")
     assert "nothing can be concluded from fewer than 5" in verdict["sentences"][0]
 
 
-def test_compare_shows_which_layers_differ(runs: list[str], capsys: Capture) -> None:
-    assert main(["compare", *runs, "--fail-on", "difference"]) == 3
-    out = capsys.readouterr().out
-    assert "sigmoid over relu, 5 seeds" in out
-    assert " *" in out
-    assert main(["compare", *runs, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+def test_compare_shows_which_layers_differ(runs: list[Path], command: Command) -> None:
+    said = command("compare", *runs, "--fail-on", "difference")
+    assert said.code == 3
+    assert "sigmoid over relu, 5 seeds" in said.out
+    assert " *" in said.out
+    found = json.loads(command("compare", *runs, "--json").out)
     assert {one["size"] for one in found} == {"output_gradient", "scale_invariant", "gradient_rms"}
 
 
@@ -112,39 +93,23 @@ def test_compare_shows_which_layers_differ(runs: list[str], capsys: Capture) -> 
     ],
 )
 def test_bad_input_says_what_to_do(
-    arguments: list[str],
-    says: str,
-    runs: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Capture,
+    arguments: list[str], says: str, runs: list[Path], tmp_path: Path, monkeypatch, command: Command
 ) -> None:
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path / "empty")
-    assert main([text.format(first=runs[0]) for text in arguments]) == 2
-    assert says in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    said = command(*(text.format(first=runs[0]) for text in arguments))
+    assert (said.code, says in said.err) == (2, True)
 
 
 @pytest.mark.usefixtures("without_figures")
 def test_a_run_is_diagnosed_with_its_rivals(
-    pictures: Path, tmp_path: Path, capsys: Capture
+    pictures: Path, tmp_path: Path, command: Command
 ) -> None:
-    small = ["--image-size", "8", "--width", "0.125", "--arch", "plain_18,resnet_18"]
-    small += ["--epochs", "1", "--batch-size", "16"]
-    small += ["--device", "cpu", "--wandb", "off", "--no-rivals"]
-    flags = ["--log-grads", "--out", str(tmp_path), "--json"]
-    assert main(["train", "--data", str(pictures), *small, *flags]) == 0
-    run = json.loads(capsys.readouterr().out)["run"]
-    assert main(["diagnose", run, "--json"]) == 0
-    before = json.loads(capsys.readouterr().out)
-    assert main(["diagnose", run, "--measure", "--json"]) == 0
-    after = json.loads(capsys.readouterr().out)
-    status = {rival["key"]: rival["status"] for rival in before["rivals"]}
-    assert status["H7"] == "not measured"
-    assert {rival["key"]: rival["status"] for rival in after["rivals"]}["H7"] != "not measured"
-    assert main(["diagnose", run]) == 0
-    assert "verdict.png" in capsys.readouterr().out
-
-
-def test_gate_is_what_a_verdict_takes_for_its_instrument() -> None:
-    assert {"hit_rate", "false_alarm_rate", "passed", "to_json"} <= set(dir(Gate))
+    small = "--image-size 8 --width 0.125 --arch plain_18,resnet_18 --epochs 1 --batch-size 16"
+    flags = f"--device cpu --wandb off --no-rivals --log-grads --out {tmp_path} --json"
+    said = command("train", "--data", pictures, *small.split(), *flags.split())
+    run = json.loads(said.out)["run"]
+    for measure, is_measured in ([], False), (["--measure"], True):
+        rivals = json.loads(command("diagnose", run, *measure, "--json").out)["rivals"]
+        (status,) = (rival["status"] for rival in rivals if rival["key"] == "H7")
+        assert (status != "not measured") == is_measured
+    assert "verdict.png" in command("diagnose", run).out

@@ -1,10 +1,16 @@
-"""Epochs and traces whose numbers tell where they belong, and a sink that only remembers."""
+"""Epochs and traces whose numbers tell where they belong; what is told of them, and read back."""
 
+import io
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from gradflow.present.tracking.budget import Budget
 from gradflow.present.tracking.network_log import NetworkLog
@@ -140,3 +146,42 @@ class Training:
     def run(self, n_epochs: int) -> None:
         while self.n_epochs < n_epochs:
             self.epoch()
+
+
+class Terminal(io.StringIO):
+    """A person who must not be asked."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self, *args: Any) -> str:
+        pytest.fail("wandb asked for a key")
+
+
+# -- what wandb's own reader says of an offline run ------------------------------------------------
+
+
+def read_wandb(file: Path) -> list[dict[str, Any]]:
+    reader = Path(sys.executable).with_name("wandb")
+    command = [reader, "leet", "inspect", "--json", file]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def run_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    (about,) = [record["run"] for record in records if record["type"] == "run"]
+    return about
+
+
+def history_of(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The logged rows, without wandb's own keys."""
+    return [_own(record["history"]["item"]) for record in records if record["type"] == "history"]
+
+
+def summary_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    updates = [one["summary"].get("update", {}) for one in records if one["type"] == "summary"]
+    return {key: value for update in updates for key, value in _own(update).items()}
+
+
+def _own(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not key.startswith("_")}

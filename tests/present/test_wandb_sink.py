@@ -1,10 +1,8 @@
 """An offline W&B run, read back by wandb's own reader. No network, no account."""
 
-import io
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,19 @@ from PIL import Image
 from gradflow.present.tracking.rows import step_rows
 from gradflow.present.tracking.sink import LAYER, STEP
 from gradflow.present.tracking.wandb_sink import WandbSink
-from tests.present.epochs import Training, epoch_of, trace_of, with_histograms
+from tests.present.epochs import (
+    Terminal,
+    Training,
+    epoch_of,
+    history_of,
+    read_wandb,
+    run_of,
+    summary_of,
+    trace_of,
+    with_histograms,
+)
 
-
-@pytest.fixture(autouse=True)
-def _without_account(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_ERROR_REPORTING"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("no_account")
 
 
 def start(folder: Path, **changes: Any) -> WandbSink:
@@ -36,16 +38,7 @@ def start(folder: Path, **changes: Any) -> WandbSink:
 def read(folder: Path) -> list[dict]:
     """The records of the only run in `folder`."""
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    reader = Path(sys.executable).with_name("wandb")
-    command = [reader, "leet", "inspect", "--json", file]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def history(records) -> list[dict]:
-    """The logged rows, without wandb's own keys."""
-    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
-    return [{key: v for key, v in row.items() if not key.startswith("_")} for row in rows]
+    return read_wandb(file)
 
 
 def test_an_offline_run_holds_what_was_logged(tmp_path):
@@ -55,7 +48,7 @@ def test_an_offline_run_holds_what_was_logged(tmp_path):
     training.log.close({"test/accuracy": 0.8})
     records = read(tmp_path)
 
-    rows = history(records)
+    rows = history_of(records)
     by_step = [row for row in rows if "train/loss" in row]
     assert [row["trainer/step"] for row in by_step] == [0, 1, 2, 3]
     assert by_step[0] == {
@@ -86,7 +79,7 @@ def test_an_offline_run_holds_what_was_logged(tmp_path):
     assert [row[LAYER] for row in profile] == [0, 1, 2]
     assert profile[0]["profile/output_gradient"] == pytest.approx((1.1 * 2.1 * 3.1 * 4.1) ** 0.25)
 
-    (about,) = [record["run"] for record in records if record["type"] == "run"]
+    about = run_of(records)
     assert (about["project"], about["run_group"]) == ("gradflow", "digits")
     assert (about["job_type"], about["display_name"]) == ("plain_34", "plain_34-s3")
     config = about["config"]["update"]
@@ -94,8 +87,7 @@ def test_an_offline_run_holds_what_was_logged(tmp_path):
     metrics = [record["metric"] for record in records if record["type"] == "metric"]
     globs = {m["glob_name"]: m["step_metric"] for m in metrics if "glob_name" in m}
     assert globs == {"*": STEP, "profile/*": LAYER}
-    summaries = [r["summary"]["update"] for r in records if r["type"] == "summary"]
-    summary = {key: value for one in summaries for key, value in one.items() if key[0] != "_"}
+    summary = summary_of(records)
     assert summary["test/accuracy"] == 0.8
     names = {key.partition(".")[0] for key in summary}  # of a picture: its path, size and so on
     assert names == {
@@ -110,12 +102,11 @@ def test_histograms_stand_on_an_axis_of_powers_of_two_and_in_no_summary(tmp_path
     training.log.close({"test/accuracy": 0.8})
     records = read(tmp_path)
     key = "histogram/03.fc/gradient"
-    (row,) = [row for row in history(records) if f"{key}.bins" in row]
+    (row,) = [row for row in history_of(records) if f"{key}.bins" in row]
     assert row["trainer/step"] == 1
     assert row[f"{key}._type"] == "histogram"
     assert (row[f"{key}.bins"], row[f"{key}.values"]) == ([0, 1, 2, 3], [4, 0, 5])
-    summaries = [r["summary"]["update"] for r in records if r["type"] == "summary"]
-    assert not [one for update in summaries for one in update if one.startswith("histogram/")]
+    assert not [key for key in summary_of(records) if key.startswith("histogram/")]
 
 
 def test_nothing_private_goes_into_a_run(tmp_path, monkeypatch):
@@ -139,11 +130,9 @@ def test_two_networks_run_one_after_the_other_and_side_by_side(tmp_path):
     plain.finish({})
     assert wandb.run is mine  # the user's own run, none here, is left alone
     assert plain.id != residual.id
-    losses = {
-        name: [row["train/loss"] for row in history(read(tmp_path / name)) if "train/loss" in row]
-        for name in ("plain", "residual")
-    }
-    assert losses == {"plain": [1.0, 3.0], "residual": [2.0]}
+    for name, losses in {"plain": [1.0, 3.0], "residual": [2.0]}.items():
+        rows = history_of(read(tmp_path / name))
+        assert [row["train/loss"] for row in rows if "train/loss" in row] == losses
 
 
 WHICH_RUN = {
@@ -197,7 +186,7 @@ def test_networks_of_a_sweep_are_runs_of_their_own_and_name_it(tmp_path, monkeyp
         wandb.teardown()
     assert len({"theirs", *(sink.id for sink in sinks)}) == 3
     for arch, sink in zip("ab", sinks, strict=True):
-        (about,) = [record["run"] for record in read(tmp_path / arch) if record["type"] == "run"]
+        about = run_of(read(tmp_path / arch))
         assert (about["run_id"], about["run_group"]) == (sink.id, "digits")
         assert not about.get("sweep_id")
         outer = about["config"]["update"]["wandb"]
@@ -210,7 +199,7 @@ def test_an_error_in_training_keeps_what_was_logged(tmp_path):
     with pytest.raises(KeyboardInterrupt), training.log:
         raise KeyboardInterrupt
     records = read(tmp_path)
-    assert history(records)[0]["train/loss"] == 1.0
+    assert history_of(records)[0]["train/loss"] == 1.0
     assert records[-1]["type"] == "exit"
     assert records[-1]["exit"]["exit_code"] == 1
 
@@ -222,9 +211,7 @@ def test_a_table_is_kept_whole(tmp_path):
     (path,) = tmp_path.glob("wandb/offline-run-*/files/media/table/verdict/*.json")
     assert json.loads(path.read_text())["columns"] == ["key", "p"]
     assert json.loads(path.read_text())["data"][0] == ["link 1", 0.25]
-    summaries = [r["summary"]["update"] for r in read(tmp_path) if r["type"] == "summary"]
-    told = {key: value for one in summaries for key, value in one.items()}
-    assert told["verdict/outcome"] == "refuted"
+    assert summary_of(read(tmp_path))["verdict/outcome"] == "refuted"
 
 
 def test_a_run_can_go_on_under_its_id(tmp_path):
@@ -236,13 +223,6 @@ def test_a_run_can_go_on_under_its_id(tmp_path):
 
 
 def test_online_without_a_login_is_an_error_and_no_question(tmp_path, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-        def readline(self, *args):
-            pytest.fail("wandb asked for a key")
-
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdin", terminal)
     monkeypatch.setattr(sys, "stderr", Terminal())

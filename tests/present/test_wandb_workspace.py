@@ -1,9 +1,7 @@
 """The saved workspace as W&B would get it. Nothing is sent: there is no account here."""
 
-import io
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,23 +10,21 @@ from gradflow.cli import main
 from gradflow.nets import plain_18
 from gradflow.present.tracking import verdict_log
 from gradflow.present.tracking.wandb_workspace import to_json, workspace
-from tests.present.epochs import Memory, Training
+from tests.conftest import Command
+from tests.present.epochs import Memory, Terminal, Training
 
-Capture = pytest.CaptureFixture[str]
 ASK = ["wandb-panels", "--entity", "team", "--project", "food"]
 
 
-@pytest.fixture(autouse=True)
-def _without_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+pytestmark = pytest.mark.usefixtures("no_account")
+Sections = dict[str, list[dict[str, Any]]]  # name -> panels
 
 
 @pytest.fixture
-def sections() -> dict[str, list[dict[str, Any]]]:
-    """Name -> panels."""
+def sections() -> Sections:
     spec = to_json(workspace("team", "food"))["spec"]["section"]
+    assert spec["panelBankConfig"]["settings"]["autoOrganizePrefix"] == 1, "other keys, by it"
+    assert spec["settings"]["shouldAutoGeneratePanels"] is False
     bank = spec["panelBankConfig"]["sections"]
     return {section["name"]: section["panels"] for section in bank}
 
@@ -37,46 +33,32 @@ def lines(panels: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [one["config"] for one in panels if one["viewType"] == "Run History Line Plot"]
 
 
-def test_it_has_verdict_depth_stages_and_training_in_this_order(
-    sections: dict[str, list[dict[str, Any]]],
-) -> None:
-    assert list(sections) == [
-        "Verdict",
-        "Gradient by depth",
-        "Gradient norms by stage",
-        "Training",
-    ]
-
-
-def test_runs_are_grouped_by_architecture_with_the_seeds_as_a_band(
-    sections: dict[str, list[dict[str, Any]]],
-) -> None:
-    every = [line for panels in sections.values() for line in lines(panels)]
-    assert len(every) == 3 + 12 + 5
-    for line in every:
+def test_runs_are_grouped_by_architecture_with_the_seeds_as_a_band(sections: Sections) -> None:
+    shown = {name: len(lines(panels)) for name, panels in sections.items()}
+    assert list(shown.items()) == [("Verdict", 0), ("Gradient by depth", 3),
+                                   ("Gradient norms by stage", 12), ("Training", 5)]  # fmt: skip
+    for line in (line for panels in sections.values() for line in lines(panels)):
         grouping = (line["groupBy"], line["groupAgg"], line["groupArea"], line["aggregate"])
         assert grouping == ("arch.value", "mean", "minmax", True)
         assert line["limit"] == 100
 
 
 def test_profiles_have_the_layer_as_their_axis_and_norms_a_logarithmic_one(
-    sections: dict[str, list[dict[str, Any]]],
+    sections: Sections,
 ) -> None:
     profiles = lines(sections["Gradient by depth"])
     assert {line["xAxis"] for line in profiles} == {"profile/layer"}
     assert [line["metrics"] for line in profiles] == [
-        ["profile/output_gradient"],
-        ["profile/scale_invariant"],
-        ["profile/gradient_rms"],
+        [f"profile/{size}"] for size in ("output_gradient", "scale_invariant", "gradient_rms")
     ]
     stages = lines(sections["Gradient norms by stage"])
     assert {line["xAxis"] for line in stages} == {"trainer/step"}
     assert all(line["yLogScale"] for line in profiles + stages)
-    assert not [one for one in lines(sections["Training"]) if "accuracy" in one["metrics"][0]
-                and one.get("yLogScale")]  # fmt: skip
+    accuracies = [one for one in lines(sections["Training"]) if "accuracy" in one["metrics"][0]]
+    assert not any(one.get("yLogScale") for one in accuracies)
 
 
-def test_a_title_says_what_one_sees(sections: dict[str, list[dict[str, Any]]]) -> None:
+def test_a_title_says_what_one_sees(sections: Sections) -> None:
     titles = [one["config"].get("chartTitle", one["config"].get("title"))
               for name in ("Gradient by depth", "Gradient norms by stage", "Training")
               for one in sections[name]]  # fmt: skip
@@ -88,9 +70,7 @@ def test_a_title_says_what_one_sees(sections: dict[str, list[dict[str, Any]]]) -
     assert len(set(titles)) == len(titles)
 
 
-def test_every_panel_shows_a_key_that_is_logged(
-    sections: dict[str, list[dict[str, Any]]],
-) -> None:
+def test_every_panel_shows_a_key_that_is_logged(sections: Sections) -> None:
     memory = Memory()
     training = Training(memory)
     training.epoch()
@@ -113,29 +93,13 @@ def test_every_panel_shows_a_key_that_is_logged(
     assert verdict_log.FINDINGS in tables
 
 
-def test_keys_without_a_panel_are_grouped_by_the_first_part_of_their_name() -> None:
-    spec = to_json(workspace("team", "food"))["spec"]["section"]
-    assert spec["panelBankConfig"]["settings"]["autoOrganizePrefix"] == 1
-    assert spec["settings"]["shouldAutoGeneratePanels"] is False
-
-
-def test_json_prints_the_workspace_and_sends_nothing(capsys: Capture) -> None:
-    assert main([*ASK, "--name", "depth", "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out)
+def test_json_prints_the_workspace_and_sends_nothing(command: Command) -> None:
+    printed = json.loads(command(*ASK, "--name", "depth", "--json").out)
     told = (printed["entity"], printed["project"], printed["displayName"])
     assert told == ("team", "food", "depth")
 
 
-def test_without_a_login_it_says_so_and_asks_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-        def readline(self, *args: Any) -> str:
-            pytest.fail("wandb asked for a key")
-
+def test_without_a_login_it_says_so_and_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert main(ASK) == 1
@@ -145,8 +109,8 @@ def test_without_a_login_it_says_so_and_asks_nothing(
 
 
 def test_without_the_extra_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
-    assert main(ASK) == 2
-    assert "`pip install 'wandb-workspaces>=0.4.8'`" in capsys.readouterr().err
+    said = command(*ASK)
+    assert (said.code, "`pip install 'wandb-workspaces>=0.4.8'`" in said.err) == (2, True)
