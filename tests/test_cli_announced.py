@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gradflow.cli.announced import ENOUGH, WARM_UP, Countdown, Work, announced, seconds_left
+from gradflow.cli.announced import ENOUGH, WARM_UP, Countdown, Work, announced
 
 
 def said(seconds: list[float], monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -124,8 +124,8 @@ def test_an_early_stop_only_shortens_and_leaves_the_pace_alone() -> None:
     assert second_network == pytest.approx(0.1 * WORK.total, rel=0.1)
 
 
-def test_seconds_left_by_hand() -> None:
+def test_what_is_left_by_hand() -> None:
     marks = [(0.0, 0.0), (50.0, 1.0), (60.0, 2.0), (70.0, 3.0)]
     marks += [(72.0, 4.0), (74.0, 5.0), (76.0, 6.0), (78.0, 7.0), (82.0, 9.0)]
-    assert seconds_left(marks[:8], total=20.0) is None
-    assert seconds_left(marks, total=20.0) == pytest.approx((82 - 72) / (9 - 4) * 11)
+    assert Countdown(20.0, marks=marks[:8]).left is None
+    assert Countdown(20.0, marks=marks).left == pytest.approx((82 - 72) / (9 - 4) * 11)

@@ -72,30 +72,13 @@ def work_of_one(config: "TrainConfig", data: "Data", n_processes: int) -> Work:
     )
 
 
-def seconds_left(marks: Sequence[tuple[float, float]], total: float) -> float | None:
-    """From marks (seconds on a clock, work done until then), the last one being now.
-
-    The pace is that between the last marks, the first `WARM_UP` of a training left out; None before
-    there are `ENOUGH` more.
-
-    >>> marks = [(9.0, 0.0), *((10.0 + step, 1.0 + step) for step in range(20))]
-    >>> seconds_left(marks, total=50.0)
-    30.0
-    """
-    usable = marks[WARM_UP:][-WINDOW:]
-    if len(usable) <= ENOUGH:
-        return None
-    (start, done_before), (now, done) = usable[0], usable[-1]
-    return (now - start) / (done - done_before) * (total - done)
-
-
 @dataclass
 class Countdown:
-    """The marks of a training under way, and the work that is still to come."""
+    """The work of a training under way, and the marks of what is done."""
 
     total: float
     done: float = 0.0
-    marks: list[tuple[float, float]] = field(default_factory=list)
+    marks: list[tuple[float, float]] = field(default_factory=list)  # seconds on a clock, work done
 
     def advance(self, work: float, now: float) -> None:
         self.done += work
@@ -107,7 +90,15 @@ class Countdown:
 
     @property
     def left(self) -> float | None:
-        return seconds_left(self.marks, self.total)
+        """In seconds, at the pace between the last marks, without the first `WARM_UP` of them.
+
+        None before there are `ENOUGH` more.
+        """
+        usable = self.marks[WARM_UP:][-WINDOW:]
+        if len(usable) <= ENOUGH:
+            return None
+        (start, done_before), (now, done) = usable[0], usable[-1]
+        return (now - start) / (done - done_before) * (self.total - done)
 
 
 def time_text(seconds: float) -> str:

@@ -48,22 +48,16 @@ def diagnose(
         Print the verdict as one JSON object on stdout.
     """
     from gradflow.present.plots import picture_path, refuse_to_replace
+    from gradflow.studies import analyse
+    from gradflow.studies.diagnosis import judge_study, study_among
     from gradflow.training.diagnosis import diagnose as run_diagnosis
 
     runs = runs or (newest_run(),)
     if output is not None:
         output = picture_path(output)
         refuse_to_replace(output)
-    study, found = _study_among(runs), None
+    study, found = study_among(runs, accused, reference), None
     if study is not None:
-        if accused is not None or reference is not None:
-            raise ValueError(
-                "Expected neither --accused nor --reference with a study, which names both. "
-                "Leave them out."
-            )
-        from gradflow.studies import analyse
-        from gradflow.studies.diagnosis import judge_study
-
         if measure:
             _measure_study(study)
         found = analyse(study)
@@ -100,18 +94,6 @@ def _show_all(verdict: "Verdict", found: "Results | None") -> None:
         from gradflow.present.study_story import study_section
 
         show(letter(study_section(found)))
-
-
-def _study_among(runs: Sequence[Path]) -> "StudyDir | None":
-    """The study, where the one folder that is given is that of a study."""
-    from gradflow.studies import StudyDir
-
-    studies = [path for path in runs if StudyDir.holds(path)]
-    if studies and len(runs) > 1:
-        raise ValueError(
-            f"Expected a study alone, but got {len(runs)} folders. A study holds all its runs."
-        )
-    return StudyDir.open(studies[0]) if studies else None
 
 
 def newest_run() -> Path:

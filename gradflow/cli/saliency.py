@@ -155,8 +155,12 @@ def _saliency_of_files(
     if as_json:
         show_json(content)
         return OK
-    said = views.predictions_view(entries) if is_folder else None
-    show(said or terminal.probabilities_view(first.probabilities), views.maps_view(first.results))
+    if is_folder:
+        show(views.predictions_view(entries))
+    else:
+        said = {name: one["probabilities"] for name, one in entries[0]["networks"].items()}
+        show(terminal.probabilities_view(said))
+    show(views.maps_view(first.results))
     show(*views.miss_lines(method, entries), *([views.trust_view(trust)] if trust else []))
     show(f"run      {run.path}", f"scores   {scores}", f"picture  {output}")
     return OK

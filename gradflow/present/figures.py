@@ -1,7 +1,9 @@
 """The figures of a finished run, from its records, and of a verdict."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -119,20 +121,32 @@ def gradient_title(case: Case) -> str:
     return f"At the first layer the gradient is {' and '.join(known)} than at the last"
 
 
+History = list[dict[str, Any]]  # of one training, by epoch
+LOSS = "loss (nats, with label smoothing)"
+
+
+def curves(histories: Sequence[History], what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation, (seeds, epochs) each, NaN where a seed had ended."""
+    values = np.full((2, len(histories), max(map(len, histories))), np.nan)
+    for i, history in enumerate(histories):
+        for j, part in enumerate(("train", "val")):
+            values[j, i, : len(history)] = [epoch[f"{part}_{what}"] for epoch in history]
+    return values[0], values[1]
+
+
+def learning_rates(histories: Iterable[History]) -> list[float]:
+    """By epoch, of the longest training."""
+    return [epoch["lr"] for epoch in max(histories, key=len)]
+
+
 def _save_losses(run: RunDir, networks: Sequence[NetworkDir]) -> None:
-    """One line per architecture, with the range of its seeds; NaN where a seed had ended."""
-    longest = max(networks, key=lambda one: len(one.history())).history()
-
-    def values(arch: str, key: str) -> np.ndarray:
-        rows = [[epoch[key] for epoch in one.history()] for one in networks if one.arch == arch]
-        return np.array([row + [np.nan] * (len(longest) - len(row)) for row in rows])
-
-    archs = dict.fromkeys(one.arch for one in networks)
-    curves = {arch: (values(arch, "train_loss"), values(arch, "val_loss")) for arch in archs}
-    rates = [epoch["lr"] for epoch in longest]
-    unit = "loss (nats, with label smoothing)"
-    top, _ = plots.curves_plot(curves, rates, unit, "Loss by epoch")
-    plots.save(plots.figure_of(top), run.figures / "loss.png")
+    """One line per architecture, with the range of its seeds."""
+    by_arch: dict[str, list[History]] = {}
+    for one in networks:
+        by_arch.setdefault(one.arch, []).append(one.history())
+    losses = {arch: curves(histories, "loss") for arch, histories in by_arch.items()}
+    rates = learning_rates(chain(*by_arch.values()))
+    plots.save(plots.curves_plot(losses, rates, LOSS, "Loss by epoch"), run.figures / "loss.png")
 
 
 # -- short batches ---------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ from urllib.parse import quote
 
 from gradflow.present.section import (
     Box,
+    Chart,
     Code,
     Items,
     Part,
-    Picture,
     Reason,
     Section,
     TextTable,
@@ -92,7 +92,7 @@ def _fenced(code: Code) -> str:
     return f"{fence}{code.language}\n{body}\n{fence}"
 
 
-def _picture(picture: Picture, folder: str) -> list[str]:
+def _picture(picture: Chart, folder: str) -> list[str]:
     """A link may hold no space."""
     title = plain(picture.title)
     link = f"![{title}]({quote(f'{folder}/{picture.key}.png')})" if picture.is_drawn else ""

@@ -6,7 +6,7 @@ between backticks is something to type; all else is shown as it is.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from gradflow.present import plots
 
@@ -65,42 +65,6 @@ class Tiles:
     pictures: Sequence[str | None]
 
 
-class Picture(Protocol):
-    """A figure, as `Chart` and `SaliencyPicture` are."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def caption(self) -> str: ...
-    @property
-    def is_drawn(self) -> bool: ...  # else the caption says why not
-
-
-Part = str | Box | Items | list[Reason] | TextTable | Code | Tiles | Picture
-
-
-@dataclass(frozen=True)
-class Section:
-    """A title, and below it paragraphs, lists, tables and figures."""
-
-    key: str
-    title: str
-    parts: Sequence[Part]
-
-
-SECTIONS = {
-    "study": "What the interventions say",
-    "gradients": "Gradients by depth",
-    "activations": "Activations by depth",
-    "updates": "Updates by depth",
-    "training": "Loss and accuracy",
-    "classes": "Classes",
-    "calibration": "Calibration",
-}
-
-
 @dataclass(frozen=True)
 class Chart:
     """One figure: drawn by matplotlib, and by plotly where hovering and choosing help.
@@ -126,3 +90,26 @@ class Chart:
 
     def draw_with_title(self) -> plots.Figure:
         return plots.add_title(self.draw(), self.title)
+
+
+Part = str | Box | Items | list[Reason] | TextTable | Code | Tiles | Chart
+
+
+@dataclass(frozen=True)
+class Section:
+    """A title, and below it paragraphs, lists, tables and figures."""
+
+    key: str
+    title: str
+    parts: Sequence[Part]
+
+
+SECTIONS = {
+    "study": "What the interventions say",
+    "gradients": "Gradients by depth",
+    "activations": "Activations by depth",
+    "updates": "Updates by depth",
+    "training": "Loss and accuracy",
+    "classes": "Classes",
+    "calibration": "Calibration",
+}

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from gradflow.analysis.case import Case
 from gradflow.analysis.findings import Finding
@@ -17,6 +18,24 @@ from gradflow.studies.outcomes import failures
 from gradflow.studies.results import Results
 from gradflow.studies.study import Study
 from gradflow.training.diagnosis import from_training, recalibrated_loss
+
+
+def study_among(runs: Sequence[Path], *names: str | None) -> StudyDir | None:
+    """The study, where the one folder that is given is that of a study.
+
+    Raises ValueError for one beside other folders, or with `names` of networks, which it gives.
+    """
+    studies = [path for path in runs if StudyDir.holds(path)]
+    if studies and len(runs) > 1:
+        raise ValueError(
+            f"Expected a study alone, but got {len(runs)} folders. A study holds all its runs."
+        )
+    if studies and any(name is not None for name in names):
+        raise ValueError(
+            "Expected neither --accused nor --reference with a study, which names both. "
+            "Leave them out."
+        )
+    return StudyDir.open(studies[0]) if studies else None
 
 
 def diagnose_study(folder: StudyDir) -> Verdict:

@@ -4,19 +4,18 @@ To rewrite it after a change that was meant, and then to read it:
 `GRADFLOW_REWRITE_GOLDEN=1 pytest tests/present/test_letter.py`.
 """
 
-import io
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console, RenderableType
 
 from gradflow.analysis.verdict import Verdict, judge_case
 from gradflow.present.letter import letter, profiles
 from gradflow.present.terminal_plot import braille_profile, can_show_braille
 from gradflow.present.verdict_story import answer, why
 from tests.analysis.traces import make_case
+from tests.present.printed import printed
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -34,21 +33,14 @@ def verdict() -> Verdict:
     return judge_case(make_case(accused, {"delta": 0.0}))
 
 
-def printed(*views: RenderableType) -> str:
-    out = io.StringIO()
-    for view in views:
-        Console(file=out, width=80).print(view, highlight=False)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-
-
 def test_the_letter_reads_as_it_did(verdict: Verdict) -> None:
-    check_golden("letter.txt", printed(letter(answer(verdict), why(verdict))))
+    check_golden("letter.txt", printed(letter(answer(verdict), why(verdict)), width=80) + "\n")
 
 
 @pytest.mark.parametrize("braille", [True, False])
 def test_the_profiles_look_as_they_did(verdict: Verdict, braille: bool) -> None:
     name = f"profiles-{'braille' if braille else 'ascii'}.txt"
-    check_golden(name, printed(profiles(verdict, braille=braille)))
+    check_golden(name, printed(profiles(verdict, braille=braille), width=80) + "\n")
 
 
 def test_the_ten_lines_read_as_they_did(verdict: Verdict) -> None:

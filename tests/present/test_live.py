@@ -11,11 +11,11 @@ from rich.console import Console
 from torch import nn
 
 import gradflow
-from gradflow.cli import main
 from gradflow.present import live
 from gradflow.record import Recorder, Trace
 from gradflow.record.buffer import EVERY_SECONDS, MAX_SHARE
 from tests.analysis.traces import make_trace
+from tests.conftest import Command
 
 
 def trained(n_steps: int, model: nn.Sequential, recorder: Recorder, lr: float = 0.01) -> None:
@@ -110,16 +110,12 @@ def test_what_takes_long_is_shown_less_often() -> None:
     assert left > 0.9 * max(EVERY_SECONDS, 0.01 / MAX_SHARE)
 
 
-def test_watch_shows_records_of_a_loop_from_the_disk(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_watch_shows_records_of_a_loop_from_the_disk(tmp_path: Path, command: Command) -> None:
     model = deep()
     with Recorder(model, torch.optim.SGD(model.parameters(), 0.1), folder=tmp_path / "net") as r:
         trained(4, model, r)
     for folder in (tmp_path / "net", tmp_path):
-        assert main(["watch", str(folder)]) == 0
-        assert "net  step 3, first/last" in capsys.readouterr().out
+        assert "net  step 3, first/last" in command("watch", folder).out
     (tmp_path / "empty").mkdir()
-    assert main(["watch", str(tmp_path / "empty")]) == 0
-    assert "No records" in capsys.readouterr().out
-    assert main(["watch", str(tmp_path / "gone")]) == 2
+    assert "No records" in command("watch", tmp_path / "empty").out
+    assert command("watch", tmp_path / "gone").code == 2

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from gradflow.analysis.case import Case
+from gradflow.analysis.compare import Comparison
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.overview import Band, Profile, bands
 from gradflow.analysis.statistics import Interval
@@ -25,7 +26,7 @@ from gradflow.cli import main
 from gradflow.present import plots
 from gradflow.present.markdown import markdown, plain
 from gradflow.present.report import interactive, page, words
-from gradflow.present.report.charts_by_depth import depth_title, heat_title
+from gradflow.present.report.charts_by_depth import depth_title
 from gradflow.present.report.charts_of_training import (
     _differences,
     class_charts,
@@ -34,18 +35,16 @@ from gradflow.present.report.charts_of_training import (
 from gradflow.present.report.content import Report, Trained, collect
 from gradflow.present.report.depth import Measure, angles, drawn_seeds, tables
 from gradflow.present.report.numbers import to_json
-from gradflow.present.report.rows import (
-    mistakes,
-    photos_of_test_set,
-)
+from gradflow.present.report.rows import mistakes, photos_of_test_set
 from gradflow.present.report.saliency import Maps, saliency_pictures
 from gradflow.present.report.story import answer, charts, story
-from gradflow.present.section import Box
+from gradflow.present.section import Box, Chart
 from gradflow.record.trace import Table, Trace
 from gradflow.training import original
 from gradflow.training.evaluate import Predictions, evaluate
 from gradflow.training.rundir import RunDir
 from gradflow.training.weights import build_network
+from tests.conftest import Command
 
 HARM = "<script>alert(1)</script>"
 
@@ -84,6 +83,19 @@ def report(run: Path) -> Report:
     return collect([run])
 
 
+def chart_of(report: Report, key: str) -> Chart:
+    (chart,) = (one for one in charts(report) if one.key == key)
+    return chart
+
+
+def compared(report: Report) -> Comparison:
+    """The layers of δ at equal step, in which the largest difference is looked for."""
+    (found,) = (
+        c for c in report.comparisons if (c.size, c.at) == ("output_gradient", "equal step")
+    )
+    return found
+
+
 @pytest.fixture(scope="module")
 def text(report: Report) -> str:
     return page.html(story(report, charts(report)))
@@ -99,7 +111,7 @@ def test_the_first_screen_holds_question_answer_and_how_sure(report: Report, tex
 
 
 def test_the_layer_that_differs_most_is_the_largest_of_those_that_surely_do(report: Report) -> None:
-    (one,) = (c for c in report.comparisons if (c.size, c.at) == ("output_gradient", "equal step"))
+    one = compared(report)
     small = one.layers[0]
     chance = replace(small, layer="chance", ratio=replace(small.ratio, mean=9.0), differs=False)
     sure = replace(small, layer="sure", ratio=replace(small.ratio, mean=1.0), differs=True)
@@ -118,9 +130,7 @@ def test_the_layer_that_differs_most_is_the_largest_of_those_that_surely_do(repo
 def test_the_factor_between_the_networks_is_said_above_one(
     report: Report, log: float, said: str
 ) -> None:
-    (comparison,) = (
-        one for one in report.comparisons if (one.size, one.at) == ("output_gradient", "equal step")
-    )
+    comparison = compared(report)
     layer = replace(comparison.layers[0], ratio=Interval(log, log - 0.5, log + 1.0, 0.1, 5))
     one = replace(comparison, layers=(layer,))
     assert said in words.differs(replace(report, comparisons=(one,)))
@@ -142,21 +152,27 @@ def test_the_page_loads_nothing(report: Report, text: str) -> None:
     assert len(static) < 3_000_000
 
 
-def test_a_heat_map_is_thinned_for_drawing_and_the_numbers_are_not(report: Report) -> None:
+def test_a_heat_map_is_thinned_for_drawing_which_it_says_and_the_numbers_are_not(
+    report: Report,
+) -> None:
     """Of 1000 steps every third is drawn; b is larger than a, but at the others alone."""
     values = np.ones((1000, 2))
     values[1::3, 1] = 100.0
     table = Table(np.arange(1000), ("a", "b"), values)
-    thin = interactive.thinned(table)
-    assert len(thin.steps) == len(thin.values) <= interactive.MAX_STEPS
-    assert (thin.values == 1).all()
-    long = replace(report, tables={("net", "output_gradient"): table})
-    assert heat_title(long).endswith("of net is largest at b and smallest at a")
+    chart = chart_of(
+        replace(report, tables={("net", "output_gradient"): table}), "gradient-heat-map"
+    )
+    assert chart.title.endswith("of net is largest at b and smallest at a")
+    assert "334 of 1000 recorded steps are drawn" in chart.caption
+    drawn = chart.draw().axes[0].images[0].get_array()
+    np.testing.assert_array_equal(drawn, np.ones((2, 334)), "the file shows what the caption says")
+    (of_page, *_) = interactive.heat_map({("net", "output_gradient"): table})[0].data
+    assert len(of_page.x) == 334
+    assert "are drawn" not in chart_of(report, "gradient-heat-map").caption
     group = network(0, list(range(1000)), 1.0)
     group.trace.values["output_grad_norm"][1::3, 0] = 100.0
     (band,) = (one for one in bands(Case.of([group]), "whole") if one.size == "output_gradient")
     assert band.mean[0] == pytest.approx(2 * 333 / 1000), "the mean of the logarithms"
-    assert len(interactive.thinned(Table(np.arange(3), ("a",), np.ones((3, 1)))).steps) == 3
 
 
 @pytest.fixture
@@ -171,11 +187,10 @@ def few_charts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_command_writes_page_markdown_json_and_every_figure(
-    run: Path, tmp_path: Path, few_charts: list[str], capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, few_charts: list[str], command: Command
 ) -> None:
     path = tmp_path / "deep" / "r.html"
-    assert main(["report", str(run), "-o", str(path), "--static"]) == 0
-    printed = capsys.readouterr().out
+    printed = command("report", run, "-o", path, "--static").out
     assert "Undetermined: 2 seeds of plain_18 can be described" in printed
     assert "r.html" in printed
     content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -201,11 +216,11 @@ def test_the_command_writes_page_markdown_json_and_every_figure(
 
 @pytest.mark.parametrize("name", ["r.json", "r.md", "r.v2"])
 def test_a_page_that_is_not_called_one_is_refused_before_anything_is_read(
-    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, name: str, command: Command
 ) -> None:
-    assert main(["report", str(tmp_path / "no run"), "-o", str(tmp_path / name)]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"Expected the name of a page, which ends in .html, but got {name}." in said
+    said = command("report", tmp_path / "no run", "-o", tmp_path / name)
+    assert said.code == 2
+    assert f"the name of a page, which ends in .html, but got {name}." in " ".join(said.err.split())
     assert not list(tmp_path.iterdir())
 
 
@@ -391,41 +406,31 @@ def embedded(uri: str) -> Image.Image:
 
 
 # What a reader asks, in this order; in the page the profiles stand above the first heading.
-ORDER = (
+ORDER = [
     "gradient-heat-map", "Activations by depth", "output-zero-fraction", "Updates by depth",
     "relative-update", "Loss and accuracy", "accuracy-by-epoch", "Accuracy after the last epoch",
     "Classes", "plain_18, class by class", "resnet_18, class by class", "confusion-plain_18",
     "confusion-resnet_18", "class-differences", "exact McNemar test", "Calibration", "calibration",
     "Worst mistakes", "Saliency", "Why, and the rivals", "Data", "Do it again",
-)  # fmt: skip
+]  # fmt: skip
 
 
 def test_page_and_markdown_answer_in_the_order_in_which_a_reader_asks(
     report: Report, text: str
 ) -> None:
+    """Headings, figures and a paragraph, as they follow each other in both forms."""
     written = markdown(story(report, charts(report)), "figures")
     body = text[text.index("</nav>") :]
-    is_heading = re.compile("[A-Z].*|.*class by class")
-    places: dict[str, list[int]] = {"page": [], "markdown": []}
-    for one in ORDER:
-        if one == "exact McNemar test":
-            of_page, of_markdown = one, one
-        elif is_heading.fullmatch(one):
-            of_page, of_markdown = rf"<h[23]>{one}", rf"\n###? {plain(one)}"
-        else:
-            of_page, of_markdown = rf'id="figure-{one}"', rf"\(figures/{one}\.png\)"
-        for form, pattern, said in (
-            ("page", of_page, body), ("markdown", of_markdown, written),
-        ):  # fmt: skip
-            match = re.search(pattern, said)
-            assert match is not None, (form, one)
-            places[form].append(match.start())
-    for found in places.values():
-        assert found == sorted(found)
+    for pattern, said in (
+        (r'<h[23]>(.+?)</h|id="figure-(.+?)"|(exact McNemar test)', body),
+        (r"\n###? (.+)|\(figures/(.+?)\.png\)|(exact McNemar test)", written),
+    ):
+        found = map("".join, re.findall(pattern, said))
+        known = (name for one in found for name in ORDER if one.startswith(name))
+        assert list(dict.fromkeys(known)) == ORDER
     assert text.index('id="figure-gradient-profiles"') < text.index("</nav>")
     assert written.index("figures/gradient-profiles.png") < written.index("gradient-heat-map")
-    headings = re.findall("<h2>(.+?)</h2>", body)
-    assert headings == re.findall("\n## (.+)", written)
+    assert re.findall("<h2>(.+?)</h2>", body) == re.findall("\n## (.+)", written)
 
 
 def test_channels_off_in_a_step_stand_in_until_a_window_is_full(report: Report) -> None:
@@ -488,9 +493,7 @@ def test_a_layer_that_is_not_finite_is_left_out_of_titles_and_axes(report: Repor
     values = np.array([np.nan, 0.3, np.inf])
     one = Profile(("conv1", "conv2", "fc"), values, values, values)
     found = {"angle_from_start": {"plain_18": one}}
-    (chart,) = (
-        one for one in charts(replace(report, updates=found)) if one.key == "angle-from-start"
-    )
+    chart = chart_of(replace(report, updates=found), "angle-from-start")
     assert chart.title.endswith("most in plain_18 at conv2 (0.3)")
     assert chart.interact is not None
     figure, choices = chart.interact()
@@ -530,10 +533,10 @@ def without_records(run: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("few_charts")
 def test_a_run_without_records_is_a_report_without_a_verdict(
-    without_records: Path, capsys: pytest.CaptureFixture[str]
+    without_records: Path, command: Command
 ) -> None:
-    assert main(["report", str(without_records), "--static"]) == 0
-    assert "How well did plain_18 and resnet_18 learn? (2 seeds)" in capsys.readouterr().out
+    said = command("report", without_records, "--static").out
+    assert "How well did plain_18 and resnet_18 learn? (2 seeds)" in said
     text = (without_records / "report.html").read_text(encoding="utf-8")
     content = json.loads((without_records / "report.json").read_text(encoding="utf-8"))
     assert content["verdict"] is None
@@ -551,25 +554,11 @@ def test_networks_without_a_seed_in_common_are_not_compared(without_records: Pat
         collect([without_records])
 
 
-def test_an_unfinished_run_says_how_to_go_on(
-    without_records: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unfinished_run_says_how_to_go_on(without_records: Path, command: Command) -> None:
     for path in without_records.glob("*/evaluation.json"):
         path.unlink()
-    assert main(["report", str(without_records)]) == 2
-    assert f"gradflow train --resume {without_records}" in capsys.readouterr().err
-
-
-def test_thinning_is_told_where_it_happens_and_only_there(report: Report) -> None:
-    captions = {chart.key: chart.caption for chart in charts(report)}
-    assert "are drawn" not in captions["gradient-heat-map"]
-    layers = next(iter(report.tables.values())).sites
-    long = Table(np.arange(1000), layers, np.ones((1000, len(layers))))
-    longer = replace(report, tables={("plain_18", "output_gradient"): long})
-    (chart,) = (one for one in charts(longer) if one.key == "gradient-heat-map")
-    assert "334 of 1000 recorded steps are drawn" in chart.caption
-    columns = chart.draw().axes[0].images[0].get_array()
-    assert columns.shape == (len(layers), 334), "the file shows what the caption says"
+    said = command("report", without_records)
+    assert (said.code, f"gradflow train --resume {without_records}" in said.err) == (2, True)
 
 
 def test_of_many_classes_those_that_differ_most_are_drawn(report: Report) -> None:
@@ -634,8 +623,7 @@ def test_the_layer_that_differs_most_is_marked_in_the_profile_of_its_own_measure
     (mark,) = (one for one in figure.data if one.name == f"differ most: {layer}")
     assert set(mark.x) == {layer}
     assert (mark.meta["size"], mark.meta["window"]) == ("output_gradient", "early")
-    (chart,) = (one for one in charts(report) if one.key == "gradient-profiles")
-    delta, rest = chart.draw().axes
+    delta, rest = chart_of(report, "gradient-profiles").draw().axes
     named = [text.get_text() for text in delta.get_legend().get_texts()]
     assert f"differ most:\n{layer}" in named
     assert len(rest.get_legend().get_texts()) == len(report.names)
@@ -690,19 +678,14 @@ def test_an_option_cannot_break_out_of_its_element() -> None:
     assert "</select><b>" not in written
 
 
-def test_the_heat_map_is_the_median_over_seeds_at_the_steps_that_all_recorded() -> None:
-    group = [network(seed, [0, 1, 2], 10.0**seed) for seed in (0, 1, 2)]
-    group[2] = network(2, [0, 1], 100.0)  # ended early
-    found = tables({"net": group})["net", "output_gradient"]
-    np.testing.assert_array_equal(found.steps, [0, 1])
-    np.testing.assert_allclose(found.values, 10.0)
-
-
-def test_a_value_that_one_seed_lacks_is_the_median_of_the_others() -> None:
-    group = [network(seed, [0, 1], value) for seed, value in enumerate((1.0, 3.0, np.nan))]
-    np.testing.assert_allclose(tables({"net": group})["net", "output_gradient"].values, 2.0)
-    nothing = [network(seed, [0, 1], np.nan) for seed in (0, 1)]
-    assert np.isnan(tables({"net": nothing})["net", "output_gradient"].values).all()
+def test_the_heat_map_is_the_median_of_what_is_finite_at_the_steps_that_all_recorded() -> None:
+    of_seeds = [network(seed, [0, 1, 2], 10.0**seed) for seed in (0, 1)]
+    ended_early = network(2, [0, 1], 100.0)
+    lacking = [network(seed, [0, 1], value) for seed, value in enumerate((1.0, 3.0, np.nan))]
+    for group, median in (([*of_seeds, ended_early], 10.0), (lacking, 2.0), (lacking[2:], np.nan)):
+        found = tables({"net": group})["net", "output_gradient"]
+        np.testing.assert_array_equal(found.steps, [0, 1])
+        np.testing.assert_allclose(found.values, np.full((2, 2), median))
 
 
 def test_seeds_that_were_recorded_at_other_steps_leave_the_first_one(report: Report) -> None:
@@ -711,11 +694,11 @@ def test_seeds_that_were_recorded_at_other_steps_leave_the_first_one(report: Rep
     np.testing.assert_array_equal(found.steps, [0, 2, 4, 6])
     np.testing.assert_allclose(found.values, 1.0)
     assert [one.seed for one in drawn_seeds(group)[0]] == [0]
-    captions = {one.key: one.caption for one in charts(report)}
-    assert captions["gradient-heat-map"].startswith("The median over 2 seeds.")
+    both = chart_of(report, "gradient-heat-map")
+    assert both.caption.startswith("The median over 2 seeds.")
     alone = replace(report, tables_of={"plain_18": (0,), "resnet_18": (0, 1)})
-    captions = {one.key: one.caption for one in charts(alone)}
-    assert captions["gradient-heat-map"].startswith("Only seed 0 of plain_18 is drawn:")
+    chart = chart_of(alone, "gradient-heat-map")
+    assert chart.caption.startswith("Only seed 0 of plain_18 is drawn:")
 
 
 def network(seed: int, steps: list[int], delta: float) -> TrainedNetwork:
@@ -858,28 +841,30 @@ def as_of_the_original(report: Report) -> Report:
     return replace(report, names=("plain_34",), class_names=original.CLASSES, trained=(one,))
 
 
-def test_test_images_that_the_training_set_holds_are_named(report: Report) -> None:
-    split = json.loads(json.dumps(report.data["split"]))
-    split["counts"]["near_contaminated"] = 3
-    n = split["counts"]["test"]
-    for bits, copy in ((None, "an exact copy"), (4, "a copy, or a near one,")):
-        audit = report.data["audit"] | {"near_bits": bits}
-        (_, said) = words.data_lines(replace(report, data={"split": split, "audit": audit}))
-        assert f"3 of {n} test images have {copy} in the training set" in said
-
-
-def test_near_twins_are_named_only_where_they_were_looked_for(report: Report) -> None:
-    """The run of these tests keeps exact copies together: `--twins exact`."""
-    first, second = words.data_lines(report)
-    assert report.config["twins"] == "exact"
-    assert "groups of exact twins. Near twins were not looked for." in first
-    assert "No test image has an exact copy in the training set." in second
-    assert "near one" not in first + second
+@pytest.mark.parametrize(
+    ("near_bits", "copy", "twins"),
+    [
+        (None, "an exact copy", "groups of exact twins. Near twins were not looked for."),
+        (4, "a copy, or a near one,", "groups of exact twins and 0 of near ones. 1 groups of"),
+    ],
+)
+def test_copies_are_named_and_near_ones_only_where_they_were_looked_for(
+    report: Report, near_bits: int | None, copy: str, twins: str
+) -> None:
+    assert report.data["audit"]["near_bits"] is None, "the run of these tests has --twins exact"
     pair = {"a.png": "zero", "b.png": "one"}  # exact twins are among the near ones
-    audit = report.data["audit"] | {"near_bits": 4, "conflicts": [pair], "near_conflicts": [pair]}
-    first, second = words.data_lines(replace(report, data=report.data | {"audit": audit}))
-    assert "groups of exact twins and 0 of near ones. 1 groups of twins have" in first
-    assert "No test image has a copy, or a near one, in the training set." in second
+    found = {"near_bits": near_bits, "conflicts": [pair], "near_conflicts": [pair]}
+    split = report.data["split"]
+    for n, said in (
+        (0, f"No test image has {copy} in the training set."),
+        (3, f"3 of {split['counts']['test']} test images have {copy} in the training set"),
+    ):
+        counts = split["counts"] | {"near_contaminated": n}
+        data = {"audit": report.data["audit"] | found, "split": split | {"counts": counts}}
+        first, second = words.data_lines(replace(report, data=data))
+        assert twins in first
+        assert said in second
+        assert ("near one" in second) == (near_bits is not None)
 
 
 def test_an_interval_over_images_is_not_said_to_be_over_seeds(report: Report) -> None:
@@ -887,8 +872,8 @@ def test_an_interval_over_images_is_not_said_to_be_over_seeds(report: Report) ->
     assert "Intervals are 95 %, over seeds where nothing else is said" in " ".join(box.lines)
     written = markdown(story(report, charts(report)), "figures")
     assert "seed by seed (95 % interval over the test images)" in written
-    (chart,) = (one for one in charts(report) if one.key == "class-differences")
-    assert "paired interval over 6 images and a bootstrap over 2 seeds" in chart.caption
+    caption = chart_of(report, "class-differences").caption
+    assert "paired interval over 6 images and a bootstrap over 2 seeds" in caption
 
 
 def test_a_class_without_test_images_is_not_the_one_that_differs_most(report: Report) -> None:
@@ -928,16 +913,14 @@ def changed(run: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("few_charts")
 def test_a_run_that_was_changed_on_purpose_says_so_in_letter_and_report(
-    changed: Path, capsys: pytest.CaptureFixture[str]
+    changed: Path, command: Command
 ) -> None:
     said = (
         "These trainings were changed on purpose: gradient_scale(layers=1-3, factor=0.5). The "
         "check FAILED of gradient_scale in plain_18-s1."
     )
-    assert main(["diagnose", str(changed)]) == 0
-    assert said in " ".join(capsys.readouterr().out.split())
-    assert main(["report", str(changed), "--static"]) == 0
-    assert said in " ".join(capsys.readouterr().out.split())
+    for asked in (["diagnose"], ["report", "--static"]):
+        assert said in " ".join(command(*asked, changed).out.split())
     for file in ("report.html", "report.md"):
         assert said in (changed / file).read_text("utf-8")
     content = json.loads((changed / "report.json").read_text("utf-8"))

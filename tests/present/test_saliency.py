@@ -99,21 +99,16 @@ def test_probabilities_are_the_softmax_in_eval_mode(image):
 
 
 @pytest.mark.parametrize("method", saliency.METHODS)
-def test_every_method_gives_one_finite_map_of_the_image_size_per_class(method, tiny, image):
-    result = saliency.attribute(tiny, image, CLASSES, method=method)
-    assert result.maps.shape == (3, 16, 16)
-    assert np.isfinite(result.maps).all()
-    assert (result.method, result.classes) == (method, CLASSES)
-
-
-@pytest.mark.parametrize("method", saliency.METHODS)
 def test_maps_can_be_taken_where_gradients_are_off_and_relus_in_place(method):
     resnet = torchvision.models.resnet
     model = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=3)
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         result = saliency.attribute(model, image, CLASSES, method=method)
+    assert result.maps.shape == (3, 64, 64)
+    assert np.isfinite(result.maps).all()
     assert (result.maps.max(axis=(1, 2)) > 0).any()
+    assert (result.method, result.classes) == (method, CLASSES)
 
 
 # -- which classes -----------------------------------------------------------------------------
@@ -228,18 +223,25 @@ def test_the_model_comes_back_after_an_error(tiny, image):
 # -- errors ------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_named(tiny, image):
-    with pytest.raises(ValueError, match=r"one of \('gradcam', 'gradient', .*\), but got 'magic'"):
-        saliency.attribute(tiny, image, CLASSES, method="magic")
-    with pytest.raises(ValueError, match=r"\(1, 3, S, S\), but got \(2, 3, 16, 16\)"):
-        saliency.attribute(tiny, image.repeat(2, 1, 1, 1), CLASSES)
-    with pytest.raises(ValueError, match=r"square image .* but got \(1, 3, 16, 8\)"):
-        saliency.attribute(tiny, image[..., :8], CLASSES)
-    with pytest.raises(ValueError, match=r"each of 2 classes, but got \(1, 3\)"):
-        saliency.attribute(tiny, image, CLASSES[:2])
-    with pytest.raises(ValueError, match="at least 1, but got 0"):
-        saliency.attribute(tiny, image, CLASSES, n_classes=0)
-    with pytest.raises(ValueError, match="one probability for each of 3 classes"):
-        saliency.Attribution("m", None, CLASSES, np.ones(2), np.ones((1, 2, 2)), (0,))
-    with pytest.raises(ValueError, match=r"shape \(2, S, S\)"):
-        saliency.Attribution("m", None, CLASSES, np.ones(3), np.ones((1, 2, 2)), (0, 1))
+@pytest.mark.parametrize(
+    ("changes", "want"),
+    [
+        ({"method": "magic"}, r"one of \('gradcam', 'gradient', .*\), but got 'magic'"),
+        ({"image": torch.zeros(2, 3, 16, 16)}, r"\(1, 3, S, S\), but got \(2, 3, 16, 16\)"),
+        ({"image": torch.zeros(1, 3, 16, 8)}, r"square image .* but got \(1, 3, 16, 8\)"),
+        ({"class_names": CLASSES[:2]}, r"each of 2 classes, but got \(1, 3\)"),
+        ({"n_classes": 0}, "at least 1, but got 0"),
+    ],
+)
+def test_mistakes_are_named(changes, want, tiny, image):
+    with pytest.raises(ValueError, match=want):
+        saliency.attribute(tiny, **{"image": image, "class_names": CLASSES, **changes})
+
+
+@pytest.mark.parametrize(
+    ("n", "shown", "want"),
+    [(2, (0,), "one probability for each of 3 classes"), (3, (0, 1), r"shape \(2, S, S\)")],
+)
+def test_an_attribution_checks_its_shapes(n, shown, want):
+    with pytest.raises(ValueError, match=want):
+        saliency.Attribution("m", None, CLASSES, np.ones(n), np.ones((1, 2, 2)), shown)

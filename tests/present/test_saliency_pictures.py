@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from torch import nn
 
 from gradflow.data import BadImage
@@ -18,6 +17,7 @@ from gradflow.present.saliency.attribution import Attribution
 from gradflow.present.saliency.gallery import N_RIGHT, N_WRONG, make_gallery, mean_map
 from gradflow.present.saliency.methods import METHODS, ClassMaps
 from gradflow.present.saliency.trust import TRUST_THRESHOLDS, Trust, TrustCheck
+from tests.present.printed import printed
 
 CLASSES = ("blue", "green", "red")
 SIDE = 16
@@ -158,7 +158,7 @@ def test_raw_maps_are_saved_as_they_are(tmp_path):
     paths = pictures.save_maps({"net": result}, tmp_path / "new" / "x.png")
     saved = np.load(paths["net"], allow_pickle=False)
     np.testing.assert_array_equal(saved, maps.astype(np.float32))
-    content = pictures.scores(result)
+    content = result.to_json()
     assert content["predicted"] == "red"
     assert content["map_classes"] == ["red", "green"]
     assert content["probabilities"] == {"blue": 0.2, "green": 0.3, "red": 0.5}
@@ -277,12 +277,6 @@ def test_mean_maps_share_one_scale_and_an_empty_one_says_so(tmp_path):
 # -- the terminal ------------------------------------------------------------------------------
 
 
-def plain(view: object, width: int = 100) -> str:
-    console = Console(width=width, color_system=None, file=io.StringIO(), legacy_windows=False)
-    console.print(view, highlight=False)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
-
-
 def trust_of(**values: float) -> Trust:
     checks = tuple(TrustCheck(name, (values.get(name, float("nan")),)) for name in TRUST_THRESHOLDS)
     curve = np.array([0.9, 0.1])
@@ -296,7 +290,7 @@ def test_the_table_of_trust_says_which_check_failed():
         "res": trust_of(**{**good, "randomisation": 0.75}, insertion_minus_deletion=-0.1),
         "new": trust_of(),
     }
-    assert plain(views.trust_view(trust)) == GOLDEN_TRUST
+    assert printed(views.trust_view(trust), width=100) == GOLDEN_TRUST
 
 
 GOLDEN_TRUST = """\

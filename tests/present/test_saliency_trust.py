@@ -152,25 +152,19 @@ def test_sensitivity_is_the_largest_relative_change_of_the_map(n, images):
 
 
 def test_the_curves_of_a_network_that_reads_one_pixel_are_steps():
+    """At the first step where the map points at it, at the last where it points away."""
     image = torch.zeros(1, 3, SIDE, SIDE)
     image[0, 0, 5, 5] = 3.0
     shown = np.zeros((1, SIDE, SIDE))
     shown[0, 5, 5] = 1.0
-    deletion, insertion = trust.curves(OnePixel(), image, shown, torch.tensor([0]))
     with_it, without = 1 / (1 + np.exp(-3)), 0.5
-    n = trust.N_STEPS
+    n, half_a_step = trust.N_STEPS, (1 / (1 + np.exp(-3)) - 0.5) / (2 * trust.N_STEPS)
+    deletion, insertion = trust.curves(OnePixel(), image, shown, torch.tensor([0]))
     np.testing.assert_allclose(deletion[0], [with_it] + [without] * n)
     np.testing.assert_allclose(insertion[0], [without] + [with_it] * n)
-    assert trust.area(deletion[0]) == pytest.approx(without + (with_it - without) / (2 * n))
-    assert trust.area(insertion[0]) == pytest.approx(with_it - (with_it - without) / (2 * n))
-
-
-def test_a_map_that_points_away_from_the_pixel_fails():
-    image = torch.zeros(1, 3, SIDE, SIDE)
-    image[0, 0, 5, 5] = 3.0
-    shown = np.ones((1, SIDE, SIDE))
-    shown[0, 5, 5] = 0.0
-    deletion, insertion = trust.curves(OnePixel(), image, shown, torch.tensor([0]))
+    assert trust.area(deletion[0]) == pytest.approx(without + half_a_step)
+    assert trust.area(insertion[0]) == pytest.approx(with_it - half_a_step)
+    deletion, insertion = trust.curves(OnePixel(), image, 1 - shown, torch.tensor([0]))
     difference = trust.area(insertion[0]) - trust.area(deletion[0])
     assert difference < -0.3
     assert TrustCheck("insertion_minus_deletion", (difference,)).passed is False

@@ -1,16 +1,15 @@
 """Sections as Markdown, page and terminal: all of it, in order, and no name is obeyed."""
 
 import html
-import io
 import re
 
 import pytest
-from rich.console import Console
 
 from gradflow.present.letter import letter
 from gradflow.present.markdown import markdown
 from gradflow.present.report import page
 from gradflow.present.section import Box, Code, Items, Reason, Section, TextTable, Tiles
+from tests.present.printed import printed
 
 EVIL = "<script>alert(1)</script> [bold]a[/bold] a|b"
 PIXEL = "data:image/png;base64,AAAA"
@@ -38,10 +37,8 @@ ORDER = ("Does it?", "Yes: it does.", "because of", "Why", "a paragraph", "link 
 FOLDED = {"Details", "waits for a click", "The config", "epochs: 2", "taken for"}
 
 
-def printed() -> str:
-    console = Console(file=io.StringIO(), width=100, markup=False)
-    console.print(letter(*SECTIONS))
-    return str(console.file.getvalue())  # type: ignore[attr-defined]
+def in_terminal() -> str:
+    return printed(letter(*SECTIONS), width=100)
 
 
 def in_page() -> str:
@@ -49,13 +46,13 @@ def in_page() -> str:
     return written[written.index("<header>") :]
 
 
-@pytest.mark.parametrize("shown", [lambda: markdown(SECTIONS, "figures"), in_page, printed])
+@pytest.mark.parametrize("shown", [lambda: markdown(SECTIONS, "figures"), in_page, in_terminal])
 def test_every_part_is_shown_once_in_its_order_and_no_name_is_obeyed(shown) -> None:
     text = shown()
-    wanted = [one for one in ORDER if shown is not printed or one not in FOLDED]
+    wanted = [one for one in ORDER if shown is not in_terminal or one not in FOLDED]
     places = [text.index(one) for one in wanted]
     assert places == sorted(places)
-    if shown is printed:
+    if shown is in_terminal:
         assert not [one for one in FOLDED if one in text]
         assert EVIL in text
     else:

@@ -51,8 +51,12 @@ def doses(**changes: float) -> Results:
     )
 
 
+def titles_of(found: Results) -> dict[str, str]:
+    return {one.key: one.title for one in study_charts(found)}
+
+
 def test_the_title_of_a_dose_says_how_the_loss_answers() -> None:
-    titles = {one.key: one.title for one in study_charts(doses())}
+    titles = titles_of(doses())
     assert titles["dose-strength-of-the-skip-connections"] == (
         f"Training loss of resnet_18 goes from 0.76 at 1 to 1.21 at 0.25 ({SKIP})"
     )
@@ -69,15 +73,12 @@ def test_a_title_goes_over_the_untouched_network_where_it_lies_between_the_doses
         if one.arm.series == "learning rate" else one
         for one in found.arms
     )  # fmt: skip
-    titles = {one.key: one.title for one in study_charts(dataclasses.replace(found, arms=arms))}
-    assert (
-        "plain_18 goes from 1.50 at 0.0001 over 1.40 at 0.001 to 1.30 at 0.01,"
-        in (titles["dose-learning-rate"])
-    )
+    title = titles_of(dataclasses.replace(found, arms=arms))["dose-learning-rate"]
+    assert "plain_18 goes from 1.50 at 0.0001 over 1.40 at 0.001 to 1.30 at 0.01," in title
 
 
 def test_a_dose_that_diverged_is_no_end_of_the_answer() -> None:
-    titles = {one.key: one.title for one in study_charts(doses(quarter=float("nan")))}
+    titles = titles_of(doses(quarter=float("nan")))
     assert "from 0.76 at 1 to 0.90 at 0.5 " in titles["dose-strength-of-the-skip-connections"]
 
 

@@ -1,12 +1,10 @@
 """A study in the terminal: what is planned, how far it is, what each arm changed."""
 
-import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from gradflow.present.letter import letter
 from gradflow.present.section import Items
@@ -17,6 +15,7 @@ from gradflow.studies.folder import CellDir
 from gradflow.studies.judging import results
 from gradflow.studies.outcomes import Outcome
 from gradflow.studies.plan import Plan, PlannedCell
+from tests.present.printed import printed
 
 LAMBDA = {"of": "norm_bias", "what": "λ", "measured": 0.85, "expected": 1.12, "passed": False}
 BIAS = {"of": "norm_bias", "what": "first bias", "measured": 1.0, "expected": 1.0, "passed": True}
@@ -56,17 +55,11 @@ def all_checks(of: Results) -> list[str]:
     return list(items.lines)
 
 
-def text(view: Any) -> str:
-    console = Console(file=io.StringIO(), width=160)
-    console.print(view)
-    return str(console.file.getvalue())  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize("n", [4, 5])
 def test_a_plan_says_so_where_its_seeds_will_decide_nothing(n: int) -> None:
     few = replace(study(), seeds=tuple(range(n)))
     plan = Plan(few, (), 0, 2, spread=0.2, spread_is_measured=False, seeds_needed=4)
-    said = " ".join(text(plan_view(plan)).split())
+    said = " ".join(printed(plan_view(plan)).split())
     assert "need 4 seeds" in said
     assert ("Warning: 5 seeds to claim, and there are 4: this study will describe" in said) == (
         n < 5
@@ -80,7 +73,7 @@ def test_no_seed_of_a_trial_is_shown_as_one_of_the_study(tmp_path: Path) -> None
     trials = tuned.trials(tmp_path)
     planned = tuple(PlannedCell(one, 10, 2.0) for one in trials)
     plan = Plan(tuned, planned, 0, 2, spread=0.2, spread_is_measured=False, seeds_needed=4)
-    for said in (text(plan_view(plan)), text(progress_view(trials))):
+    for said in (printed(plan_view(plan)), printed(progress_view(trials))):
         assert "sgd, lr 0.1" in said
         assert "999" not in said
 
@@ -101,7 +94,7 @@ def test_a_check_that_failed_is_told_with_its_number() -> None:
 def test_the_table_says_what_the_checks_say_and_how_long_a_training_took(
     checks: tuple[dict[str, Any], ...], word: str
 ) -> None:
-    (row,) = (line for line in text(letter(study_section(found(*checks)))).splitlines()
+    (row,) = (line for line in printed(letter(study_section(found(*checks)))).splitlines()
               if line.startswith("  bias ") and "%" not in line and ":" not in line)  # fmt: skip
     assert word in row.split()
     assert row.rstrip().endswith("90 s")
@@ -178,7 +171,7 @@ def test_the_live_table_says_how_far_each_training_is(tmp_path: Path) -> None:
         folder = CellDir(cell.folder)
         folder.path.mkdir(parents=True)
         folder.save_state(state)
-    lines = text(progress_view(cells)).splitlines()
+    lines = printed(progress_view(cells)).splitlines()
     assert lines[0].split() == ["arm", "network", "seed", "0", "seed", "1", "seed", "2"]
     assert lines[1].split()[:4] == ["baseline", "accused", "(plain_18)", "done"]
     assert lines[2].split()[3:5] == ["epoch", "2/4"]

@@ -1,22 +1,13 @@
 """What the terminal shows, word for word where a person relies on it."""
 
-import io
-
 import numpy as np
 import pytest
-from rich.console import Console
 
 from gradflow.analysis import DepthProfile
 from gradflow.present import terminal
 from gradflow.training.fit import Epoch
 from gradflow.training.original import PUBLISHED
-
-
-def text(view: object) -> str:
-    console = Console(width=150, file=io.StringIO())
-    with console.capture() as capture:
-        console.print(view)
-    return capture.get()
+from tests.present.printed import printed
 
 
 def network(name: str, arch: str, ratio: float | None) -> dict:
@@ -59,10 +50,7 @@ SUMMARY = {
 )
 def test_bars_are_logarithmic_and_tell_missing_values(values: list[float], bars: str) -> None:
     assert terminal.bar_picture(np.array(values, float), 1.0, 100.0) == bars
-
-
-def test_bars_of_one_value_only() -> None:
-    assert terminal.bar_picture(np.array([3.0, 3.0]), 3.0, 3.0) == "▁▁"
+    assert terminal.bar_picture(np.array([3.0, 3.0]), 3.0, 3.0) == "▁▁", "of one value only"
 
 
 def test_epoch_line() -> None:
@@ -78,7 +66,7 @@ def test_summary_names_result_interval_published_value_test_and_profile() -> Non
         "plain_34-s0": DepthProfile("grad_norm", ("a", "b", "c"), np.array([100.0, 10, 1])),
         "resnet_34-s0": DepthProfile("grad_norm", ("a", "b"), np.array([1.0, 1])),
     }
-    shown = text(terminal.summary_view(SUMMARY, profiles))
+    shown = printed(terminal.summary_view(SUMMARY, profiles))
     for words in (
         "0.500 (0.400 to 0.600)",
         "0.702 / 0.428",  # published
@@ -94,11 +82,11 @@ def test_summary_names_result_interval_published_value_test_and_profile() -> Non
 
 
 def test_summary_without_records_says_how_to_get_them() -> None:
-    assert "add --log-grads" in text(terminal.summary_view(SUMMARY, {}))
+    assert "add --log-grads" in printed(terminal.summary_view(SUMMARY, {}))
 
 
 def test_class_names_are_not_markup() -> None:
-    shown = text(terminal.probabilities_view({"net": {"[bold]odd[/bold]": 0.7, "b": 0.3}}))
+    shown = printed(terminal.probabilities_view({"net": {"[bold]odd[/bold]": 0.7, "b": 0.3}}))
     assert "[bold]odd[/bold]" in shown
     assert "→ 70.0%" in shown
 
@@ -116,6 +104,6 @@ def test_contamination_is_told_with_its_share() -> None:
             "near_contaminated": 150,
         },
     }
-    shown = text(terminal.split_view(split))
+    shown = printed(terminal.split_view(split))
     assert "128 of 222 test images (58%)" in shown
     assert "the same" in shown

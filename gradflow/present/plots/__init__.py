@@ -5,11 +5,11 @@ from matplotlib.axes import Axes as Axes
 from gradflow.present.plots.gallery import gallery_grid as gallery_grid
 from gradflow.present.plots.gallery import mean_maps_grid as mean_maps_grid
 from gradflow.present.plots.profiles import COLORMAP as COLORMAP
-from gradflow.present.plots.profiles import MAX_COLUMNS as MAX_COLUMNS
 from gradflow.present.plots.profiles import NO_VALUE as NO_VALUE
 from gradflow.present.plots.profiles import histogram_map as histogram_map
 from gradflow.present.plots.profiles import kinds_of_layers as kinds_of_layers
 from gradflow.present.plots.profiles import layer_step_heatmap as layer_step_heatmap
+from gradflow.present.plots.profiles import marks as marks
 from gradflow.present.plots.profiles import profile_bands_plot as profile_bands_plot
 from gradflow.present.plots.results import confusion_plot as confusion_plot
 from gradflow.present.plots.results import curves_plot as curves_plot

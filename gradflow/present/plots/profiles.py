@@ -1,7 +1,6 @@
 """Depth profiles and the heat map of layers by steps: arrays in, Axes out."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -58,8 +57,11 @@ def profile_bands_plot(
     else:
         ax.set_ylim(0, max(ax.get_ylim()[1], 0.01))
     layers = {name: tuple(layers) for name, (layers, *_) in bands.items()}
-    if mark is not None:
-        _mark(ax, layers, *mark)
+    colors = {None: GUIDE} | {
+        name: look["color"] for name, look in zip(bands, styles(bands), strict=True)
+    }
+    for says, network, at in marks(layers, *mark) if mark is not None else ():
+        ax.axvline(at, color=colors[network], label=says, ls=":", lw=1.2)
     _layers_on_x(ax, list(layers.values()))
     ax.set_ylabel(ylabel, parse_math=False)
     ax.set_title(title)
@@ -160,18 +162,15 @@ def histogram_map(
     return ax
 
 
-def _mark(ax: Axes, layers: Mapping[str, tuple[str, ...]], layer: str, says: str) -> None:
-    """A line across the plot; one for each network where the same layer has other numbers."""
-    look: dict[str, Any] = {"ls": ":", "lw": 1.2}
-    if len(set(layers.values())) == 1:
-        names = next(iter(layers.values()))
-        if layer in names:
-            ax.axvline(names.index(layer), color=GUIDE, label=says, **look)
-        return
-    for (network, names), style in zip(layers.items(), styles(layers), strict=True):
-        if layer in names:
-            at, label = names.index(layer), f"{says} of {network}"
-            ax.axvline(at, color=style["color"], label=label, **look)
+def marks(
+    layers: Mapping[str, Sequence[str]], layer: str, says: str
+) -> Sequence[tuple[str, str | None, int]]:
+    """(label, network, position) of each line that points at a layer: one for all networks, or
+    for each, where the same layer has other numbers."""
+    at = {network: names.index(layer) for network, names in layers.items() if layer in names}
+    if len({tuple(names) for names in layers.values()}) > 1:
+        return [(f"{says} of {network}", network, place) for network, place in at.items()]
+    return [(says, None, place) for place in at.values()][:1]
 
 
 def _layers_on_x(ax: Axes, layers: list[tuple[str, ...]]) -> None:

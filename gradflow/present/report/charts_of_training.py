@@ -7,6 +7,7 @@ import numpy as np
 
 from gradflow.analysis import thresholds as at
 from gradflow.present import plots
+from gradflow.present.figures import LOSS, curves, learning_rates
 from gradflow.present.report import interactive
 from gradflow.present.report.content import Report
 from gradflow.present.report.numbers import confusions, differences_in_recall, reliabilities
@@ -19,13 +20,12 @@ def training_charts(report: Report) -> Iterator[Chart]:
     """Loss and accuracy by epoch."""
     if not report.trained:
         return
-    lr = max((one.history for one in report.trained), key=len)
-    rates = [epoch["lr"] for epoch in lr]
-    for what, unit in (
-        ("loss", "loss (nats, with label smoothing)"),
-        ("accuracy", "accuracy (share of images)"),
-    ):
-        series = {name: _series(report, name, what) for name in report.trained_names}
+    rates = learning_rates(one.history for one in report.trained)
+    for what, unit in ("loss", LOSS), ("accuracy", "accuracy (share of images)"):
+        series = {
+            name: curves([one.history for one in report.of(name)], what)
+            for name in report.trained_names
+        }
         if not any(np.isfinite(part).any() for parts in series.values() for part in parts):
             text = f"No {what} was finite in any epoch: there is nothing to draw."
             yield Chart(f"{what}-by-epoch", "training", curve_title(series, what), text)
@@ -48,17 +48,6 @@ def curve_title(series: dict[str, tuple[np.ndarray, np.ndarray]], what: str) -> 
         known = validation[:, -1][np.isfinite(validation[:, -1])]
         ends.append(f"{name} {known.mean():#.3g}" if len(known) else f"{name} not finite")
     return f"Validation {what} after the last epoch: {', '.join(ends)}"
-
-
-def _series(report: Report, name: str, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation, (seeds, epochs) each, NaN where a seed had ended."""
-    histories = [one.history for one in report.of(name)]
-    longest = max(map(len, histories))
-    values = np.full((2, len(histories), longest), np.nan)
-    for i, history in enumerate(histories):
-        for j, part in enumerate(("train", "val")):
-            values[j, i, : len(history)] = [epoch[f"{part}_{what}"] for epoch in history]
-    return values[0], values[1]
 
 
 def class_charts(report: Report) -> Iterator[Chart]:

@@ -27,7 +27,7 @@ from gradflow.present.report.saliency import SaliencyPicture, saliency_pictures
 from gradflow.record.trace import Table
 from gradflow.studies import Results, StudyDir, analyse
 from gradflow.studies.arms import PLACES
-from gradflow.studies.diagnosis import judge_study
+from gradflow.studies.diagnosis import judge_study, study_among
 from gradflow.training.diagnosis import (
     changed_on_purpose,
     check_alike,
@@ -133,18 +133,12 @@ def collect(
     `images` is where the pictures are, in place of where the run says: see `Report.images`. Raises
     FileNotFoundError, ValueError.
     """
-    found = _collect(runs, accused, reference)
+    study = study_among(runs, accused, reference)
+    found = _of_runs(runs, accused, reference) if study is None else _of_study(study)
     return found if images is None else replace(found, images=images)
 
 
-def _collect(runs: Sequence[Path], accused: str | None, reference: str | None) -> Report:
-    if len(runs) == 1 and StudyDir.holds(runs[0]):
-        if accused is not None or reference is not None:
-            raise ValueError(
-                "Expected neither --accused nor --reference with a study, which names both. "
-                "Leave them out."
-            )
-        return _of_study(StudyDir(runs[0]))
+def _of_runs(runs: Sequence[Path], accused: str | None, reference: str | None) -> Report:
     folders = [folder for path in runs for folder in network_dirs(run_folder(path))]
     finished = [one for one in folders if one.is_finished]
     if folders and not finished:

@@ -1,6 +1,6 @@
 """Numbers by layer: tables over the steps, and profiles, both over seeds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -94,14 +94,21 @@ def _median(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.ma.filled(median, np.nan), dtype=np.float64)
 
 
-def updates(groups: Groups) -> dict[str, dict[str, Profile]]:
-    """Updates of the path's weights, by measure and network; nothing that no network recorded."""
+Profiles = dict[str, dict[str, Profile]]  # by measure and network
+
+
+def updates(groups: Groups) -> Profiles:
+    """Updates of the path's weights; nothing that no network recorded."""
     numbers = {"relative_update": _relative_update, "distance": _distance}
-    found = {
-        measure: {name: _profile(group, number) for name, group in groups.items()}
-        for measure, number in numbers.items()
-    }
-    return {measure: known for measure, profiles in found.items() if (known := _known(profiles))}
+    return _known(
+        {
+            measure: {
+                name: _over_seeds([layer.name for layer in group[0].layers], map(number, group))
+                for name, group in groups.items()
+            }
+            for measure, number in numbers.items()
+        }
+    )
 
 
 def load_traces(folders: Mapping[str, Sequence[Path]]) -> Traces:
@@ -113,27 +120,26 @@ def load_traces(folders: Mapping[str, Sequence[Path]]) -> Traces:
     }
 
 
-def activations(traces: Traces) -> dict[str, dict[str, Profile]]:
-    """By measure and network, over all recorded steps: means of shares, geometric of sizes.
+def activations(traces: Traces) -> Profiles:
+    """Over all recorded steps: means of shares, geometric ones of sizes.
 
     Channels that are off in a step stand in where no window of steps was full.
     """
-    found: dict[str, dict[str, Profile]] = {}
+    found: Profiles = {}
     for measure in ACTIVATIONS:
+        mean = geometric_mean if measure == "output_rms" else mean_over_steps
         for name, of_seeds in traces.items():
             if all(measure in trace.values for trace in of_seeds):
                 chosen = [trace.select(measure, ACTIVATION_KINDS) for trace in of_seeds]
-                profile = _over_seeds(chosen, _typical if measure == "output_rms" else _mean)
-                if np.isfinite(profile.mean).any():
-                    found.setdefault(measure, {})[name] = profile
-    if "output_dead_window" in found:
-        found.pop("output_dead_fraction", None)
-    return found
+                means = (mean(one.values, stands_for(one.values)) for one in chosen)
+                found.setdefault(measure, {})[name] = _over_seeds(chosen[0].sites, means)
+    known = _known(found)
+    if "output_dead_window" in known:
+        known.pop("output_dead_fraction", None)
+    return known
 
 
-def angles(
-    traces: Traces, at_end: Mapping[str, Sequence[Mapping[str, float]]]
-) -> dict[str, dict[str, Profile]]:
+def angles(traces: Traces, at_end: Mapping[str, Sequence[Mapping[str, float]]]) -> Profiles:
     """How far each weight of the path had turned at the end; empty if unknown.
 
     `at_end` holds, by network and seed, what trainings say of each weight; of records of one's own
@@ -143,11 +149,13 @@ def angles(
     found = {}
     for name, of_seeds in traces.items():
         if name in at_end:
-            found[name] = _of_weights(of_seeds[0], at_end[name])
+            path = body(main_path(of_seeds[0]))
+            ends = ([one.get(layer.weight, np.nan) for layer in path] for one in at_end[name])
+            found[name] = _over_seeds([layer.name for layer in path], ends)
         elif all(measure in trace.values for trace in of_seeds):
             tables = [weight_table(trace, measure) for trace in of_seeds]
-            found[name] = _over_seeds(tables, _last_taken)
-    return {measure: known} if (known := _known(found)) else {}
+            found[name] = _over_seeds(tables[0].sites, (_last_taken(one.values) for one in tables))
+    return _known({measure: found})
 
 
 def _last_taken(values: np.ndarray) -> np.ndarray:
@@ -163,26 +171,6 @@ def _last_taken(values: np.ndarray) -> np.ndarray:
     return np.asarray(values[taken[-1]])
 
 
-def _of_weights(trace: Trace, by_seed: Sequence[Mapping[str, float]]) -> Profile:
-    """The numbers of the weights on the path, without the classifier; one mapping per seed."""
-    path = body(main_path(trace))
-    values = np.array([[one.get(layer.weight, np.nan) for layer in path] for one in by_seed])
-    return Profile(tuple(layer.name for layer in path), *mean_and_range(values))
-
-
-def _known(profiles: Mapping[str, Profile]) -> dict[str, Profile]:
-    """Without the networks in which no layer has a finite value."""
-    return {name: one for name, one in profiles.items() if np.isfinite(one.mean).any()}
-
-
-def _profile(
-    group: Sequence[TrainedNetwork], number: Callable[[TrainedNetwork], np.ndarray]
-) -> Profile:
-    values = np.array([number(one) for one in group])
-    layers = tuple(layer.name for layer in group[0].layers)
-    return Profile(layers, *mean_and_range(values))
-
-
 def _distance(network: TrainedNetwork) -> np.ndarray:
     return distance_travelled(network, network.layers)
 
@@ -191,19 +179,20 @@ def _relative_update(network: TrainedNetwork) -> np.ndarray:
     """(layers,): the geometric mean over the recorded steps."""
     sites = [layer.weight for layer in network.layers]
     try:
-        return _typical(columns(network.trace, "relative_update", sites))
+        values = columns(network.trace, "relative_update", sites)
     except KeyError:
         return np.full(len(sites), np.nan)
-
-
-def _typical(values: np.ndarray) -> np.ndarray:
     return geometric_mean(values, stands_for(values))
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
-    return mean_over_steps(values, stands_for(values))
+def _over_seeds(layers: Sequence[str], of_seeds: Iterable[np.ndarray | list[float]]) -> Profile:
+    return Profile(tuple(layers), *mean_and_range(np.array(list(of_seeds))))
 
 
-def _over_seeds(of_seeds: Sequence[Table], number: Callable[[np.ndarray], np.ndarray]) -> Profile:
-    values = np.array([number(one.values) for one in of_seeds])
-    return Profile(of_seeds[0].sites, *mean_and_range(values))
+def _known(found: Profiles) -> Profiles:
+    """Without networks in which no layer has a finite value, and measures without a network."""
+    known = {
+        measure: {name: one for name, one in of.items() if np.isfinite(one.mean).any()}
+        for measure, of in found.items()
+    }
+    return {measure: of for measure, of in known.items() if of}

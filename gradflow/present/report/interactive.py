@@ -21,6 +21,7 @@ from gradflow.present.plots import (
     COLORMAP,
     STYLES,
     kinds_of_layers,
+    marks,
     positive_range,
     rate_ticks,
     style_numbers,
@@ -100,29 +101,34 @@ def gradient_profiles(
 
     `mark` is a gradient size and a layer of its early profile to point at.
     """
-    figure = _figure()
+    figure, looks = _figure(), style_numbers(names)
     numbered = _is_numbered(band.layers for found in bands.values() for band in found)
-    looks = style_numbers(names)
-    sizes = [
-        one
-        for one in GRADIENT_SIZES
-        if any(b.size == one for found in bands.values() for b in found)
-    ]
+    recorded = {band.size for found in bands.values() for band in found}
+    sizes = [size for size in GRADIENT_SIZES if size in recorded]
     for window, found in bands.items():
         for band in sorted(found, key=lambda one: names.index(one.network)):
-            meta = {"size": band.size, "window": window, "ylabel": axis_of(band.size)}
             visible = (band.size, window) == (sizes[0], next(iter(bands)))
             _add_profile(figure, looks[band.network], band.network, band.values(), visible=visible,
-                         x=_places(band.layers, numbered), meta=meta,
+                         x=_places(band.layers, numbered), meta=_meta(band.size, window),
                          said=f"<br>{WINDOWS[window]}")  # fmt: skip
     if mark is not None:
-        early = [band for band in bands.get("early", ()) if band.size == mark[0]]
-        _add_marks(figure, early, mark[1], names, numbered, visible=mark[0] == sizes[0])
+        size, layer = mark
+        early = {one.network: one for one in bands.get("early", ()) if one.size == size}
+        ends = positive_range(
+            10.0 ** np.array([one.mean, one.low, one.high]) for one in early.values()
+        )
+        layers = {network: one.layers for network, one in early.items()}
+        for says, network, at in marks(layers, layer, f"differ most: {layer}") if ends else ():
+            color = "#888" if network is None else _color(looks[network])
+            figure.add_scatter(
+                x=2 * [at + 1 if numbered else layer], y=ends, mode="lines", name=says,
+                visible=size == sizes[0], meta=_meta(size, "early"), hoverinfo="skip",
+                line={"color": color, "width": 1.5, "dash": "dot"},
+            )  # fmt: skip
     figure.update_yaxes(type="log", exponentformat="power", title=axis_of(sizes[0]))
     figure.update_xaxes(title=_axis_of_layers(numbered))
-    words = {size: f"{GRADIENT_SIZES[size].symbol}, {_words(size)}" for size in sizes}
     windows = {window: WINDOWS[window] for window in bands}
-    return figure, [Choice("size", "measure", words), Choice("window", "when", windows)]
+    return figure, [_choice_of_size(sizes), Choice("window", "when", windows)]
 
 
 def layer_profiles(
@@ -183,8 +189,8 @@ def heat_map(tables: Mapping[tuple[str, str], Table]) -> Drawing:
     figure.update_xaxes(title="optimizer step", rangeslider={"visible": True, "thickness": 0.06})
     figure.update_layout(height=520)
     networks = {name: name for name, _ in keys}
-    sizes = {size: f"{GRADIENT_SIZES[size].symbol}, {_words(size)}" for _, size in keys}
-    return figure, [Choice("network", "network", networks), Choice("size", "measure", sizes)]
+    sizes = _choice_of_size([size for _, size in keys])
+    return figure, [Choice("network", "network", networks), sizes]
 
 
 def histograms(found: Sequence[Distribution]) -> Drawing:
@@ -307,28 +313,13 @@ def _add_profile(
     )  # fmt: skip
 
 
-def _add_marks(
-    figure: go.Figure, bands: Sequence[Band], layer: str, names: Sequence[str], numbered: bool,
-    *, visible: bool,
-) -> None:  # fmt: skip
-    """A line across the early profile of one size, named in the legend.
+def _meta(size: str, window: str) -> dict[str, str]:
+    return {"size": size, "window": window, "ylabel": axis_of(size)}
 
-    Where layers are numbered one for each network, in which the layer has its own number.
-    """
-    ends = positive_range(10.0 ** np.array([one.mean, one.low, one.high]) for one in bands)
-    having = [one for one in bands if layer in one.layers]
-    if ends is None:
-        return
-    for band in having if numbered else having[:1]:
-        place = _places(band.layers, numbered)[band.layers.index(layer)]
-        figure.add_scatter(
-            x=[place, place], y=list(ends), mode="lines", visible=visible,
-            name=f"differ most: {layer}{f' of {band.network}' if numbered else ''}",
-            meta={"size": band.size, "window": "early", "ylabel": axis_of(band.size)},
-            hoverinfo="skip",
-            line={"color": _color(style_numbers(names)[band.network]) if numbered else "#888",
-                  "width": 1.5, "dash": "dot"},
-        )  # fmt: skip
+
+def _choice_of_size(sizes: Sequence[str]) -> Choice:
+    words = {one: f"{GRADIENT_SIZES[one].symbol}, {one.replace('_', ' ')}" for one in sizes}
+    return Choice("size", "measure", words)
 
 
 def _color(i: int) -> str:
@@ -338,7 +329,3 @@ def _color(i: int) -> str:
 def _pale(color: str) -> str:
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.18)"
-
-
-def _words(size: str) -> str:
-    return size.replace("_", " ")

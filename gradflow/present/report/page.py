@@ -118,7 +118,7 @@ def report(
     return write(content, charts(content), path)[0]
 
 
-def _drawn(picture: Chart | SaliencyPicture, static: bool) -> Markup:
+def _drawn(picture: Chart, static: bool) -> Markup:
     if isinstance(picture, SaliencyPicture):
         light = data_uri(webp(picture.path), "webp")
         dark = None if picture.dark is None else data_uri(webp(picture.dark), "webp")

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from gradflow.files import whole
+from gradflow.present.section import Chart
 from gradflow.training.rundir import RunDir
 
 MEAN = "mean"  # what RunDir.saliency_figure calls the picture of all networks
@@ -69,39 +70,25 @@ class Maps:
         }
 
 
-@dataclass(frozen=True)
-class SaliencyPicture:
-    """One picture of `gradflow saliency --split test`, on white paper and maybe on dark."""
+@dataclass(frozen=True, kw_only=True)
+class SaliencyPicture(Chart):
+    """One picture of `gradflow saliency --split test`, on white paper and maybe on dark.
+
+    No two pictures of a report share the key, which is the name of the copies.
+    """
 
     path: Path  # the PNG on white paper; the others stand beside it
-    key: str  # of its copies, which no two pictures of a report share
-    method: str
-    shows: str  # MEAN, or the network whose gallery it is
     maps: tuple[Maps, ...]  # of the networks in it
 
     @property
-    def title(self) -> str:
-        method = TITLES.get(self.method, self.method.replace("-", " ").capitalize())
-        if self.shows != MEAN:
-            return f"{method}: what {self.shows} looks at"
-        of = f" of {' and '.join(one.network for one in self.maps)}" if self.maps else ""
-        return f"{method}: the mean map of each class{of}"
-
-    @property
-    def caption(self) -> str:
-        """How to read it, and whether it can be believed."""
-        how = MEAN_CAPTION if self.shows == MEAN else GALLERY_CAPTION
-        return " ".join((how, *(one.answer for one in self.maps)))
+    def is_drawn(self) -> bool:
+        return True
 
     @property
     def dark(self) -> Path | None:
         """The PNG on dark paper, which older runs have not."""
         path = self.path.with_stem(f"{self.path.stem}-dark")
         return path if path.exists() and not path.is_symlink() else None
-
-    @property
-    def is_drawn(self) -> bool:
-        return True
 
     def copy_to(self, folder: Path) -> None:
         """All its files, under `key`."""
@@ -124,8 +111,20 @@ def saliency_pictures(runs: Sequence[RunDir]) -> tuple[SaliencyPicture, ...]:
             if named is not None:  # else it shows no network that this run still has
                 # A copy in the first run's figures must not pass for a map of that run.
                 name = path.stem if run == runs[0] else f"{run.path.name}-{path.stem}"
-                found[name] = SaliencyPicture(path, name, *named, _maps(run, *named))
+                found[name] = _picture(name, path, *named, _maps(run, *named))
     return tuple(found.values())
+
+
+def _picture(
+    key: str, path: Path, method: str, shows: str, maps: tuple[Maps, ...]
+) -> SaliencyPicture:
+    """`shows` is `MEAN`, or the network whose gallery it is."""
+    name = TITLES.get(method, method.replace("-", " ").capitalize())
+    of = f" of {' and '.join(one.network for one in maps)}" if maps else ""
+    what = f"the mean map of each class{of}" if shows == MEAN else f"what {shows} looks at"
+    how = MEAN_CAPTION if shows == MEAN else GALLERY_CAPTION
+    caption = " ".join((how, *(one.answer for one in maps)))
+    return SaliencyPicture(key, "saliency", f"{name}: {what}", caption, path=path, maps=maps)
 
 
 def maps_of(pictures: Sequence[SaliencyPicture]) -> list[Maps]:

@@ -23,7 +23,6 @@ from gradflow.present.saliency.pictures import (
     read_pictures,
     saliency_figure,
     save_maps,
-    scores,
     to_batch,
 )
 from gradflow.present.saliency.trust import Trust, check_method
@@ -44,17 +43,9 @@ class Explained:
     figure: Path
     maps: dict[str, Path]
 
-    @property
-    def probabilities(self) -> dict[str, dict[str, float]]:
-        """By network and class."""
-        return {
-            name: dict(zip(one.classes, map(float, one.probabilities), strict=True))
-            for name, one in self.results.items()
-        }
-
     def to_json(self) -> dict[str, Any]:
         networks = {
-            name: {**scores(one), "maps": str(self.maps[name])}
+            name: {**one.to_json(), "maps": str(self.maps[name])}
             for name, one in self.results.items()
         }
         image = printable(str(self.picture.path))

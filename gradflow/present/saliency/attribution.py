@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from gradflow.present.saliency.methods import (
     in_batches,
     per_batch,
 )
+from gradflow.typed import to_json
 
 MOST_MAPS = 10  # maps made where the caller names no number: what one picture can show
 
@@ -59,6 +61,18 @@ class Attribution:
     def predicted(self) -> int:
         """The index of the most probable class."""
         return int(self.probabilities.argmax())
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the maps."""
+        return {
+            "predicted": self.classes[self.predicted],
+            "probabilities": dict(zip(self.classes, map(float, self.probabilities), strict=True)),
+            "layer": self.layer,
+            "map_classes": [self.classes[i] for i in self.map_classes],
+            "convergence_deltas": to_json(self.deltas),
+            "logit_changes": to_json(self.changes),
+            "notes": list(self.notes),
+        }
 
 
 def attribute(

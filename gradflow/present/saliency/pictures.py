@@ -191,16 +191,3 @@ def save_maps(results: Mapping[str, Attribution], base: Path) -> dict[str, Path]
         with whole(paths[name]) as unfinished:
             np.save(unfinished, result.maps.astype(np.float32), allow_pickle=False)
     return paths
-
-
-def scores(result: Attribution) -> dict[str, Any]:
-    """What a network says of a picture, as plain JSON types."""
-    return {
-        "predicted": result.classes[result.predicted],
-        "probabilities": dict(zip(result.classes, map(float, result.probabilities), strict=True)),
-        "layer": result.layer,
-        "map_classes": [result.classes[i] for i in result.map_classes],
-        "convergence_deltas": None if result.deltas is None else list(map(float, result.deltas)),
-        "logit_changes": None if result.changes is None else list(map(float, result.changes)),
-        "notes": list(result.notes),
-    }
