@@ -26,7 +26,9 @@ def train(pictures: Path, tmp_path: Path, command: Command, monkeypatch) -> Comm
     """`gradflow train` of two networks, by default, into `runs`; a key is in the environment."""
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     out = ["--data", pictures, "--out", tmp_path / "runs"]
-    return lambda *flags: command("train", *SMALL, *out, "--arch", "plain_18,resnet_18", *flags)
+    return lambda *flags, arch="plain_18,resnet_18": command(
+        "train", *SMALL, *out, "--arch", arch, *flags
+    )
 
 
 def wandb_runs(run: Path) -> dict[str, list[dict[str, Any]]]:
@@ -104,7 +106,7 @@ def test_what_cannot_be_judged_costs_the_training_nothing(
         raise RuntimeError("the instrument could not be checked")
 
     monkeypatch.setattr(diagnosis, "load_gate", broken)
-    said = train("--arch", "plain_18", "--wandb", "off", "--tensorboard").err
+    said = train("--wandb", "off", "--tensorboard", arch="plain_18").err
     assert "No verdict for the trackers: the instrument could not be checked" in said
     assert RunDir.newest(tmp_path / "runs").is_finished
 

@@ -181,7 +181,11 @@ def _failed(errors: Console, error: Exception) -> int:
         return _say(errors, f"Out of memory. {advice} {reason}", FAILED)
     if not _is_ours(error):
         raise error  # a defect, here or in the user's code: the traceback is what helps
-    return _say(errors, error, _exit_code(error))
+    from gradflow.training.images import BadFiles
+
+    # A wrong argument is a matter of usage; what goes wrong later is a failed run.
+    is_usage = isinstance(error, ValueError) and not isinstance(error, BadFiles)
+    return _say(errors, error, USAGE if is_usage else FAILED)
 
 
 def _lacks_memory(error: Exception) -> bool:
@@ -200,14 +204,6 @@ def _is_ours(error: Exception) -> bool:
         traceback = traceback.tb_next
     module = traceback.tb_frame.f_globals.get("__name__", "") if traceback is not None else ""
     return str(module).split(".")[0] == "gradflow"
-
-
-def _exit_code(error: Exception) -> int:
-    """A wrong argument is a matter of usage; what goes wrong later is a failed run."""
-    from gradflow.training.images import BadFiles
-
-    is_usage = isinstance(error, ValueError) and not isinstance(error, BadFiles)
-    return USAGE if is_usage else FAILED
 
 
 def _say(console: Console, message: object, code: int) -> int:

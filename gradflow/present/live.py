@@ -126,7 +126,8 @@ class Shown:
         self._alarms = _alarms_for(recorder, losses)
 
         def show(trace: Trace) -> None:
-            self._tell(name, self._alarms.records(trace, _highest_rate(recorder)))
+            rates = (float(one["lr"]) for one in _groups(recorder) if "lr" in one)
+            self._tell(name, self._alarms.records(trace, max(rates, default=None)))
             loss = None if recorder.loss is None else float(recorder.loss)
             now = moment(trace, loss) if self._draw is not None else None
             if self._draw is not None and now is not None:
@@ -150,11 +151,6 @@ def _alarms_for(recorder: "Recorder", losses: Sequence[float]) -> Alarms:
     owned = {id(parameter) for group in groups for parameter in group["params"]}
     named = recorder.model.named_parameters()
     return Alarms(eps, {n for n, p in named if p.requires_grad and id(p) in owned}, losses)
-
-
-def _highest_rate(recorder: "Recorder") -> float | None:
-    """The largest learning rate of a group now."""
-    return max((float(group["lr"]) for group in _groups(recorder) if "lr" in group), default=None)
 
 
 def _groups(recorder: "Recorder") -> list[dict[str, Any]]:

@@ -90,17 +90,17 @@ def _series(found: Results) -> dict[str, list[ArmResult]]:
     for one in found.arms:
         if one.arm.series:
             by_name.setdefault(one.arm.series, []).append(one)
-    return {name: arms for name, arms in by_name.items() if _n_doses(arms) > 1}
+    return {name: arms for name, arms in by_name.items() if len(_doses(arms)) > 1}
 
 
-def _n_doses(arms: list[ArmResult]) -> int:
-    return len({dose for one in arms for dose in (one.arm.dose, one.arm.dose_without)} - {None})
+def _doses(arms: list[ArmResult]) -> set[float]:
+    found = (dose for one in arms for dose in (one.arm.dose, one.arm.dose_without))
+    return {dose for dose in found if dose is not None}
 
 
 def _dose_response(found: Results, series: str, arms: list[ArmResult]) -> plots.Figure:
     """Both outcomes side by side, for each network that the series treats."""
-    doses = [dose for one in arms for dose in (one.arm.dose, one.arm.dose_without)
-             if dose is not None]  # fmt: skip
+    doses = _doses(arms)
     log = min(doses) > 0 and max(doses) > 50 * min(doses)
     fig = plots.new_figure(11.0, 3.6)
     for ax, measure in zip(fig.subplots(1, len(MEASURES)), MEASURES, strict=True):

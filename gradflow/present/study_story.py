@@ -8,6 +8,7 @@ from gradflow.analysis import thresholds as at
 from gradflow.analysis.numerals import p_text, part
 from gradflow.analysis.statistics import Interval
 from gradflow.present.section import Items, Part, Section, TextTable
+from gradflow.present.verdict_story import counted
 from gradflow.studies import Results
 from gradflow.studies.arms import Place
 from gradflow.studies.outcomes import MEASURES, OutcomeMeasure
@@ -119,13 +120,9 @@ def _reaction(one: PositiveControl) -> str:
     if not one.diverged:
         return said
     return (
-        f"{said}; it diverged in {len(one.diverged)} {_seed_word(one.diverged)}, which is a "
+        f"{said}; it diverged in {counted(one.diverged)}, which is a "
         "reaction that has no number and is not counted"
     )
-
-
-def _seed_word(seeds: Sequence[int]) -> str:
-    return "seed" if len(seeds) == 1 else "seeds"
 
 
 def algebra_line(one: ArmResult) -> str | None:

@@ -38,6 +38,7 @@ def story(report: Report, charts: Sequence[Chart]) -> list[Section]:
             by_section[chart.section].append(chart)
     study = by_section.pop("study")
     by_section["training"] += _accuracies(report)
+    maps: Sequence[Part] = report.saliency or [NO_MAPS]
     tests = words.mcnemar_lines(report)
     by_section["classes"] = [*_classes(report), *by_section["classes"], *tests]
     sections = [
@@ -45,7 +46,7 @@ def story(report: Report, charts: Sequence[Chart]) -> list[Section]:
         *([] if report.study is None else [study_section(report.study, study)]),
         *(Section(key, SECTIONS[key], parts) for key, parts in by_section.items()),
         Section("mistakes", "Worst mistakes", _mistakes(report)),
-        Section("saliency", "Saliency", _saliency(report)),
+        Section("saliency", "Saliency", maps if report.class_names else []),
         *([] if report.verdict is None else [why(report.verdict)]),
         Section("data", "Data", words.data_lines(report)),
         Section("again", "Do it again", list(_again(report))),
@@ -123,10 +124,6 @@ def _mistakes(report: Report) -> list[Part]:
     ]
     about = f"The wrong answers that the first seed was most sure of. {where}"
     return [about, Tiles(lines, [one["picture"] for one in found])]
-
-
-def _saliency(report: Report) -> Sequence[Part]:
-    return (report.saliency or [NO_MAPS]) if report.class_names else []
 
 
 def _again(report: Report) -> Iterator[Part]:
