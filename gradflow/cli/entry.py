@@ -18,8 +18,16 @@ from gradflow.cli.check import check
 from gradflow.cli.console import stderr
 from gradflow.cli.data import data
 from gradflow.cli.diagnose import compare, diagnose
-from gradflow.cli.flowing import Flowing, description
-from gradflow.cli.options import FAILED, INTERRUPTED, OK, START, USAGE, epilogue
+from gradflow.cli.options import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    START,
+    USAGE,
+    Flowing,
+    description,
+    epilogue,
+)
 from gradflow.cli.panels import wandb_panels
 from gradflow.cli.report import report
 from gradflow.cli.saliency import saliency

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from gradflow.present.live import Shown
-    from gradflow.present.tracking.budget import Budget
     from gradflow.present.tracking.network_log import NetworkLog
+    from gradflow.present.tracking.rows import Budget
     from gradflow.training.images import Data
     from gradflow.training.rundir import NetworkDir, RunDir
 
@@ -123,7 +123,7 @@ def _train_all(
     from gradflow.cli.announced import work_of_one
     from gradflow.present.live import Shown
     from gradflow.present.terminal_plot import can_show_braille
-    from gradflow.present.tracking.budget import Budget
+    from gradflow.present.tracking.rows import Budget
     from gradflow.training.train import finish_network
 
     budget = Budget()

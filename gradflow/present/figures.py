@@ -95,15 +95,15 @@ def verdict_figure(verdict: Verdict) -> plots.Figure:
 def draw_profiles(verdict: Verdict, mark: str = "") -> plots.Figure:
     """δ and ŝ of both networks by depth, early in training; `mark` is a layer to point at in δ."""
     sizes = [size for size in JUDGED_SIZES if any(band.size == size for band in verdict.bands)]
-    fig = plots.new_figure(7.0, 3.8 * len(sizes))
-    for ax, size in zip(fig.subplots(len(sizes), 1, squeeze=False)[:, 0], sizes, strict=True):
+    axes = plots.stacked(len(sizes), 7.0, 3.8)
+    for ax, size in zip(axes, sizes, strict=True):
         profiles = {b.network: b.values() for b in verdict.bands if b.size == size}
         bands = {name: (p.layers, p.mean, p.low, p.high) for name, p in profiles.items()}
         marked = (mark, f"differ most: {mark}") if mark and size == "output_gradient" else None
         meaning = GRADIENT_SIZES[size]
         label = f"{meaning.symbol} ({meaning.unit})"
         plots.profile_bands_plot(bands, label, meaning.formula, ax, mark=marked)
-    return fig
+    return plots.figure_of(axes)
 
 
 def gradient_title(case: Case) -> str:

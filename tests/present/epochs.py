@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradflow.present.tracking.budget import Budget
 from gradflow.present.tracking.network_log import NetworkLog
+from gradflow.present.tracking.rows import Budget
 from gradflow.present.tracking.sink import STEP, Sink
 from gradflow.record.histograms import HISTOGRAMS, LOWEST, N_BINS, ZERO, Histograms
 from gradflow.record.trace import Trace

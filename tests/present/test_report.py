@@ -34,8 +34,7 @@ from gradflow.present.report.charts_of_training import (
 )
 from gradflow.present.report.content import Report, Trained, collect
 from gradflow.present.report.depth import Measure, angles, drawn_seeds, tables
-from gradflow.present.report.numbers import to_json
-from gradflow.present.report.rows import mistakes, photos_of_test_set
+from gradflow.present.report.numbers import mistakes, photos_of_test_set, to_json
 from gradflow.present.report.saliency import Maps, saliency_pictures
 from gradflow.present.report.story import answer, charts, story
 from gradflow.present.section import Box, Chart

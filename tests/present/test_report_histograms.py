@@ -13,7 +13,7 @@ from gradflow.analysis.network import TrainedNetwork
 from gradflow.present.report import interactive
 from gradflow.present.report.charts_by_depth import histogram_charts
 from gradflow.present.report.content import Report
-from gradflow.present.report.distributions import Distribution, distributions
+from gradflow.present.report.depth import Distribution, distributions
 from gradflow.present.report.numbers import numbers
 from gradflow.record.histograms import GRADIENTS, WEIGHTS
 

@@ -7,9 +7,16 @@ import pytest
 
 from gradflow.analysis.profile import geometric_mean, layer_table
 from gradflow.present.tracking import network_log
-from gradflow.present.tracking.budget import VALUES_PER_LOG, VALUES_PER_MINUTE, Budget
 from gradflow.present.tracking.network_log import NetworkLog
-from gradflow.present.tracking.rows import histogram_rows, layer_columns, n_values, step_rows
+from gradflow.present.tracking.rows import (
+    VALUES_PER_LOG,
+    VALUES_PER_MINUTE,
+    Budget,
+    histogram_rows,
+    layer_columns,
+    n_values,
+    step_rows,
+)
 from gradflow.present.tracking.sink import LAYER, STEP
 from gradflow.record.histograms import N_BINS
 from gradflow.record.trace import Trace

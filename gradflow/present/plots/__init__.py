@@ -2,8 +2,6 @@
 
 from matplotlib.axes import Axes as Axes
 
-from gradflow.present.plots.gallery import gallery_grid as gallery_grid
-from gradflow.present.plots.gallery import mean_maps_grid as mean_maps_grid
 from gradflow.present.plots.profiles import COLORMAP as COLORMAP
 from gradflow.present.plots.profiles import NO_VALUE as NO_VALUE
 from gradflow.present.plots.profiles import histogram_map as histogram_map
@@ -17,6 +15,8 @@ from gradflow.present.plots.results import dose_response_plot as dose_response_p
 from gradflow.present.plots.results import forest_plot as forest_plot
 from gradflow.present.plots.results import rate_ticks as rate_ticks
 from gradflow.present.plots.results import reliability_plot as reliability_plot
+from gradflow.present.plots.saliency import gallery_grid as gallery_grid
+from gradflow.present.plots.saliency import mean_maps_grid as mean_maps_grid
 from gradflow.present.plots.saliency import saliency_grid as saliency_grid
 from gradflow.present.plots.style import ENDINGS as ENDINGS
 from gradflow.present.plots.style import FORMATS as FORMATS
@@ -36,6 +36,7 @@ from gradflow.present.plots.style import positive_range as positive_range
 from gradflow.present.plots.style import refuse_to_replace as refuse_to_replace
 from gradflow.present.plots.style import save as save
 from gradflow.present.plots.style import save_in_both_themes as save_in_both_themes
+from gradflow.present.plots.style import stacked as stacked
 from gradflow.present.plots.style import style_numbers as style_numbers
 from gradflow.present.plots.style import theme as theme
 from gradflow.present.plots.style import to_pixels as to_pixels

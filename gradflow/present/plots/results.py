@@ -14,7 +14,7 @@ from gradflow.present.plots.style import (
     ink_on,
     legend_beside,
     new_axes,
-    new_figure,
+    over_a_strip,
     styles,
 )
 
@@ -32,12 +32,7 @@ def curves_plot(
     where a seed had ended: the line is the mean over the seeds that are finite, the band their
     range, and there is a gap where none is. `lr` holds one value per epoch.
     """
-    if axes is None:
-        top, bottom = new_figure(7.0, 4.2).subplots(
-            2, 1, sharex=True, gridspec_kw={"height_ratios": [4, 1]}
-        )
-    else:
-        top, bottom = axes
+    top, bottom = axes or over_a_strip(7.0, 4.2)
     for (name, parts), style in zip(curves.items(), styles(curves), strict=True):
         for values, part, width in zip(parts, ("training", "validation"), (0.8, 1.8), strict=True):
             mean, low, high = mean_and_range(values)
@@ -123,12 +118,7 @@ def reliability_plot(
     `bins` maps a network to the mean confidence, accuracy and count of each bin, (bins,) each.
     Below stands how many images each bin holds; empty bins are left out.
     """
-    if axes is None:
-        ax, below = new_figure(6.0, 5.2).subplots(
-            2, 1, sharex=True, gridspec_kw={"height_ratios": [4, 1]}
-        )
-    else:
-        ax, below = axes
+    ax, below = axes or over_a_strip(6.0, 5.2)
     ax.plot([0, 1], [0, 1], color=GUIDE, lw=1, linestyle=":", label="calibrated")
     for i, ((name, (confidence, accuracy, n)), style) in enumerate(
         zip(bins.items(), styles(bins), strict=True)

@@ -233,6 +233,18 @@ def new_axes(width: float, height: float) -> Axes:
     return new_figure(width, height).add_subplot()
 
 
+def stacked(n: int, width: float, height: float) -> list[Axes]:
+    """Axes below each other, of this size each."""
+    return list(new_figure(width, height * n).subplots(n, 1, squeeze=False)[:, 0])
+
+
+def over_a_strip(width: float, height: float) -> tuple[Axes, Axes]:
+    """Axes, and a low one below them with the same horizontal axis."""
+    heights = {"height_ratios": [4, 1]}
+    above, below = new_figure(width, height).subplots(2, 1, sharex=True, gridspec_kw=heights)
+    return above, below
+
+
 def style_numbers(names: Iterable[str]) -> dict[str, int]:
     """Which of `STYLES` each network has: its architecture's, in every figure and for every seed.
 

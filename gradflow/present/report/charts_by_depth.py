@@ -13,8 +13,14 @@ from gradflow.present import plots
 from gradflow.present.figures import draw_profiles, gradient_title
 from gradflow.present.report import interactive
 from gradflow.present.report.content import Report
-from gradflow.present.report.depth import ACTIVATIONS, UPDATES, Measure
-from gradflow.present.report.distributions import KINDS, MOMENTS, Distribution
+from gradflow.present.report.depth import (
+    ACTIVATIONS,
+    KINDS,
+    MOMENTS,
+    UPDATES,
+    Distribution,
+    Measure,
+)
 from gradflow.present.report.words import place_in_stage
 from gradflow.present.section import Chart
 from gradflow.record.histograms import GRADIENTS
@@ -57,7 +63,7 @@ def gradient_charts(report: Report) -> Iterator[Chart]:
             "runs to the right; yellow is a large gradient, blue a small one, on one scale for all "
             "networks."
             f"{_thinning(report)}",
-            partial(_heat_figure, report),
+            partial(_heat_maps, report),
             partial(interactive.heat_map, report.tables),
         )
 
@@ -72,7 +78,7 @@ def histogram_charts(report: Report) -> Iterator[Chart]:
         histogram_title(report.distributions),
         "Of the elements of each layer, the share between one power of two and the next, the mean "
         "over the seeds. In a layer that is dark all over, the other elements are exactly zero.",
-        partial(_histogram_figure, report.distributions),
+        partial(_histogram_plots, report.distributions),
         partial(interactive.histograms, report.distributions),
     )
 
@@ -89,14 +95,14 @@ def histogram_title(found: Sequence[Distribution]) -> str:
     return f"{what} {', '.join(said)}" if said else "Weights and gradients by power of two"
 
 
-def _histogram_figure(found: Sequence[Distribution]) -> plots.Figure:
+def _histogram_plots(found: Sequence[Distribution]) -> list[plots.Axes]:
     """At the end of the training: of each network the gradients, and the weights below them."""
     shown = [one for one in found if one.moment == MOMENTS[-1]]
-    fig = plots.new_figure(7.0, 3.2 * len(shown))
-    for ax, one in zip(fig.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
+    axes = plots.stacked(len(shown), 7.0, 3.2)
+    for ax, one in zip(axes, shown, strict=True):
         plots.histogram_map(one.shares, one.exponents, one.layers, ax)
         ax.set_title(f"{one.network}: {KINDS[one.kind]}")
-    return fig
+    return axes
 
 
 def heat_title(report: Report) -> str:
@@ -165,18 +171,15 @@ def _thinning(report: Report) -> str:
     )
 
 
-def _heat_figure(report: Report) -> plots.Figure:
+def _heat_maps(report: Report) -> list[plots.Axes]:
     size, tables = _shown_tables(report)
     limits = plots.positive_range(table.values for table in tables.values())
-    fig = plots.new_figure(7.0, 4.2 * len(tables))
-    one = GRADIENT_SIZES[size]
-    for ax, (name, table) in zip(
-        fig.subplots(len(tables), 1, squeeze=False)[:, 0], tables.items(), strict=True
-    ):
-        drawn, label = interactive.thinned(table), f"{one.symbol} ({one.unit})"
+    axes, label = plots.stacked(len(tables), 7.0, 4.2), interactive.axis_of(size)
+    for ax, (name, table) in zip(axes, tables.items(), strict=True):
+        drawn = interactive.thinned(table)
         plots.layer_step_heatmap(drawn.values, drawn.steps, drawn.sites, label, ax, limits)
         ax.set_title(name)
-    return fig
+    return axes
 
 
 # -- activations and updates -----------------------------------------------------------------------

@@ -15,14 +15,15 @@ from gradflow.controls.gate import load_gate
 from gradflow.files import DamagedFile
 from gradflow.present.figures import of_run, without_short
 from gradflow.present.report.depth import (
+    Distribution,
     activations,
     angles,
+    distributions,
     drawn_seeds,
     load_traces,
     tables,
     updates,
 )
-from gradflow.present.report.distributions import Distribution, distributions
 from gradflow.present.report.saliency import SaliencyPicture, saliency_pictures
 from gradflow.record.trace import Table
 from gradflow.studies import Results, StudyDir, analyse

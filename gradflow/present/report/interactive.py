@@ -27,8 +27,7 @@ from gradflow.present.plots import (
     style_numbers,
 )
 from gradflow.present.report.content import WINDOWS
-from gradflow.present.report.depth import Measure
-from gradflow.present.report.distributions import KINDS, Distribution
+from gradflow.present.report.depth import KINDS, Distribution, Measure
 from gradflow.record.trace import Table
 
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash")  # as plots.STYLES, for grey print

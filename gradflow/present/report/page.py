@@ -14,8 +14,7 @@ from gradflow.present import plots
 from gradflow.present.markdown import markdown
 from gradflow.present.report import interactive
 from gradflow.present.report.content import Report, collect
-from gradflow.present.report.numbers import to_json
-from gradflow.present.report.rows import data_uri
+from gradflow.present.report.numbers import data_uri, to_json
 from gradflow.present.report.saliency import SaliencyPicture, webp
 from gradflow.present.report.story import charts, story
 from gradflow.present.section import Chart, Section

@@ -13,7 +13,7 @@ from gradflow.present.report.charts_by_depth import (
 )
 from gradflow.present.report.charts_of_training import class_charts, training_charts
 from gradflow.present.report.content import Report
-from gradflow.present.report.rows import (
+from gradflow.present.report.numbers import (
     accuracy_rows,
     class_rows,
     mistakes,

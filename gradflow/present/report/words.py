@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradflow.analysis import thresholds as at
-from gradflow.analysis.compare import MEANINGS
+from gradflow.analysis.compare import MEANINGS, Comparison
 from gradflow.analysis.findings import OUTCOMES
 from gradflow.analysis.numerals import factor, p_text
 from gradflow.analysis.statistics import Interval
@@ -76,7 +76,7 @@ def differs(report: Report) -> str:
         f"The two networks differ most at the layer {layer.layer}, {where}number {number} of "
         f"{len(comparison.layers)} from the input: there δ, the gradient passed on, is "
         f"{factor(ratio.mean)} times as large in {larger} as in {smaller}{_factors(ratio)}, "
-        f"{MEANINGS[comparison.at]}. {_is_chance(report)}"
+        f"{MEANINGS[comparison.at]}. {_is_chance(comparison)}"
     )
 
 
@@ -90,11 +90,7 @@ def place_in_stage(layer: str) -> str:
     return "stage {}, block {}, convolution {}".format(*found.groups()) if found else ""
 
 
-def _is_chance(report: Report) -> str:
-    found = report.largest_difference
-    if found is None:
-        return ""
-    comparison = found[0]
+def _is_chance(comparison: Comparison) -> str:
     n, of = sum(one.differs for one in comparison.layers), len(comparison.layers)
     if len(comparison.seeds) < MIN_SEEDS.value:
         return f"With fewer than {MIN_SEEDS.value:g} seeds this may be chance."

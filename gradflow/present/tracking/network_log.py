@@ -19,8 +19,13 @@ from gradflow.analysis.profile import (
     weight_table,
 )
 from gradflow.present import plots
-from gradflow.present.tracking.budget import Budget
-from gradflow.present.tracking.rows import epoch_row, histogram_rows, n_values, step_rows
+from gradflow.present.tracking.rows import (
+    Budget,
+    epoch_row,
+    histogram_rows,
+    n_values,
+    step_rows,
+)
 from gradflow.present.tracking.sink import LAYER, Cell, Sink
 from gradflow.record.trace import Table, Trace
 from gradflow.training.fit import Epoch

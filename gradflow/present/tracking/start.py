@@ -4,8 +4,8 @@ import dataclasses
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from gradflow.present.tracking.budget import Budget
 from gradflow.present.tracking.network_log import NetworkLog
+from gradflow.present.tracking.rows import Budget
 from gradflow.present.tracking.sink import Sink
 from gradflow.training.config import TrainConfig
 from gradflow.training.rundir import NetworkDir, RunDir

@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-# The stages of gradflow's networks, as in the keys of rows.py.
+# The stages of gradflow's networks, as in the keys of rows.
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4", "fc")
 # Of each norm: what one sees, and its formula.
 NORMS = {
