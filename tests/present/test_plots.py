@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +11,16 @@ from matplotlib.colors import LogNorm, to_hex, to_rgb
 
 from gradflow.present import plots
 from gradflow.present.plots import profiles
+from gradflow.present.saliency.attribution import Attribution
 
-LAYERS = (
-    "conv1.weight",
-    *(
-        f"layer{stage}.{block}.conv{k}.weight"
-        for stage in (1, 2)
-        for block in (0, 1)
-        for k in (1, 2)
-    ),
-    "fc.weight",
-)
+BLOCKS = [f"layer{i}.{j}.conv{k}.weight" for i in (1, 2) for j in (0, 1) for k in (1, 2)]
+LAYERS = ("conv1.weight", *BLOCKS, "fc.weight")
 STEPS = np.arange(5)
 
 
-def profile(values, ylabel, title, ax=None):
+def profile(layers, values):
     """One value for each layer: the band of a single seed."""
-    bands = {name: (layers, one, one, one) for name, (layers, one) in values.items()}
-    return plots.profile_bands_plot(bands, ylabel, title, ax)
+    return plots.profile_bands_plot({"net": (layers, values, values, values)}, "norm", "")
 
 
 def table(n_steps: int = 5) -> np.ndarray:
@@ -67,19 +59,15 @@ def test_a_band_reaches_from_the_lowest_to_the_highest_seed_in_true_values():
 
 
 def test_the_ticks_of_a_profile_are_the_beginnings_of_the_stages():
-    ax = profile({"net": (LAYERS, np.ones(len(LAYERS)))}, "norm (1)", "")
-    assert [label.get_text() for label in ax.get_xticklabels()] == [
-        "conv1",
-        "layer1.0.conv1",
-        "layer2.0.conv1",
-        "fc",
-    ]
+    ax = profile(LAYERS, np.ones(len(LAYERS)))
+    names = [label.get_text() for label in ax.get_xticklabels()]
+    assert names == ["conv1", "layer1.0.conv1", "layer2.0.conv1", "fc"]
     assert ax.get_xticks().tolist() == [0, 1, 5, 9]
 
 
 def test_zero_and_nan_leave_a_gap_in_a_profile(tmp_path):
     values = np.array([1.0, 0.0, np.nan, 1e-3])
-    ax = profile({"net": (tuple("abcd"), values)}, "norm", "")
+    ax = profile(tuple("abcd"), values)
     assert plots.save(ax, tmp_path / "profile.png").exists()
     low, high = ax.get_ylim()
     assert 1e-4 < low < 1e-3
@@ -181,22 +169,16 @@ def test_a_line_joins_activations_of_one_kind_only():
 # -- saliency grid -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Maps:
-    classes: tuple[str, ...]
-    probabilities: np.ndarray
-    maps: np.ndarray
-    map_classes: tuple[int, ...]
-    method: str = "gradcam"
-    layer: str | None = "layer4.2"
-    notes: tuple[str, ...] = ()
+def attribution(classes, probabilities, maps) -> Attribution:
+    shown = tuple(range(len(classes)))
+    return Attribution("gradcam", "layer4.2", tuple(classes), probabilities, maps, shown)
 
 
-def maps_of(n: int, best: int = 0) -> Maps:
+def maps_of(n: int, best: int = 0) -> Attribution:
     probabilities = np.full(n, 0.5 / (n - 1))
     probabilities[best] = 0.5
     maps = np.random.default_rng(0).random((n, 8, 8))
-    return Maps(tuple(f"class_{i}" for i in range(n)), probabilities, maps, tuple(range(n)))
+    return attribution([f"class_{i}" for i in range(n)], probabilities, maps)
 
 
 PHOTO = np.full((16, 16, 3), 128, np.uint8)
@@ -206,19 +188,14 @@ PHOTO = np.full((16, 16, 3), 128, np.uint8)
 def test_a_grid_has_one_map_per_class_five_in_a_row(n, n_rows):
     (axes,) = plots.saliency_grid(PHOTO, {"net": maps_of(n)})
     assert len(axes) == 1 + n
-    rows = {
-        round(ax.get_gridspec() is not None and ax.get_subplotspec().rowspan.start) for ax in axes
-    }
-    assert rows == set(range(n_rows))
+    assert {ax.get_subplotspec().rowspan.start for ax in axes} == set(range(n_rows))
     assert [ax.get_title().split("\n")[0] for ax in axes[1:]] == [f"class_{i}" for i in range(n)]
 
 
 def test_networks_stand_below_each_other_and_the_predicted_class_is_framed():
     grid = plots.saliency_grid(PHOTO, {"plain": maps_of(3, best=2), "res": maps_of(3, best=0)})
-    assert [axes[0].get_title() for axes in grid] == [
-        "plain:\nclass_2 50.0 %",
-        "res:\nclass_0 50.0 %",
-    ]
+    titles = [axes[0].get_title() for axes in grid]
+    assert titles == ["plain:\nclass_2 50.0 %", "res:\nclass_0 50.0 %"]
     framed = [[ax.spines["left"].get_visible() for ax in axes[1:]] for axes in grid]
     assert framed == [[False, False, True], [True, False, False]]
     assert "gradcam at layer4.2" in plots.figure_of(grid[0][0]).get_suptitle()
@@ -228,9 +205,7 @@ def test_a_map_lies_over_the_whole_photograph_with_its_own_values():
     maps = maps_of(2)
     (axes,) = plots.saliency_grid(PHOTO, {"net": maps})
     photo, overlay = axes[1].images
-    assert photo.get_extent() == overlay.get_extent() or list(photo.get_extent()) == list(
-        overlay.get_extent()
-    )
+    assert list(photo.get_extent()) == list(overlay.get_extent())
     np.testing.assert_array_equal(overlay.get_array(), maps.maps[0])
     assert overlay.norm.vmin == 0
     assert overlay.norm.vmax == pytest.approx(np.percentile(maps.maps[0], 99))
@@ -257,9 +232,8 @@ def test_a_map_that_failed_a_check_says_so_on_the_picture():
 
 
 def test_a_class_name_is_shown_as_it_is(tmp_path):
-    maps = Maps(
-        ("$x_1$", "a_class_with_a_very_long_name"), np.array([0.9, 0.1]), np.ones((2, 4, 4)), (0, 1)
-    )
+    names = ("$x_1$", "a_class_with_a_very_long_name")
+    maps = attribution(names, np.array([0.9, 0.1]), np.ones((2, 4, 4)))
     (axes,) = plots.saliency_grid(PHOTO, {"net": maps})
     assert axes[1].get_title() == "$x_1$\n90.0 %"
     assert not axes[1].title.get_parse_math()
@@ -269,13 +243,8 @@ def test_a_class_name_is_shown_as_it_is(tmp_path):
 # -- files and state ---------------------------------------------------------------------------
 
 
-STARTS = {
-    ".png": b"\x89PNG",
-    ".svg": b"<?xml",
-    ".pdf": b"%PDF",
-    ".jpg": b"\xff\xd8",
-    ".jpeg": b"\xff",
-}
+STARTS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF", ".jpg": b"\xff\xd8",
+          ".jpeg": b"\xff"}  # fmt: skip
 
 
 @pytest.mark.parametrize("suffix", plots.FORMATS)
