@@ -115,10 +115,9 @@ def _measure_rivals(runs: Sequence[Path]) -> None:
             continue
         run = RunDir.open(todo[0].path.parent)
         config, data = data_of(run)
-        with held(run.path), progress(stderr(), "networks", total=len(todo)) as (bar, task):
-            for network in todo:
+        with held(run.path), progress(stderr(), "networks") as (bar, task):
+            for network in bar.track(todo, task_id=task):
                 network.save_examination(examine_network(network, config, data))
-                bar.advance(task)
 
 
 def _measure_study(study: "StudyDir") -> None:
@@ -127,10 +126,9 @@ def _measure_study(study: "StudyDir") -> None:
     from gradflow.studies.cell import measure_cell
 
     cells = [cell for cell in study.study().cells(study.cells) if cell.arm == BASELINE]
-    with progress(stderr(), "networks", total=len(cells)) as (bar, task):
-        for cell in cells:
+    with progress(stderr(), "networks") as (bar, task):
+        for cell in bar.track(cells, task_id=task):
             measure_cell(cell)
-            bar.advance(task)
 
 
 def compare(

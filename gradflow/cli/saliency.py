@@ -1,7 +1,7 @@
 """`gradflow saliency`: what networks look at, in pictures or in the test set."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
@@ -12,7 +12,8 @@ from gradflow.cli.options import OK, Flag, Output
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradflow.present.saliency.asked import Explained, Networks
+    from gradflow.present.saliency.asked import Networks
+    from gradflow.present.saliency.attribution import Attribution
     from gradflow.present.saliency.trust import Trust
     from gradflow.training.rundir import RunDir
 
@@ -94,8 +95,8 @@ def saliency(
         stderr().print(f"Warning: {METHODS[method].warning}.", highlight=False, soft_wrap=True)
     if image is None:
         return _saliency_of_test_set(chosen, networks, method, trust, json)
-    asked = {"method": method, "classes": classes, "trust": trust, "output": output}
-    return _saliency_of_files(chosen, networks, image, asked, json)
+    assert output is not None
+    return _saliency_of_files(chosen, networks, image, output, method, classes, trust, json)
 
 
 def _seeds_of(text: str | None, run: "RunDir") -> list[int] | None:
@@ -112,8 +113,9 @@ def _seeds_of(text: str | None, run: "RunDir") -> list[int] | None:
 
 
 def _saliency_of_files(
-    run: "RunDir", networks: "Networks", image: Path, asked: dict[str, Any], as_json: bool
-) -> int:
+    run: "RunDir", networks: "Networks", image: Path, output: Path,
+    method: str, n_classes: int | None, n_checked: int, as_json: bool,
+) -> int:  # fmt: skip
     """Explain a picture, or all of a folder, of which a bad one does not stop the others."""
     from gradflow.data import BadImage
     from gradflow.files import write_json
@@ -123,25 +125,25 @@ def _saliency_of_files(
     from gradflow.present.saliency.pictures import SCORES, find_pictures
 
     log = stderr()
-    is_folder, method, output = image.is_dir(), asked["method"], asked["output"]
-    paths = find_pictures(image)
-    trust = _check_method(networks, first_readable(networks, paths, asked["trust"]), method, log)
-    first: Explained | None = None
+    is_folder, paths = image.is_dir(), find_pictures(image)
+    trust = _check_method(networks, first_readable(networks, paths, n_checked), method, log)
+    first: dict[str, Attribution] = {}
     entries, left_out = [], []
-    with progress(log, "pictures", total=len(paths)) as (bar, task):
-        for one in explain_files(
-            networks, paths, image, output, method=method, n_classes=asked["classes"], trust=trust
-        ):
-            bar.advance(task)
+    explained = explain_files(
+        networks, paths, image, output, method=method, n_classes=n_classes, trust=trust
+    )
+    with progress(log, "pictures") as (bar, task):
+        for one in bar.track(explained, total=len(paths), task_id=task):
             if not isinstance(one, BadImage):
-                first = first or one
-                entries.append(one.to_json())
+                results, entry = one
+                first = first or results
+                entries.append(entry)
             elif is_folder:
                 log.print(f"Left out: {one}", highlight=False, soft_wrap=True)
                 left_out.append({"file": one.file, "reason": one.reason})
             else:
                 raise one
-    if first is None:
+    if not entries:
         raise ValueError(f"Expected a readable picture in {image}, but none can be read.")
     content = {
         "run": str(run.path),
@@ -160,7 +162,7 @@ def _saliency_of_files(
     else:
         said = {name: one["probabilities"] for name, one in entries[0]["networks"].items()}
         show(terminal.probabilities_view(said))
-    show(views.maps_view(first.results))
+    show(views.maps_view(first))
     show(*views.miss_lines(method, entries), *([views.trust_view(trust)] if trust else []))
     show(f"run      {run.path}", f"scores   {scores}", f"picture  {output}")
     return OK
@@ -172,12 +174,9 @@ def _check_method(
     """What speaks for the method on each network; nothing where there is no image to check on."""
     if images is None:
         return {}
-    with progress(log, "checks", total=len(networks.models)) as (bar, task):
-        trust = {}
-        for name, found in networks.check(images, method):
-            trust[name] = found
-            bar.advance(task)
-    return trust
+    with progress(log, "checks") as (bar, task):
+        found = networks.check(images, method)
+        return dict(bar.track(found, total=len(networks.models), task_id=task))
 
 
 def _saliency_of_test_set(
@@ -194,11 +193,9 @@ def _saliency_of_test_set(
     checked = first_of_each_class(labels, n_checked)
     images = normalise(pixels[checked]) if len(checked) else None
     trust = _check_method(networks, images, method, log)
-    with progress(log, "galleries", total=len(networks.models)) as (bar, task):
-        found = {}
-        for name, gallery in galleries(networks, pixels, labels, method, trust):
-            found[name] = gallery
-            bar.advance(task)
+    with progress(log, "galleries") as (bar, task):
+        made = galleries(networks, pixels, labels, method, trust)
+        found = dict(bar.track(made, total=len(networks.models), task_id=task))
     content, figures = save_galleries(run, method, found, trust)
     if as_json:
         show_json(content)

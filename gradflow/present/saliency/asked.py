@@ -35,24 +35,6 @@ LARGEST_PASS = 2 * 2**30  # bytes of outputs for one picture; a ResNet-34 takes 
 
 
 @dataclass(frozen=True, eq=False)
-class Explained:
-    """One picture, what each network says of it, and the files where it stands."""
-
-    picture: Picture
-    results: dict[str, Attribution]
-    figure: Path
-    maps: dict[str, Path]
-
-    def to_json(self) -> dict[str, Any]:
-        networks = {
-            name: {**one.to_json(), "maps": str(self.maps[name])}
-            for name, one in self.results.items()
-        }
-        image = printable(str(self.picture.path))
-        return {"image": image, "picture": str(self.figure), "networks": networks}
-
-
-@dataclass(frozen=True, eq=False)
 class Networks:
     """Trained networks of one run, with what it takes to ask them."""
 
@@ -154,11 +136,11 @@ def explain_files(
     method: str,
     n_classes: int | None,
     trust: Mapping[str, Trust],
-) -> Iterator[Explained | BadImage]:
+) -> Iterator[tuple[dict[str, Attribution], dict[str, Any]] | BadImage]:
     """Explain the files, and save for each the picture and the maps of each network.
 
     `asked` is the file, and `output` then its picture, or the folder that holds the files, and
-    `output` then the folder to write.
+    `output` then the folder to write. Each gives what the networks say, and the same as JSON.
     """
     is_folder = asked.is_dir()
     names = output_names(paths, asked) if is_folder else [output.stem]
@@ -174,7 +156,10 @@ def explain_files(
         picture, results = one
         path = output / f"{picture.name}.png" if is_folder else output
         maps = save_maps(results, path)
-        yield Explained(picture, results, saliency_figure(picture.photo, results, path), maps)
+        saliency_figure(picture.photo, results, path)
+        said = {name: one.to_json() | {"maps": str(maps[name])} for name, one in results.items()}
+        image = printable(str(picture.path))
+        yield results, {"image": image, "picture": str(path), "networks": said}
 
 
 def first_of_each_class(labels: Tensor, n: int) -> Tensor:

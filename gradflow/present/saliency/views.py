@@ -33,7 +33,7 @@ def maps_view(results: Mapping[str, Attribution]) -> RenderableType:
 
 
 def predictions_view(pictures: Sequence[Mapping[str, Any]], n_shown: int = 20) -> RenderableType:
-    """What each network says of each picture of a folder; see `Explained.to_json`."""
+    """What each network says of each picture of a folder; see `explain_files`."""
     rows = [
         [picture["image"], *(f"{one['predicted']} {max(one['probabilities'].values()):.1%}"
                              for one in picture["networks"].values())]
