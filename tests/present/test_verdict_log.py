@@ -23,7 +23,7 @@ def told(verdict: Verdict) -> Memory:
     return memory
 
 
-def test_the_summary_has_the_outcome_and_the_decades_of_the_made_up_networks(
+def test_the_summary_the_answer_and_the_picture_are_those_of_the_verdict(
     verdict: Verdict, told: Memory
 ) -> None:
     ((summary, failed),) = told.ends
@@ -31,18 +31,16 @@ def test_the_summary_has_the_outcome_and_the_decades_of_the_made_up_networks(
     assert summary["verdict/outcome"] == verdict.outcome
     assert summary["verdict/sentences"] == " ".join(verdict.sentences)
     assert summary["verdict/n_seeds"] == 5
-    decades = summary["verdict/plain/output_gradient_decades"]
-    assert decades == pytest.approx(-3.0, abs=0.1)
-    assert summary["verdict/residual/output_gradient_decades"] == pytest.approx(0.0, abs=0.1)
-
-
-def test_the_answer_is_a_table_a_person_reads(verdict: Verdict, told: Memory) -> None:
+    for name, planted in ("plain", -3.0), ("residual", 0.0):
+        decades = summary[f"verdict/{name}/output_gradient_decades"]
+        assert decades == pytest.approx(planted, abs=0.1)
     columns, rows = told.tables[ANSWER]
     assert len(columns) == 2
     text = dict(rows)
-    assert text["verdict"] == verdict.outcome
-    assert text["meaning"] == OUTCOMES[verdict.outcome]
+    assert (text["verdict"], text["meaning"]) == (verdict.outcome, OUTCOMES[verdict.outcome])
     assert [row[1] for row in rows if row[0] == "why"] == list(verdict.sentences)
+    ((key, _, pixels),) = told.pictures
+    assert (key, pixels.shape[1]) == (PROFILES, 700)
 
 
 def test_every_link_and_rival_is_a_row_with_its_evidence(verdict: Verdict, told: Memory) -> None:
@@ -59,9 +57,3 @@ def test_every_link_and_rival_is_a_row_with_its_evidence(verdict: Verdict, told:
         else:
             assert math.isnan(p_for)
             assert "needs" in evidence
-
-
-def test_the_profiles_are_a_picture(told: Memory) -> None:
-    ((key, _, pixels),) = told.pictures
-    assert key == PROFILES
-    assert pixels.shape[1] == 700
