@@ -168,7 +168,7 @@ def painted(seen: list[int]) -> torch.Tensor:
     """A picture of the colour of each class, each a little stronger than the one before."""
     pixels = torch.zeros(len(seen), 3, 8, 8, dtype=torch.uint8)
     for i, label in enumerate(seen):
-        pixels[i, 2 - label] = 100 + i
+        pixels[i, 2 - label] = 200 + i
     return pixels
 
 
