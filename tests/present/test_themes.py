@@ -22,8 +22,8 @@ PHOTO = np.full((8, 8, 3), 128, np.uint8)
 
 
 EXAMPLES = [
-    [SimpleNamespace(pixels=PHOTO, map=np.eye(4), label=label, predicted=0, probability=0.7)]
-    for label in (0, 1)
+    [SimpleNamespace(pixels=PHOTO, map=np.eye(4), is_right=right, predicted=0, probability=0.7)]
+    for right in (True, False)
 ]
 MAPS: Any = SimpleNamespace(  # of one network: all that the three grids want
     method="gradcam",
@@ -31,6 +31,7 @@ MAPS: Any = SimpleNamespace(  # of one network: all that the three grids want
     notes=("fails: does not depend on the weights",),
     classes=("bakso", "rendang"),
     probabilities=np.array([0.7, 0.3]),
+    predicted=0,
     maps=np.stack([np.eye(4), np.zeros((4, 4))]),
     map_classes=(0, 1),
     examples=EXAMPLES,

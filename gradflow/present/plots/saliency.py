@@ -73,7 +73,7 @@ def saliency_grid(
 def _draw_photo(ax: Axes, photo: np.ndarray, name: str, network: "Attribution") -> None:
     bare(ax)
     ax.imshow(photo)
-    best = int(np.argmax(network.probabilities))
+    best = network.predicted
     title(ax, f"{name}:", f"{network.classes[best]} {_percent(network.probabilities[best])}", True)
 
 
@@ -84,9 +84,9 @@ def _draw_map(ax: Axes, photo: np.ndarray, network: "Attribution", index: int) -
         lines = [line for text in network.notes for line in textwrap.wrap(text, NOTE_WIDTH)]
         ax.set_xlabel("\n".join(lines), fontsize=7)
     at = network.map_classes[index]
-    predicted = at == int(np.argmax(network.probabilities))
-    title(ax, network.classes[at], _percent(network.probabilities[at]), predicted)
-    if predicted:
+    is_predicted = at == network.predicted
+    title(ax, network.classes[at], _percent(network.probabilities[at]), is_predicted)
+    if is_predicted:
         frame(ax)
 
 
@@ -238,10 +238,9 @@ def _draw_head(ax: Axes, gallery: "Gallery", index: int) -> None:
 def _draw_example(ax: Axes, gallery: "Gallery", example: "Example") -> None:
     bare(ax)
     overlay(ax, example.pixels, example.map)
-    is_right = example.label == example.predicted
-    said = gallery.classes[example.predicted]
-    title(ax, said if is_right else f"✗ {said}", f"{100 * example.probability:.1f} %", not is_right)
-    if not is_right:
+    said, sure = gallery.classes[example.predicted], _percent(example.probability)
+    title(ax, said if example.is_right else f"✗ {said}", sure, not example.is_right)
+    if not example.is_right:
         frame(ax)
 
 

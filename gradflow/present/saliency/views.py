@@ -8,12 +8,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from gradflow.analysis.numerals import beside
+from gradflow.present.plots.saliency import NO_MAP
 from gradflow.present.saliency.attribution import Attribution, misses
 from gradflow.present.saliency.gallery import Gallery
 from gradflow.present.saliency.trust import SHORT, TRUST_THRESHOLDS, Trust, TrustCheck, area
 from gradflow.present.terminal_table import table
-
-NO_MAP = "no map: nothing above zero"
 
 
 def maps_view(results: Mapping[str, Attribution]) -> RenderableType:
