@@ -78,7 +78,7 @@ class Chart:
     title: str
     caption: str
     plot: Callable[[], plots.Drawn] | None = None
-    interact: Callable[[], Any] | None = None  # a figure of plotly, and what can be chosen in it
+    interact: Callable[[], Any] | None = None  # gives a figure of plotly
 
     @property
     def is_drawn(self) -> bool:

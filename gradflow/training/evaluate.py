@@ -20,6 +20,7 @@ from torch import nn
 from gradflow.analysis.statistics import paired_over_seeds, wilson
 from gradflow.analysis.thresholds import CONFIDENCE
 from gradflow.data import Batches
+from gradflow.examine.noise import in_mode
 
 CALIBRATION_BINS = 15  # Guo et al. 2017, section 4
 PROBABILITY_DECIMALS = 6
@@ -68,17 +69,12 @@ class Predictions:
 @torch.no_grad()
 def predict(model: nn.Module, batches: Batches, accelerator: Accelerator) -> Predictions:
     """Run `model` in eval mode over all images of `batches`, in their order, on this process."""
-    was_training = {module: module.training for module in model.modules()}
     logits, labels = [], []
-    try:
-        model.eval()
+    with in_mode(model, training=False):
         for batch in batches.epoch(0, device=accelerator.device):
             with accelerator.autocast():
                 logits.append(model(batch.images).float().cpu())
             labels.append(batch.labels.cpu())
-    finally:
-        for module, flag in was_training.items():
-            module.training = flag
     return Predictions(torch.cat(logits).numpy(), torch.cat(labels).numpy())
 
 

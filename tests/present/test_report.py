@@ -34,7 +34,7 @@ from gradflow.present.report.charts_of_training import (
     confusion_title,
 )
 from gradflow.present.report.content import Report, Trained, collect
-from gradflow.present.report.depth import Measure, angles, drawn_seeds, tables
+from gradflow.present.report.depth import angles, drawn_seeds, tables
 from gradflow.present.report.numbers import mistakes, photos_of_test_set, to_json
 from gradflow.present.report.saliency import Maps, saliency_pictures
 from gradflow.present.report.story import answer, charts, story
@@ -159,7 +159,7 @@ def test_a_heat_map_is_thinned_for_drawing_which_it_says_and_the_numbers_are_not
     assert "334 of 1000 recorded steps are drawn" in chart.caption
     drawn = chart.draw().axes[0].images[0].get_array()
     np.testing.assert_array_equal(drawn, np.ones((2, 334)), "the file shows what the caption says")
-    (of_page, *_) = interactive.heat_map({("net", "output_gradient"): table})[0].data
+    (of_page,) = interactive.heat_map({("net", "output_gradient"): table}).data
     assert len(of_page.x) == 334
     assert "are drawn" not in chart_of(report, "gradient-heat-map").caption
     group = network(0, list(range(1000)), 1.0)
@@ -487,8 +487,8 @@ def test_a_layer_that_is_not_finite_is_left_out_of_titles_and_axes(report: Repor
     chart = chart_of(replace(report, updates=found), "angle-from-start")
     assert chart.title.endswith("most in plain_18 at conv2 (0.3)")
     assert chart.interact is not None
-    figure, choices = chart.interact()
-    assert "angle-from-start" in interactive.to_html("angle-from-start", figure, choices)
+    figure = chart.interact()
+    assert "angle-from-start" in interactive.to_html("angle-from-start", figure)
     assert figure.layout.yaxis.range == pytest.approx((0, 0.315))
     plots.to_svg(chart.draw())
     nothing = replace(one, mean=np.full(3, np.nan))
@@ -587,17 +587,20 @@ def test_a_confusion_is_titled_by_the_largest_share_of_a_class() -> None:
 
 
 def test_every_choice_shows_one_line_per_network_or_one_heat_map(report: Report) -> None:
-    profiles, choices = interactive.gradient_profiles(report.bands, report.names)
-    for size, window in itertools.product(*(choice.options for choice in choices)):
+    profiles = interactive.gradient_profiles(report.bands, report.names)
+    offered = interactive.choices(profiles)
+    assert list(offered) == ["size", "window"]
+    for size, window in itertools.product(*offered.values()):
         wanted = {"size": size, "window": window}.items()
         names = [one.name for one in profiles.data if wanted <= one.meta.items()]
         assert list(filter(None, names)) == list(report.names)
-    first = {choice.key: next(iter(choice.options)) for choice in choices}
+    first = {key: values[0] for key, values in offered.items()}
     assert all(first.items() <= one.meta.items() for one in profiles.data if one.visible)
-    heat, choices = interactive.heat_map(report.tables)
+    heat = interactive.heat_map(report.tables)
+    networks, sizes = interactive.choices(heat).values()
     found = {(one.meta["network"], one.meta["size"]) for one in heat.data}
-    assert len(found) == len(heat.data) == len(choices[0].options) * len(choices[1].options)
-    for size in choices[1].options:
+    assert len(found) == len(heat.data) == len(networks) * len(sizes)
+    for size in sizes:
         scales = {(one.zmin, one.zmax) for one in heat.data if one.meta["size"] == size}
         assert len(scales) == 1, "one scale for both networks"
 
@@ -607,9 +610,7 @@ def test_the_layer_that_differs_most_is_marked_in_the_profile_of_its_own_measure
 ) -> None:
     assert report.largest_difference is not None
     layer = report.largest_difference[1].layer
-    figure, _ = interactive.gradient_profiles(
-        report.bands, report.names, ("output_gradient", layer)
-    )
+    figure = interactive.gradient_profiles(report.bands, report.names, ("output_gradient", layer))
     (mark,) = (one for one in figure.data if one.name == f"differ most: {layer}")
     assert set(mark.x) == {layer}
     assert (mark.meta["size"], mark.meta["window"]) == ("output_gradient", "early")
@@ -630,7 +631,7 @@ def test_layers_of_networks_of_other_depth_stand_by_their_number_from_the_input(
         for name, layers in (("flat", SHALLOW), ("deep", DEEP))
     ]
     mark = ("output_gradient", "layer2.0.conv1")
-    figure, _ = interactive.gradient_profiles({"early": found}, ["flat", "deep"], mark)
+    figure = interactive.gradient_profiles({"early": found}, ["flat", "deep"], mark)
     lines = {one.name: one for one in figure.data if one.name}
     assert list(lines["deep"].x) == [1, 2, 3, 4, 5]
     assert list(lines["deep"].text) == list(DEEP)
@@ -648,7 +649,7 @@ def test_layers_of_networks_of_other_depth_stand_by_their_number_from_the_input(
 def test_a_profile_shows_true_values_between_its_seeds() -> None:
     logs = np.array([[0.0, -1.0], [-0.5, -2.0], [0.5, 0.0]])  # mean, low, high
     band = Band(SHALLOW[:2], *logs, "net", "output_gradient")
-    figure, _ = interactive.gradient_profiles({"early": [band]}, ["net"])
+    figure = interactive.gradient_profiles({"early": [band]}, ["net"])
     low, high, mean = (np.asarray(one.y, float) for one in figure.data)
     np.testing.assert_allclose(mean, [1.0, 0.1])
     np.testing.assert_allclose(low, [10**-0.5, 0.01])
@@ -659,13 +660,12 @@ def test_a_profile_shows_true_values_between_its_seeds() -> None:
 
 
 def test_an_option_cannot_break_out_of_its_element() -> None:
-    choice = interactive.Choice("k", "l", {'"><script>': "</select><b>", "other": "x"})
-    of = {"a": Profile(SHALLOW, *np.ones((3, len(SHALLOW))))}
-    measure = Measure("says", "axis", log=True, by_kind=False)
-    figure, _ = interactive.layer_profiles(["a"], of, measure)
-    written = interactive.to_html("key", figure, [choice])
-    assert '"><script>' not in written.split("<div")[1]
-    assert "</select><b>" not in written
+    names = ('"><script>', "</select><b>")
+    table = Table(np.arange(1), ("a",), np.ones((1, 1)))
+    figure = interactive.heat_map({(name, "output_gradient"): table for name in names})
+    written = interactive.to_html("key", figure).split("<div>")[0]
+    assert "&lt;/select&gt;&lt;b&gt;</option>" in written
+    assert not [name for name in names if name in written]
 
 
 def test_the_heat_map_is_the_median_of_what_is_finite_at_the_steps_that_all_recorded() -> None:
@@ -711,7 +711,7 @@ def test_a_layer_that_is_dead_in_one_seed_keeps_the_profile_of_the_others() -> N
 
 def test_a_loss_that_is_nowhere_finite_leaves_a_gap_and_shifts_no_epoch() -> None:
     loss = np.array([[3.0, np.nan, 1.0], [1.0, np.inf, 2.0]])
-    figure, _ = interactive.curves({"net": (loss, loss)}, [0.1, 0.1, 0.1], "loss")
+    figure = interactive.curves({"net": (loss, loss)}, [0.1, 0.1, 0.1], "loss")
     line = next(one for one in figure.data if one.name == "net, validation")
     np.testing.assert_array_equal(line.y, [2.0, np.nan, 1.5])
     top, _ = plots.curves_plot({"net": (loss, loss)}, [0.1, 0.1, 0.1], "loss", "")

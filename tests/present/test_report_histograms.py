@@ -87,10 +87,10 @@ def test_the_figure_says_the_median_and_draws_gradients_beside_weights(
 
 
 def test_every_choice_shows_one_heat_map(found: tuple[Distribution, ...]) -> None:
-    figure, choices = interactive.histograms(found)
-    assert [list(choice.options) for choice in choices] == [
-        ["net"], [GRADIENTS, WEIGHTS], ["at the end", "halfway", "at the start"]
-    ]  # fmt: skip
+    figure = interactive.histograms(found)
+    assert interactive.choices(figure) == {
+        "kind": [GRADIENTS, WEIGHTS], "moment": ["at the end", "halfway", "at the start"]
+    }  # fmt: skip
     assert [trace.visible for trace in figure.data] == [True] + [False] * 5
     shown = np.nan_to_num(np.asarray(figure.data[3].z, float))
     np.testing.assert_allclose(shown, found[3].shares.T)

@@ -5,8 +5,7 @@ by `<select>` elements above the figure: they follow the page's colours, the key
 The page's script shows the traces whose `meta` agrees with all of them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -55,16 +54,14 @@ CONFIG: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Choice:
-    """One `<select>`: of which key of `meta`, its label, and value -> words, the first chosen."""
-
-    key: str
-    label: str
-    options: Mapping[str, str]
-
-
-Drawing = tuple[go.Figure, list[Choice]]  # and what can be chosen in it
+# Of each key of `meta`: the label of its `<select>`, and how a value is called in it.
+CHOICES: dict[str, tuple[str, Callable[[str], str]]] = {
+    "network": ("network", str),
+    "size": ("measure", lambda size: f"{GRADIENT_SIZES[size].symbol}, {size.replace('_', ' ')}"),
+    "window": ("when", WINDOWS.__getitem__),
+    "kind": ("of the", KINDS.__getitem__),
+    "moment": ("when", str),
+}
 
 
 def library() -> str:
@@ -72,30 +69,32 @@ def library() -> str:
     return str(get_plotlyjs())
 
 
-def to_html(key: str, figure: go.Figure, choices: Sequence[Choice]) -> str:
+def to_html(key: str, figure: go.Figure) -> str:
     """The figure as a piece of a page that holds `library()`, below what can be chosen."""
-    html = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=key,
-        config=CONFIG,
-    )
-    boxes = [_select(key, choice) for choice in choices if len(choice.options) > 1]
+    html = figure.to_html(full_html=False, include_plotlyjs=False, div_id=key, config=CONFIG)
+    boxes = [_select(key, of, values) for of, values in choices(figure).items()]
     return f'<div class="choices">{"".join(boxes)}</div>{html}' if boxes else str(html)
 
 
-def _select(figure: str, choice: Choice) -> str:
+def choices(figure: go.Figure) -> dict[str, list[str]]:
+    """Key of `meta` -> the values that can be chosen, the first of them shown at first."""
+    metas = [trace.meta or {} for trace in figure.data]
+    found = {key: list(dict.fromkeys(one[key] for one in metas if key in one)) for key in CHOICES}
+    return {key: values for key, values in found.items() if len(values) > 1}
+
+
+def _select(figure: str, key: str, values: Sequence[str]) -> str:
+    label, words = CHOICES[key]
     options = "".join(
-        f'<option value="{escape(value)}">{escape(words)}</option>'
-        for value, words in choice.options.items()
+        f'<option value="{escape(value)}">{escape(words(value))}</option>' for value in values
     )
-    names = f'data-figure="{escape(figure)}" data-key="{escape(choice.key)}"'
-    return f"<label>{escape(choice.label)} <select {names}>{options}</select></label> "
+    names = f'data-figure="{escape(figure)}" data-key="{escape(key)}"'
+    return f"<label>{escape(label)} <select {names}>{options}</select></label> "
 
 
 def gradient_profiles(
     bands: Mapping[str, Sequence[Band]], names: Sequence[str], mark: tuple[str, str] | None = None
-) -> Drawing:
+) -> go.Figure:
     """Every gradient size by depth in every window, with the band of the seeds.
 
     `mark` is a gradient size and a layer of its early profile to point at.
@@ -126,13 +125,12 @@ def gradient_profiles(
             )  # fmt: skip
     figure.update_yaxes(type="log", exponentformat="power", title=axis_of(sizes[0]))
     figure.update_xaxes(title=_axis_of_layers(numbered))
-    windows = {window: WINDOWS[window] for window in bands}
-    return figure, [_choice_of_size(sizes), Choice("window", "when", windows)]
+    return figure
 
 
 def layer_profiles(
     names: Sequence[str], profiles: Mapping[str, Profile], measure: Measure
-) -> Drawing:
+) -> go.Figure:
     """One measure by depth of each network, drawn as in all figures of `names`.
 
     Layers of two kinds, such as `relu1` and `relu2`, are two lines.
@@ -160,10 +158,10 @@ def layer_profiles(
     if not numbered:  # else the layers of the second line would stand behind those of the first
         layers = next(iter(profiles.values())).layers
         figure.update_xaxes(categoryorder="array", categoryarray=list(layers))
-    return figure, []
+    return figure
 
 
-def heat_map(tables: Mapping[tuple[str, str], Table]) -> Drawing:
+def heat_map(tables: Mapping[tuple[str, str], Table]) -> go.Figure:
     """A gradient size of every layer at every step.
 
     All networks share one scale of colours per size, log10.
@@ -187,12 +185,10 @@ def heat_map(tables: Mapping[tuple[str, str], Table]) -> Drawing:
     figure.update_yaxes(autorange="reversed", title="layer, input at the top")
     figure.update_xaxes(title="optimizer step", rangeslider={"visible": True, "thickness": 0.06})
     figure.update_layout(height=520)
-    networks = {name: name for name, _ in keys}
-    sizes = _choice_of_size([size for _, size in keys])
-    return figure, [Choice("network", "network", networks), sizes]
+    return figure
 
 
-def histograms(found: Sequence[Distribution]) -> Drawing:
+def histograms(found: Sequence[Distribution]) -> go.Figure:
     """The share of each layer's elements by power of two; one scale of colours for all."""
     figure = _figure()
     highest = max(float(np.nanmax(one.shares)) for one in found)
@@ -207,16 +203,12 @@ def histograms(found: Sequence[Distribution]) -> Drawing:
         )  # fmt: skip
     figure.update_yaxes(title="e, of elements from 2ᵉ to 2ᵉ⁺¹")
     figure.update_xaxes(title=_axis_of_layers(numbered=False))
-    return figure, [
-        Choice("network", "network", {one.network: one.network for one in found}),
-        Choice("kind", "of the", {one.kind: KINDS[one.kind] for one in found}),
-        Choice("moment", "when", {one.moment: one.moment for one in found}),
-    ]
+    return figure
 
 
 def curves(
     by_network: Mapping[str, tuple[np.ndarray, np.ndarray]], lr: Sequence[float], unit: str
-) -> Drawing:
+) -> go.Figure:
     """Training and validation by epoch, (seeds, epochs) each, over the learning rate."""
     figure = _figure()
     looks = style_numbers(by_network)
@@ -245,7 +237,7 @@ def curves(
         | GRID,
         height=480,
     )
-    return figure, []
+    return figure
 
 
 def thinned(table: Table) -> Table:
@@ -294,15 +286,13 @@ def _add_profile(
     They are one group of the legend: a click on the name hides the band too, else the axis would
     stay as high as the hidden network.
     """
-    places = list(x)
     color = _color(i)
-    edges = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "visible": visible,
-             "meta": meta, "legendgroup": name}  # fmt: skip
-    figure.add_scatter(x=places, y=profile.low, mode="lines", **edges)
-    figure.add_scatter(x=places, y=profile.high, mode="lines", fill="tonexty",
-                       fillcolor=_pale(color), **edges)  # fmt: skip
+    shared = {"x": list(x), "legendgroup": name, "visible": visible, "meta": meta}
+    edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+    figure.add_scatter(y=profile.low, **edge, **shared)
+    figure.add_scatter(y=profile.high, fill="tonexty", fillcolor=_pale(color), **edge, **shared)
     figure.add_scatter(
-        x=places, y=profile.mean, name=name, legendgroup=name, visible=visible, meta=meta,
+        y=profile.mean, name=name, **shared,
         mode="lines" if thin else "lines+markers",
         line={"color": color, "dash": DASHES[i % len(DASHES)], "width": 1 if thin else 2},
         marker={"symbol": SYMBOLS[i % len(SYMBOLS)] + "-open" * is_open, "size": 6},
@@ -314,11 +304,6 @@ def _add_profile(
 
 def _meta(size: str, window: str) -> dict[str, str]:
     return {"size": size, "window": window, "ylabel": axis_of(size)}
-
-
-def _choice_of_size(sizes: Sequence[str]) -> Choice:
-    words = {one: f"{GRADIENT_SIZES[one].symbol}, {one.replace('_', ' ')}" for one in sizes}
-    return Choice("size", "measure", words)
 
 
 def _color(i: int) -> str:

@@ -123,7 +123,7 @@ def _drawn(picture: Chart, static: bool) -> Markup:
         dark = None if picture.dark is None else data_uri(webp(picture.dark), "webp")
         return _picture(light, dark, picture.title)
     if picture.interact is not None and not static:
-        written = interactive.to_html(picture.key, *picture.interact())
+        written = interactive.to_html(picture.key, picture.interact())
         return Markup(written)  # noqa: S704 plotly escapes for <script>
     if not picture.is_drawn:
         return Markup("")

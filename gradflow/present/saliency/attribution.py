@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradflow.examine.noise import in_mode
 from gradflow.present.saliency.methods import (
     LARGEST_DELTA,
     METHODS,
@@ -163,15 +164,13 @@ def predict_all(model: nn.Module, images: Tensor, n_classes: int | None = None) 
 @contextlib.contextmanager
 def inspecting(model: nn.Module) -> Iterator[nn.Module]:
     """Hand out `model` in eval mode with frozen weights, then put everything back."""
-    was_training = {module: module.training for module in model.modules()}
     required_grad = {weight: weight.requires_grad for weight in model.parameters()}
-    try:
-        yield model.eval().requires_grad_(False)
-    finally:
-        for module, flag in was_training.items():
-            module.training = flag
-        for weight, flag in required_grad.items():
-            weight.requires_grad_(flag)
+    with in_mode(model, training=False):
+        try:
+            yield model.requires_grad_(False)
+        finally:
+            for weight, flag in required_grad.items():
+                weight.requires_grad_(flag)
 
 
 def _shown(probabilities: np.ndarray, n_classes: int | None) -> tuple[int, ...]:
