@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class TrainedNetwork:
     test_accuracy: float | None = None  # balanced over classes
     examined: Mapping[str, Any] = field(default_factory=dict)  # see training/examination.py
     path: int = 0  # of `paths`, along which depth is asked for
+    folder: Path | None = None  # where its records lie, if they were read from there
 
     def __post_init__(self) -> None:
         if not len(self.trace):

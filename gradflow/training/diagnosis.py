@@ -289,12 +289,14 @@ def from_training(network: NetworkDir) -> TrainedNetwork:
         train_loss=last["train"]["loss"],
         test_accuracy=last["test"]["accuracy"] if balanced is None else balanced,
         examined=network.examination() or {},
+        folder=network.path,
     )
 
 
 def from_records(folder: Path) -> TrainedNetwork:
     """What a Recorder wrote in a loop of the user's own."""
-    return TrainedNetwork(*name_and_seed(folder), Trace.load(folder, measures=NEEDED))
+    trace = Trace.load(folder, measures=NEEDED)
+    return TrainedNetwork(*name_and_seed(folder), trace, folder=folder)
 
 
 def name_and_seed(folder: Path) -> tuple[str, int]:

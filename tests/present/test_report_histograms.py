@@ -31,14 +31,14 @@ def record(folder: Path, powers: tuple[int, ...], *, histograms: bool = True) ->
             optimizer.zero_grad()
             net(torch.ones(2, 4)).sum().backward()
             optimizer.step()
-    return TrainedNetwork("net", 0, Trace.load(folder))
+    return TrainedNetwork("net", 0, Trace.load(folder), folder=folder)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Distribution, ...]:
     folders = [tmp_path_factory.mktemp("records") for _ in range(2)]
     group = [record(folder, (1, -3, 0, 2)) for folder in folders]
-    return distributions({"net": group}, {"net": folders})
+    return distributions({"net": group})
 
 
 def test_shares_by_layer_are_those_of_the_weights(found: tuple[Distribution, ...]) -> None:
@@ -64,7 +64,7 @@ def test_the_median_of_nothing_is_none() -> None:
 def test_a_network_of_which_a_seed_was_not_counted_is_left_out(tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     group = [record(folders[0], (0, 0, 0)), record(folders[1], (0, 0, 0), histograms=False)]
-    assert distributions({"net": group}, {"net": folders}) == ()
+    assert distributions({"net": group}) == ()
     assert list(histogram_charts(Report(names=("net",), seeds=(0,)))) == []
 
 

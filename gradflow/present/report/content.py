@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from gradflow.analysis.case import Case
 from gradflow.analysis.compare import Comparison, LayerDifference, compare
 from gradflow.analysis.overview import Band, Profile, bands
 from gradflow.analysis.verdict import Verdict, judge_case
@@ -33,7 +32,6 @@ from gradflow.training.diagnosis import (
     changed_on_purpose,
     check_alike,
     choose,
-    name_and_seed,
     network_dirs,
     open_case,
     run_folder,
@@ -155,7 +153,7 @@ def _of_runs(runs: Sequence[Path], accused: str | None, reference: str | None) -
         for one in finished
         if one.arch in (case.name, case.reference_name) and one.seed in case.seeds
     }
-    return _judged(judge_case(case, load_gate()), shown, _folders(runs, case))
+    return _judged(judge_case(case, load_gate()), shown)
 
 
 def _of_study(folder: StudyDir) -> Report:
@@ -170,20 +168,14 @@ def _of_study(folder: StudyDir) -> Report:
         for seed in case.seeds
         if (network := folder.baseline(place, seed)) is not None
     }
-    traced = {
-        name: [network.path for network, theirs in shown.items() if theirs == name]
-        for name in names.values()
-    }
-    return replace(_judged(verdict, shown, traced), study=found)
+    return replace(_judged(verdict, shown), study=found)
 
 
-def _judged(
-    verdict: Verdict, shown: Mapping[NetworkDir, str], folders: Mapping[str, Sequence[Path]]
-) -> Report:
+def _judged(verdict: Verdict, shown: Mapping[NetworkDir, str]) -> Report:
     """All that the records show; `shown` gives the name of each network that gradflow trained."""
     case = verdict.case
     groups = {group[0].name: group for group in (case.accused, case.reference) if group}
-    traces = load_traces(folders)
+    traces = load_traces(groups)
     found_activations = activations(traces)
     found_updates = updates(groups) | angles(traces, _turned(shown))
     runs = {one.path.parent for one in shown}
@@ -202,7 +194,7 @@ def _judged(
         },
         activations=found_activations,
         updates=found_updates,
-        distributions=distributions(groups, folders),
+        distributions=distributions(groups),
         missing=(
             *_missing(tuple(groups), shown),
             *_missing_measures(found_activations, found_updates),
@@ -217,22 +209,6 @@ def _turned(shown: Mapping[NetworkDir, str]) -> dict[str, list[dict[str, float]]
     for network, name in shown.items():
         found.setdefault(name, []).append(network.evaluation()["last"].get("angle_from_start", {}))
     return {name: of_seeds for name, of_seeds in found.items() if all(of_seeds)}
-
-
-def _folders(runs: Sequence[Path], case: Case) -> dict[str, list[Path]]:
-    """Network -> where the records of its seeds lie, in the order of the seeds."""
-    found: dict[tuple[str, int], Path] = {}
-    for path in map(run_folder, runs):
-        networks = network_dirs(path)
-        found |= {
-            (one.arch, one.seed): one.path
-            for one in networks
-            if one.is_finished and one.has_trace()
-        }
-        if not networks:
-            found[name_and_seed(path)] = path
-    names = filter(None, (case.name, case.reference_name))
-    return {name: [found[name, seed] for seed in case.seeds] for name in names}
 
 
 def _whole(networks: Sequence[NetworkDir]) -> tuple[list[NetworkDir], list[str]]:

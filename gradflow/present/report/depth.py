@@ -112,13 +112,17 @@ def updates(groups: Groups) -> Profiles:
     )
 
 
-def load_traces(folders: Mapping[str, Sequence[Path]]) -> Traces:
+def load_traces(groups: Groups) -> Traces:
     """What `activations` and `angles` read, beyond what a verdict needs."""
     measures = (*ACTIVATIONS, "angle_from_start")
     return {
-        name: [Trace.load(path, measures=measures) for path in paths]
-        for name, paths in folders.items()
+        name: [Trace.load(path, measures=measures) for path in _folders(group)]
+        for name, group in groups.items()
     }
+
+
+def _folders(group: Sequence[TrainedNetwork]) -> list[Path]:
+    return [one.folder for one in group if one.folder is not None]
 
 
 def activations(traces: Traces) -> Profiles:
@@ -225,13 +229,11 @@ class Distribution:
         return float(self.exponents[middle])
 
 
-def distributions(
-    groups: Groups, folders: Mapping[str, Sequence[Path]]
-) -> tuple[Distribution, ...]:
+def distributions(groups: Groups) -> tuple[Distribution, ...]:
     """Of every network whose seeds have histograms, in the order in which they are offered."""
     found = []
     for name, group in groups.items():
-        of_seeds = [load_histograms(path, at_most=len(MOMENTS)) for path in folders[name]]
+        of_seeds = [load_histograms(path, at_most=len(MOMENTS)) for path in _folders(group)]
         known = [one for one in of_seeds if one is not None]
         if len(known) < len(of_seeds):
             continue
