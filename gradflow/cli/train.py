@@ -67,18 +67,31 @@ def train(
         run, config, data = _open_run(config, resume, accelerator, log)
         if resume is None:
             _hold(stack, run.path, accelerator, log)
+        training = _Training(run, config, data, accelerator, log, logs)
         try:
-            _train_all(run, config, data, accelerator, log, logs)
+            _train_all(training)
         except (KeyboardInterrupt, OSError) as error:
             log.print(f"Stopped. Continue with: gradflow train --resume {run.path}", soft_wrap=True)
             if isinstance(error, OSError):
                 raise
             return INTERRUPTED
         if accelerator.is_main_process:
-            _track_verdict(run, config, log, logs)
+            _track_verdict(training)
             _print_summary(run, as_json=json)
     accelerator.end_training()
     return OK
+
+
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """The training of one run, in one of its processes."""
+
+    run: "RunDir"
+    config: TrainConfig
+    data: "Data"
+    accelerator: "Accelerator"
+    log: Console
+    logs: "list[NetworkLog]"
 
 
 def _hold(stack: ExitStack, run: Path, accelerator: "Accelerator", log: Console) -> None:
@@ -111,14 +124,7 @@ def _open_run(
     return run, config, data
 
 
-def _train_all(
-    run: "RunDir",
-    config: TrainConfig,
-    data: "Data",
-    accelerator: "Accelerator",
-    log: Console,
-    logs: "list[NetworkLog]",
-) -> None:
+def _train_all(training: _Training) -> None:
     """Every network of every seed that is not finished yet; their trackers go to `logs`."""
     from gradflow.cli.announced import work_of_one
     from gradflow.present.live import Shown
@@ -126,19 +132,14 @@ def _train_all(
     from gradflow.present.tracking.rows import Budget
     from gradflow.training.train import finish_network
 
-    budget = Budget()
+    config, data, accelerator = training.config, training.data, training.accelerator
+    budget, log, run = Budget(), training.log, training.run
     networks = [run.network(arch, seed) for seed in config.seed_list for arch in config.networks]
     unfinished = [network for network in networks if not network.is_finished]
-    work = work_of_one(config, data, accelerator.num_processes)
+    work, at_most = work_of_one(config, data, accelerator.num_processes), config.patience > 0
     with (
-        _stopping_between_steps(log) as stop_if_asked,
-        announced(
-            log,
-            work,
-            len(unfinished),
-            at_most=config.patience > 0,
-            stop_if_asked=stop_if_asked,
-        ) as told,
+        _stopping_between_steps(log) as stop,
+        announced(log, work, len(unfinished), at_most=at_most, stop_if_asked=stop) as told,
     ):
         shown = Shown(
             told.below if log.is_terminal and not log.quiet else None,
@@ -149,51 +150,38 @@ def _train_all(
         )
         for network in networks:
             if network in unfinished:
-                logs.append(
-                    _train_one(run, network, config, data, accelerator, log, budget, told, shown)
-                )
+                training.logs.append(_train_one(training, network, budget, told, shown))
             elif accelerator.is_main_process:  # killed before it came to it
                 finish_network(network, config, data, accelerator, told.measured)
             accelerator.wait_for_everyone()
 
 
 def _train_one(
-    run: "RunDir",
-    network: "NetworkDir",
-    config: TrainConfig,
-    data: "Data",
-    accelerator: "Accelerator",
-    log: Console,
-    budget: "Budget",
-    told: Told,
-    shown: "Shown",
+    training: _Training, network: "NetworkDir", budget: "Budget", told: Told, shown: "Shown"
 ) -> "NetworkLog":
     """Train one network; print each epoch and tell it the trackers, which stay open."""
     from gradflow.present import terminal
     from gradflow.present.tracking.start import network_log
     from gradflow.training.train import train_network
 
-    history = network.history()
+    config, history = training.config, network.history()
     told.begin(network.name, len(history))
     epochs = train_network(
         network,
         config,
-        data,
-        accelerator,
+        training.data,
+        training.accelerator,
         on_step=told.step,
         on_measured=told.measured,
         on_recorder=lambda recorder: shown.follow(
             network.name, recorder, [epoch["train_loss"] for epoch in history]
         ),
     )
-    is_main = accelerator.is_main_process
-    with network_log(run, network, config, budget, is_main=is_main) as trackers:
+    is_main = training.accelerator.is_main_process
+    with network_log(training.run, network, config, budget, is_main=is_main) as trackers:
         for epoch in epochs:
-            log.print(
-                terminal.epoch_line(network.name, epoch, config.epochs),
-                highlight=False,
-                soft_wrap=True,
-            )
+            line = terminal.epoch_line(network.name, epoch, config.epochs)
+            training.log.print(line, highlight=False, soft_wrap=True)
             shown.epoch(network.name, epoch.train_loss)
             trackers.log_epoch(epoch)
             told.epoch()
@@ -244,18 +232,14 @@ def _end_all(logs: "Sequence[NetworkLog]") -> None:
         one.end()
 
 
-def _track_verdict(
-    run: "RunDir", config: TrainConfig, log: Console, logs: "Sequence[NetworkLog]"
-) -> None:
+def _track_verdict(training: _Training) -> None:
     """Tell the trackers the verdict over a recorded run, once, when all networks are trained.
 
     In a run of its own, and in short in that of each network.
     """
-    if (
-        not config.log_grads
-        or run.is_finished
-        or (config.wandb == "off" and not config.tensorboard)
-    ):
+    run, config, logs = training.run, training.config, training.logs
+    is_tracked = config.wandb != "off" or config.tensorboard
+    if not config.log_grads or run.is_finished or not is_tracked:
         return
     from gradflow.present.tracking.start import verdict_sinks, wandb_sinks
     from gradflow.present.tracking.verdict_log import log_verdict, summary_of_network
@@ -274,7 +258,8 @@ def _track_verdict(
                     again.finish({**_accuracies(network), **told})
     except (ValueError, RuntimeError) as error:
         # Three networks, nothing to judge by, no network: the training is complete all the same.
-        log.print(f"No verdict for the trackers: {error}", markup=False, soft_wrap=True)
+        said = f"No verdict for the trackers: {error}"
+        training.log.print(said, markup=False, soft_wrap=True)
 
 
 def _print_summary(run: "RunDir", *, as_json: bool) -> None:
