@@ -18,7 +18,6 @@ from gradflow.present.plots.results import reliability_plot as reliability_plot
 from gradflow.present.plots.saliency import gallery_grid as gallery_grid
 from gradflow.present.plots.saliency import mean_maps_grid as mean_maps_grid
 from gradflow.present.plots.saliency import saliency_grid as saliency_grid
-from gradflow.present.plots.style import ENDINGS as ENDINGS
 from gradflow.present.plots.style import FORMATS as FORMATS
 from gradflow.present.plots.style import GRAD_NORM as GRAD_NORM
 from gradflow.present.plots.style import GROUND as GROUND
