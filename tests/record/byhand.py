@@ -91,11 +91,7 @@ class ByHand:
                 del module.forward
 
     def _watched(
-        self,
-        name: str,
-        forward: Callable[..., Any],
-        seen: dict[str, list[Output]],
-        calls: dict[str, int],
+        self, name: str, forward: Callable[..., Any], seen: dict[str, Any], calls: dict[str, int]
     ) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)

@@ -3,8 +3,8 @@ and the training bit by bit as without a Recorder.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -115,14 +115,13 @@ class Loop:
     set_to_none: bool
     clip: bool
     seed: int
-    frozen_later: list[int] = field(default_factory=list)
 
 
 class Run:
-    """A loop over a network, watched by hand where `hand` is given."""
+    """A loop over a network, watched by hand."""
 
-    def __init__(self, net: Net, loop: Loop, hand: ByHand | None) -> None:
-        self.net, self.loop, self.hand = net, loop, hand
+    def __init__(self, net: Net, loop: Loop) -> None:
+        self.net, self.loop = net, loop
         self.optimizers: list[torch.optim.Optimizer] = []
         for part in (net.layers, net.head) if loop.optimizer == "two" else (net,):
             parameters = list(part.parameters())
@@ -130,54 +129,51 @@ class Run:
                 self.optimizers.append(torch.optim.AdamW(parameters, lr=0.01))
             elif parameters:
                 self.optimizers.append(torch.optim.SGD(parameters, lr=0.05, momentum=0.5))
+        self.hand = ByHand(net)
         self.generator = torch.Generator().manual_seed(loop.seed)
 
-    def forward(self, counts: bool = True) -> Tensor:
-        x = torch.randn(4, WIDTH, generator=self.generator)
-        with self.hand.forward() if self.hand is not None and counts else nullcontext():
-            return self.net(x)
-
-    def aside(self) -> Any:
-        return self.hand.aside() if self.hand is not None else nullcontext()
+    def images(self) -> Tensor:
+        return torch.randn(4, WIDTH, generator=self.generator)
 
     def zero(self) -> None:
-        self.net.zero_grad(set_to_none=self.loop.set_to_none)
+        self.hand.zero(self.loop.set_to_none)
 
     def interlude(self, kind: str, is_first: bool) -> None:
         """Things that people do between passes, and that belong to no step."""
         if kind == "evaluates":
             self.net.eval()
             with torch.no_grad():
-                self.forward(counts=False)
+                self.net(self.images())
             self.net.train()
         elif kind == "acts":
-            self.forward(counts=False)
+            self.net(self.images())
         elif kind == "derives":
-            z = self.forward(counts=False)
+            z = self.net(self.images())
             torch.autograd.grad(z.square().sum(), self.net.head.weight, retain_graph=True)
         elif kind == "attacks":
-            x = torch.randn(4, WIDTH, generator=self.generator, requires_grad=True)
+            x = self.images().requires_grad_()
             torch.autograd.grad(self.net(x).sum(), x, create_graph=True)
         elif kind == "throws away" and is_first:  # or else what counts would go with it
-            self.forward(counts=False).square().sum().backward()
+            self.net(self.images()).square().sum().backward()
             self.zero()
 
-    def backward(self, part: Part) -> None:
-        z = self.forward()
-        loss = part.weight * (z - 1).square().mean()
-        if part.kind == "two":
+    def backward(self, kind: str, weight: float) -> None:
+        with self.hand.forward():
+            z = self.net(self.images())
+        loss = weight * (z - 1).square().mean()
+        if kind == "two":
             loss.backward(retain_graph=True)
             z.abs().sum().backward()
-        elif part.kind == "kept":
+        elif kind == "kept":
             loss.backward(retain_graph=True)
-        elif part.kind == "inputs":
+        elif kind == "inputs":
             loss.backward(inputs=[p for p in self.net.parameters() if p.requires_grad])
-        elif part.kind == "penalty":
-            with self.aside():
+        elif kind == "penalty":
+            with self.hand.aside():
                 (g,) = torch.autograd.grad(loss, self.net.head.weight, create_graph=True)
             (loss + g.square().sum()).backward()
-        elif part.kind == "thrown through":  # the first of two backward passes is zeroed
-            with self.aside():
+        elif kind == "thrown through":  # the first of two backward passes is zeroed
+            with self.hand.aside():
                 loss.backward(retain_graph=True)
             self.zero()
             loss.backward()
@@ -185,35 +181,24 @@ class Run:
             loss.backward()
 
     def gradients(self, parts: list[Part]) -> None:
+        self.zero()
         for i, part in enumerate(parts):
             self.interlude(part.before, i == 0)
-            kind = "plain" if part.kind == "thrown through" and i else part.kind
-            self.backward(Part(kind, part.before, part.weight))
-
-    def step(self, parts: list[Part]) -> None:
-        self.zero()
-        if self.loop.optimizer == "closure":
-
-            def closure() -> None:
-                self.zero()
-                self.gradients(parts)
-                if self.hand is not None:
-                    self.hand.before_step()
-
-            self.optimizers[0].step(closure)
-            if self.hand is not None:
-                self.hand.after_step()
-            return
-        self.gradients(parts)
+            is_late = part.kind == "thrown through" and i
+            self.backward("plain" if is_late else part.kind, part.weight)
         if self.loop.clip:
             nn.utils.clip_grad_norm_(self.net.parameters(), 0.5)
-        with self.hand.step() if self.hand is not None else nullcontext():
-            for optimizer in self.optimizers:
-                optimizer.step()
+        self.hand.before_step()
 
     def train(self) -> None:
         for parts in self.loop.steps:
-            self.step(parts)
+            if self.loop.optimizer == "closure":
+                self.optimizers[0].step(partial(self.gradients, parts))
+            else:
+                self.gradients(parts)
+                for optimizer in self.optimizers:
+                    optimizer.step()
+            self.hand.after_step()
 
 
 # -- drawing them ------------------------------------------------------------------------------
@@ -247,22 +232,17 @@ LOOPS = st.builds(
 
 
 def check(net: dict[str, Any], loop: Loop) -> None:
-    plain = Run(Net(**net), loop, None)
+    plain, watched = Run(Net(**net), loop), Run(Net(**net), loop)
     plain.train()
-    watched = Net(**net)
-    hand = ByHand(watched)
-    run = Run(watched, loop, hand)
     random = torch.get_rng_state()
-    with Recorder(watched, run.optimizers, every=loop.interval) as recorder:
-        run.train()
-    hand.compare(recorder.trace, steps=range(0, len(loop.steps), loop.interval))
+    with Recorder(watched.net, watched.optimizers, every=loop.interval) as recorder:
+        watched.train()
+    watched.hand.compare(recorder.trace, steps=range(0, len(loop.steps), loop.interval))
     assert recorder.skipped_steps == []
     assert torch.equal(random, torch.get_rng_state())
-    for one, other in zip(
-        plain.net.state_dict().values(), watched.state_dict().values(), strict=True
-    ):
-        assert torch.equal(one, other)
-    assert not any(module._forward_hooks for module in watched.modules())
+    states = (run.net.state_dict().values() for run in (plain, watched))
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+    assert not any(module._forward_hooks for module in watched.net.modules())
 
 
 def test_random_training_is_recorded_as_by_hand() -> None:
