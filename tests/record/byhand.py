@@ -125,19 +125,22 @@ class ByHand:
         self.after_step()
 
     def before_step(self, scale: float = 1.0) -> None:
-        self._scales[self.step_index] = scale
-        self._weights = {n: p.detach().clone() for n, p in self.model.named_parameters()}
-        self._grads = {
-            name: as_double(p.grad.to_dense()) / scale
-            for name, p in self.model.named_parameters()
-            if p.grad is not None
-        }
-
-        self._all_grads[self.step_index] = self._grads
+        named = self.model.named_parameters()
+        self._weights = {name: p.detach().to_dense().clone() for name, p in named}
         for name, w in self._weights.items():
             start = self._starts.get(name)
             if start is None or start.shape != w.shape:
                 self._starts[name] = w.double()
+        self.note_gradients(scale)
+
+    def note_gradients(self, scale: float = 1.0) -> None:
+        """As the step uses them, where others were there when it began."""
+        self._scales[self.step_index] = scale
+        self._grads = self._all_grads[self.step_index] = {
+            name: as_double(p.grad.to_dense()) / scale
+            for name, p in self.model.named_parameters()
+            if p.grad is not None
+        }
 
     def after_step(self) -> None:
         rows = self._parameters[self.step_index] = {}
@@ -150,7 +153,7 @@ class ByHand:
             g = self._grads.get(name)
             if g is None:
                 continue
-            delta = parameter.detach().double() - w
+            delta = parameter.detach().to_dense().double() - w
             row = (g.flatten(1), w.flatten(1)) if w.dim() > 1 else (g.view(1, -1), w.view(1, -1))
             squares = row[0].square().sum(1) * row[1].square().sum(1)
             rows[name] |= {
