@@ -130,7 +130,7 @@ def _train_all(training: _Training) -> None:
     from gradflow.present.live import Shown
     from gradflow.present.terminal_plot import can_show_braille
     from gradflow.present.tracking.rows import Budget
-    from gradflow.training.train import finish_network
+    from gradflow.training.examination import finish_network
 
     config, data, accelerator = training.config, training.data, training.accelerator
     budget, log, run = Budget(), training.log, training.run

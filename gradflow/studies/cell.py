@@ -17,12 +17,12 @@ from gradflow.files import held
 from gradflow.studies.arms import Cell
 from gradflow.studies.folder import ENDED, CellDir
 from gradflow.training.config import TrainConfig
-from gradflow.training.examination import examine_network, lacks_rivals
+from gradflow.training.examination import examine_network, finish_network, lacks_rivals
 from gradflow.training.fit import NonFiniteLoss, make_accelerator
 from gradflow.training.images import Data, check_same_data, load_data
 from gradflow.training.rundir import NetworkDir, RunDir
 from gradflow.training.summary import summarise
-from gradflow.training.train import begin_run, finish_network, train_network
+from gradflow.training.train import begin_run, train_network
 
 # What decides the images of a cell, their split and their true labels.
 DATA_FIELDS = (

@@ -21,6 +21,7 @@ from gradflow.examine.batchnorm import divergence, recalibrated, with_batch_stat
 from gradflow.examine.noise import MIN_BATCHES, gradient_noise
 from gradflow.examine.path import path_layers, path_weights, reset_layers
 from gradflow.examine.rank import effective_rank, features, probe_accuracy, stable_rank
+from gradflow.files import drop_unfinished
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import Predictions, evaluate
 from gradflow.training.images import Data
@@ -98,19 +99,21 @@ def lacks_rivals(network: NetworkDir, config: TrainConfig) -> bool:
     return config.log_grads and config.rivals and network.examination() is None
 
 
-def measure_rivals(
+def finish_network(
     network: NetworkDir,
     config: TrainConfig,
     data: Data,
     accelerator: Accelerator,
     on_measured: Callable[[int, int], None] = lambda n_done, n: None,
 ) -> None:
-    """Examine the kept weights of a finished network, if that is wanted and was not done.
+    """What is left when a network has its evaluation, in case a process was killed before it.
 
-    As far as `rivals_budget` goes, of the steps that were taken. Then only those weights stay that
-    fit into their part of the other budget. What goes wrong is a warning: the training is complete,
-    and other networks wait.
+    Examines the kept weights, if that is wanted and was not done, as far as `rivals_budget` goes,
+    of the steps that were taken. Then only those weights stay that fit into their part of the other
+    budget. What goes wrong is a warning: the training is complete, and other networks wait.
     """
+    network.checkpoint.unlink(missing_ok=True)
+    drop_unfinished(network.path)
     if not lacks_rivals(network, config):
         return
     try:

@@ -16,7 +16,7 @@ from gradflow.files import DamagedFile, drop_unfinished
 from gradflow.record import DEFAULT_MEASURES, Recorder
 from gradflow.training.config import TrainConfig
 from gradflow.training.ending import evaluate_network
-from gradflow.training.examination import WEIGHT_STEPS, measure_rivals
+from gradflow.training.examination import WEIGHT_STEPS, finish_network
 from gradflow.training.fit import (
     Epoch,
     NonFiniteLoss,
@@ -132,21 +132,8 @@ def train_network(
         saver.finish()
         intervening.save_checks(state)
         evaluate_network(network, state, data, recorder, intervening)
+        # Last, when all else is on disk: a defect here must not cost the training.
         finish_network(network, config, data, accelerator, on_measured)
-
-
-def finish_network(
-    network: NetworkDir,
-    config: TrainConfig,
-    data: Data,
-    accelerator: Accelerator,
-    on_measured: Callable[[int, int], None] = lambda n_done, n: None,
-) -> None:
-    """What is left when a network has its evaluation, in case a process was killed before it."""
-    network.checkpoint.unlink(missing_ok=True)
-    drop_unfinished(network.path)
-    # Last, when all else is on disk: a defect here must not cost the training.
-    measure_rivals(network, config, data, accelerator, on_measured)
 
 
 def _go_back_to_checkpoint(

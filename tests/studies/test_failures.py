@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from tiny import read, run_here, tiny, write
+from tiny import full_disk, read, run_here, tiny, write
 
 from gradflow.cli import main
 from gradflow.present.report.story import charts
@@ -50,31 +50,18 @@ def test_a_loss_of_nan_is_a_result_and_the_others_go_on(
 
 
 def test_a_full_disk_fails_one_training_and_the_next_call_completes_it(
-    all_but: Copy, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    all_but: Copy, pictures: Path
 ) -> None:
     folder, study = all_but("bias"), read(pictures)
-    from gradflow.training import train
-
-    save, calls = train.save_tensors, []
-
-    def full(content: Any, path: Path) -> None:
-        calls.append(path)
-        if "bias/reference" in path.as_posix():
-            raise OSError(28, "No space left on device")
-        save(content, path)
-
-    monkeypatch.setattr(train, "save_tensors", full)
-    found = run_study(study, folder, Engine())
+    with full_disk("bias/reference"):
+        found = run_study(study, folder, Engine())
     assert states(folder, study) == {
         "baseline/accused-s0": "done", "baseline/reference-s0": "done",
         "bias/accused-s0": "done", "bias/reference-s0": "failed",
     }  # fmt: skip
     assert any("bias/reference-s0 failed: OSError" in note and "No space left" in note
                for note in found.notes)  # fmt: skip
-    monkeypatch.setattr(train, "save_tensors", save)
-    n_before = len(calls)
     again = run_study(study, folder, Engine())
-    assert len(calls) == n_before
     assert set(states(folder, study).values()) == {"done"}
     assert not again.notes
 
@@ -296,30 +283,17 @@ def test_the_two_strongest_arms_are_trained_together(
 
 
 def test_a_training_that_failed_does_not_decide_which_arms_are_strongest(
-    pictures: Path,
-    undisturbed: tuple[Path, Results],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    pictures: Path, undisturbed: tuple[Path, Results], tmp_path: Path
 ) -> None:
     done, expected = undisturbed
     strongest = next(one.arm.name for one in expected.strongest if " + " not in one.arm.name)
-    from gradflow.training import train
-
-    save = train.save_tensors
-
-    def full(content: Any, path: Path) -> None:
-        if f"cells/{strongest}/" in path.as_posix():
-            raise OSError(28, "No space left on device")
-        save(content, path)
-
     shutil.copytree(done, tmp_path / "study")
     study, folder = combined(pictures), StudyDir(tmp_path / "study")
     (folder.path / "combination.json").unlink()
     for path in folder.cells.iterdir():
         if path.name == strongest or " + " in path.name:
             shutil.rmtree(path)
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "save_tensors", full)
+    with full_disk(f"cells/{strongest}/"):
         found = run_study(study, folder, Engine())
     assert folder.combination(study) is None
     assert any("combined when every training has ended" in note for note in found.notes)

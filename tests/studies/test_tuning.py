@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import yaml
-from tiny import run_here, write
+from tiny import full_disk, run_here, write
 
 from gradflow.cli import main
 from gradflow.studies import Study, StudyDir
@@ -75,42 +75,23 @@ def test_each_network_is_trained_with_its_best_value(tuned: tuple[Path, Results]
 
 
 def test_a_trial_that_failed_leaves_its_arm_open_until_the_next_call(
-    tuned: tuple[Path, Results],
-    pictures: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tuned: tuple[Path, Results], pictures: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tuned[0], tmp_path / "study")
     folder, study = StudyDir(tmp_path / "study"), read(pictures)
     (folder.path / "tuning.json").unlink()
     for cell in ("sgd/accused-lr-0.001", "sgd/accused-s0", "bias/accused-s0"):
         shutil.rmtree(folder.cells / cell)
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            "gradflow.studies.cell.train_network",
-            _failing_where(lambda config: config.lr == 0.001 and config.arch == "plain_18"),
-        )
+    with full_disk("sgd/accused-lr-0.001"):
         found = run_study(study, folder, Engine())
     assert "sgd (plain_18): no lr could be chosen." in found.notes
-    assert any(
-        note.startswith("sgd, lr 0.001/accused-s999 failed: OSError") for note in found.notes
-    )
+    failed = "sgd, lr 0.001/accused-s999 failed: OSError"
+    assert any(note.startswith(failed) for note in found.notes)
     assert not (folder.cells / "sgd" / "accused-s0").exists()
     assert not (folder.cells / "bias" / "accused-s0").exists(), "it needs the value too"
     assert CellDir(folder.cells / "sgd" / "reference-s0").is_done
     assert not run_study(study, folder, Engine()).notes
     assert len(folder.tuning()) == 3
-
-
-def _failing_where(fails: Any) -> Any:
-    from gradflow.studies.cell import train_network
-
-    def train(network: Any, config: Any, *rest: Any) -> Any:
-        if fails(config):
-            raise OSError(28, "No space left on device")
-        return train_network(network, config, *rest)
-
-    return train
 
 
 def test_a_network_that_diverges_with_every_value_is_named(pictures: Path, tmp_path: Path) -> None:

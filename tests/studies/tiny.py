@@ -1,5 +1,7 @@
 """A study of seconds, on noisy pictures, for the tests that run one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from gradflow.studies import Study, StudyDir, run_study
 from gradflow.studies.cell import run_cell
 from gradflow.studies.engine import Engine
 from gradflow.studies.results import Results
+from gradflow.training import train
 
 BASE: dict[str, Any] = {
     "image_size": 8, "width": 0.0625, "epochs": 2, "batch_size": 16, "step_size": 1, "patience": 0,
@@ -37,6 +40,21 @@ def read(pictures: Path, **changes: Any) -> Study:
 def write(path: Path, content: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
+
+
+@contextmanager
+def full_disk(where: str) -> Iterator[None]:
+    """No weights can be saved in a folder of the study whose path holds these words."""
+    save = train.save_tensors
+
+    def full(content: Any, path: Path) -> None:
+        if where in path.as_posix():
+            raise OSError(28, "No space left on device")
+        save(content, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "save_tensors", full)
+        yield
 
 
 def run_here(study: Study, folder: StudyDir) -> Results:

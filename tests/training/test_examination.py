@@ -22,7 +22,7 @@ from gradflow.training.examination import (
     Which,
     _affordable,
     examine_network,
-    measure_rivals,
+    finish_network,
 )
 from gradflow.training.fit import make_accelerator
 from gradflow.training.images import Data, load_data
@@ -166,7 +166,7 @@ def test_what_the_budget_left_is_measured_later_to_the_same_values(
 ) -> None:
     whole, config, data = run
     network = unexamined(whole, tmp_path)
-    measure_rivals(network, dataclasses.replace(config, rivals_budget=1.5), data, ACCELERATOR)
+    finish_network(network, dataclasses.replace(config, rivals_budget=1.5), data, ACCELERATOR)
     first = network.examination()
     assert first is not None
     assert list(first["noise"]) == ["10"]  # 16 of the 18 steps
@@ -193,10 +193,10 @@ def test_stopped_while_measuring_the_training_stays_and_the_rest_is_caught_up(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure_rivals(network, config, data, ACCELERATOR, stop)
+        finish_network(network, config, data, ACCELERATOR, stop)
     assert network.is_finished
     assert network.examination() is None
-    measure_rivals(network, config, data, ACCELERATOR)
+    finish_network(network, config, data, ACCELERATOR)
     assert network.examination() == examination
 
 
