@@ -213,16 +213,12 @@ def _part(
     try:
         return build(root, download=False, **kwargs)
     except (RuntimeError, FileNotFoundError) as error:
-        if download:
-            return _fetch(name, build, root, kwargs)
-        raise FileNotFoundError(
-            f"Expected the torchvision data set {name} in {root}, but got: "
-            f"{str(error).rstrip('. ')}. Add --download to fetch it, or set GRADFLOW_DATA to the "
-            "folder that holds it."
-        ) from error
-
-
-def _fetch(name: str, build: Callable[..., Any], root: Path, kwargs: dict[str, Any]) -> Any:
+        if not download:
+            raise FileNotFoundError(
+                f"Expected the torchvision data set {name} in {root}, but got: "
+                f"{str(error).rstrip('. ')}. Add --download to fetch it, or set GRADFLOW_DATA to "
+                "the folder that holds it."
+            ) from error
     root.mkdir(parents=True, exist_ok=True)
     try:
         return build(root, download=True, **kwargs)

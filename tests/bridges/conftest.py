@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -96,17 +95,13 @@ def loop(request: pytest.FixtureRequest) -> Loop:
 
 
 @pytest.fixture
-def n_hooks() -> Callable[[nn.Module, Any], int]:
-    """How many hooks a model and a torch optimizer carry."""
+def n_hooks() -> Callable[[nn.Module, torch.optim.Optimizer], int]:
+    """How many hooks a model and an optimizer carry."""
 
-    def count(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
-        of_modules = sum(
-            len(module._forward_hooks) + len(module._forward_pre_hooks)
-            for module in model.modules()
-        )
-        if optimizer is None:
-            return of_modules
-        steps = len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
-        return of_modules + steps
+    def count(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        hooks = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
+        for module in model.modules():
+            hooks += [module._forward_hooks, module._forward_pre_hooks]
+        return sum(map(len, hooks))
 
     return count

@@ -86,14 +86,15 @@ def test_what_was_found_ends_with_3(command: Any, tmp_path: Path) -> None:
     assert found.code == 3
 
 
-def test_a_reader_that_has_gone_is_told_nothing() -> None:
+@pytest.mark.parametrize("line", ["train --help", "check plain_18 --input 3,8,8 --draws 1"])
+def test_a_reader_that_has_gone_is_told_nothing(line: str) -> None:
     """As `gradflow train --help | head -1`: rich meets the closed pipe before gradflow does."""
     reading, writing = os.pipe()
     os.close(reading)
-    program = "import sys; from gradflow.cli import main; sys.exit(main(['train', '--help']))"
     done = subprocess.run(
-        [sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "gradflow", *line.split()],
+        stdout=writing, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
 

@@ -1,21 +1,15 @@
-"""experiments/on_cuda.py: a part that fails or hangs is told, and the next one runs."""
+"""The experiments that time gradflow, and that try it on a GPU, do what they say."""
 
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import on_cuda
+import overhead
 import pytest
 import torch
+from torch import nn
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-
-
-@pytest.fixture
-def on_cuda(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(EXPERIMENTS)
-    import on_cuda
-
-    return on_cuda
+from gradflow.record import Recorder, sums
 
 
 @pytest.mark.parametrize(
@@ -32,12 +26,11 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     ],
     ids=["done", "fails", "prints nonsense", "is late", "does not listen", "has no time"],
 )  # fmt: skip
-def test_a_part_ends_by_itself_or_is_ended(
+def test_a_part_on_the_gpu_ends_by_itself_or_is_ended_and_the_next_one_runs(
     program: str,
     limit: float,
     state: str,
     facts: dict[str, int] | None,
-    on_cuda: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -49,9 +42,8 @@ def test_a_part_ends_by_itself_or_is_ended(
     assert outcome.facts == facts if facts is not None else "error" in outcome.facts
 
 
-def test_a_wrong_sum_shows(on_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_sum_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """By both ways the sums are right to six digits, and a fault of a thousandth is seen."""
-    from gradflow.record import sums
 
     def errors() -> dict[str, float]:
         found: dict[str, float] = on_cuda.compare(torch.device("cpu"), quick=True)
@@ -63,3 +55,32 @@ def test_a_wrong_sum_shows(on_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch)
     assert {name: error for name, error in errors().items() if error > 1e-6} == {
         "gradient square": pytest.approx(1e-3, rel=1e-3)
     }
+
+
+def network() -> nn.Module:
+    layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten())
+    return nn.Sequential(*layers, nn.Linear(4 * 6 * 6, 10))
+
+
+def test_the_tutorial_code_measures_what_gradflow_does() -> None:
+    log: list[dict[str, float]] = []
+    training = overhead.Setup("small", network, image_size=8, batch_size=5).training()
+    with (
+        Recorder(training.model, training.optimizer) as recorder,
+        overhead.with_tutorial_code(training, log) as loop,
+    ):
+        for _ in range(2):
+            loop.step()
+    assert len(log) == 2
+    for measure, key in {
+        "grad_norm": "grad_norm",
+        "output_grad_norm": "grad_norm",
+        "output_mean": "mean",
+        "output_rms": "rms",
+        "output_zero_fraction": "zero_share",
+    }.items():
+        table = recorder.trace.select(measure)
+        assert len(table.sites) >= 4, measure
+        for row, values in zip(log, table.values, strict=True):
+            expected = [row[f"{site}.{key}"] for site in table.sites]
+            assert values == pytest.approx(expected, rel=1e-4, abs=1e-7), measure
