@@ -17,7 +17,7 @@ from gradflow.studies.judging import analyse
 from gradflow.studies.outcomes import failures
 from gradflow.studies.results import Results
 from gradflow.studies.study import Study
-from gradflow.training.diagnosis import from_training, recalibrated_loss
+from gradflow.training.diagnosis import from_training
 
 
 def study_among(runs: Sequence[Path], *names: str | None) -> StudyDir | None:
@@ -109,9 +109,7 @@ def _networks(folder: StudyDir, study: Study, place: Place) -> list[TrainedNetwo
                 one = from_training(network)
             except ValueError:  # `analyse` names it
                 continue
-            loss = recalibrated_loss(network, one.examined)
-            loss = one.train_loss if loss is None else loss
-            found.append(dataclasses.replace(one, name=name, seed=seed, train_loss=loss))
+            found.append(dataclasses.replace(one, name=name, seed=seed))
     if not found:
         raise ValueError(
             f"Expected a recorded training of the {place} network in the baseline of "

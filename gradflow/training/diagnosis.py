@@ -190,21 +190,19 @@ def load_networks(runs: Sequence[Path]) -> tuple[dict[str, list[TrainedNetwork]]
         if not networks:
             recorded.append(from_records(folder))
     check_alike([network for network, _ in trained])
-    recalibrated = [recalibrated_loss(network, one.examined) for network, one in trained]
+    parts = [network.evaluation()["last"]["train"] for network, _ in trained]
     found = [one for _, one in trained]
-    if None not in recalibrated:
+    if None in map(_recalibrated_loss, parts, [one.examined for one in found]):
         found = [
-            dataclasses.replace(one, train_loss=loss)
-            for one, loss in zip(found, recalibrated, strict=True)
+            dataclasses.replace(one, train_loss=part["loss"])
+            for one, part in zip(found, parts, strict=True)
         ]
-    found += recorded
-    if trained and None in recalibrated:
         notes.append(
             "The training losses are those of BatchNorm's running statistics: not every network "
             "was examined (`gradflow diagnose RUN --measure`)."
         )
     by_name: dict[str, list[TrainedNetwork]] = {}
-    for one in found:
+    for one in (*found, *recorded):
         by_name.setdefault(one.name, []).append(one)
     return by_name, notes
 
@@ -274,9 +272,11 @@ def changed_on_purpose(networks: Sequence[NetworkDir]) -> str:
 
 
 def from_training(network: NetworkDir) -> TrainedNetwork:
-    """What `gradflow train` left of one network. Raises DamagedFile."""
-    history = network.history()
+    """What `gradflow train` left of one network; its training loss is the recalibrated one, if that
+    is known. Raises DamagedFile."""
+    history, examined = network.history(), network.examination() or {}
     last = network.evaluation()["last"]
+    loss = _recalibrated_loss(last["train"], examined)
     balanced = last["test"]["balanced_accuracy"]
     return TrainedNetwork(
         network.arch,
@@ -286,9 +286,9 @@ def from_training(network: NetworkDir) -> TrainedNetwork:
         learning_rates=np.concatenate(
             [[], *(np.full(len(epoch["step_losses"]), epoch["lr"]) for epoch in history)]
         ),
-        train_loss=last["train"]["loss"],
+        train_loss=last["train"]["loss"] if loss is None else loss,
         test_accuracy=last["test"]["accuracy"] if balanced is None else balanced,
-        examined=network.examination() or {},
+        examined=examined,
         folder=network.path,
     )
 
@@ -305,10 +305,9 @@ def name_and_seed(folder: Path) -> tuple[str, int]:
     return (named[1], int(named[2])) if named else (folder.name, 0)
 
 
-def recalibrated_loss(network: NetworkDir, examined: Mapping[str, Any]) -> float | None:
+def _recalibrated_loss(part: Mapping[str, Any], examined: Mapping[str, Any]) -> float | None:
     """The training loss with BatchNorm's statistics of all training images, if it is known."""
-    evaluated = network.evaluation()["last"]["train"].get("recalibrated")
-    if evaluated is not None:
+    if (evaluated := part.get("recalibrated")) is not None:
         return float(evaluated["loss"])
     try:
         return float(examined["batchnorm"]["end"]["train"]["plain"]["recalibrated"]["loss"])
