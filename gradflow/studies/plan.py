@@ -21,7 +21,6 @@ from gradflow.studies.study import Study
 from gradflow.training.config import TrainConfig
 from gradflow.training.evaluate import predict
 from gradflow.training.fit import make_accelerator, start_training, train_steps
-from gradflow.training.images import Data
 from gradflow.training.train import recorder_of
 from gradflow.training.weights import build_network
 
@@ -84,13 +83,14 @@ def plan_study(study: Study, folder: StudyDir, workers: int) -> Plan:
     cells = [*open_trials(study, folder), *study.cells(folder.cells)]
     left = [cell for cell in cells if not CellDir(cell.folder).is_done]
     check_arms(left)
-    costs: dict[tuple[Any, ...], tuple[float, float, int, dict[str, int]]] = {}
+    costs: dict[tuple[Any, ...], tuple[int, float, float]] = {}
     planned = []
     for cell in left:
         kind = _kind(cell.config)
         if kind not in costs:
             costs[kind] = _measure(cell)
-        planned.append(_planned(cell, *costs[kind]))
+        (n_steps, seconds, at_end), epochs = costs[kind], cell.config.epochs
+        planned.append(PlannedCell(cell, epochs * n_steps, epochs * seconds + at_end))
     spread, is_measured = _spread(study, folder)
     return Plan(
         study, tuple(planned), len(cells) - len(left), workers, spread, is_measured,
@@ -121,8 +121,8 @@ def _kind(config: TrainConfig) -> tuple[Any, ...]:
             config.cadence, config.histograms, config.optimizer)  # fmt: skip
 
 
-def _measure(cell: Cell) -> tuple[float, float, int, dict[str, int]]:
-    """(seconds of a step, of the look at one image, steps per epoch, images of each part)."""
+def _measure(cell: Cell) -> tuple[int, float, float]:
+    """(steps of an epoch, its seconds with the look at the validation set, seconds at the end)."""
     torch.set_num_threads(cell.threads)
     accelerator = make_accelerator(cell.config)
     config, data = load_once(cell.config)
@@ -144,27 +144,14 @@ def _measure(cell: Cell) -> tuple[float, float, int, dict[str, int]]:
     step = (times[-1] - times[0]) / (len(times) - 1)
     start = time.perf_counter()
     predict(state.model, data.in_order("validation"), accelerator)
-    look = (time.perf_counter() - start) / len(data.split.validation)
+    n_train, n_validation = len(data.split.train), len(data.split.validation)
+    look = (time.perf_counter() - start) / n_validation
     accelerator.free_memory()
-    return step, look, math.ceil(n_batches / per_step), _counts(data)
-
-
-def _counts(data: Data) -> dict[str, int]:
-    return {part: len(getattr(data.split, part)) for part in ("train", "validation", "test")}
-
-
-def _planned(
-    cell: Cell, step: float, look: float, steps_per_epoch: int, counts: dict[str, int]
-) -> PlannedCell:
-    """The steps, a look at the validation set per epoch, and the evaluation at the end.
-
-    That is every part with the weights of the last and of the best epoch, and two passes over the
-    training set to recalibrate BatchNorm and to see the loss with it.
-    """
-    epochs = cell.config.epochs
-    n_steps = epochs * steps_per_epoch
-    looked = epochs * counts["validation"] + 2 * sum(counts.values()) + 2 * counts["train"]
-    return PlannedCell(cell, n_steps, n_steps * step + looked * look)
+    # Every part with the weights of the last and of the best epoch, and two passes over the
+    # training set to recalibrate BatchNorm and to see the loss with it.
+    looked_at = 2 * (n_train + n_validation + len(data.split.test)) + 2 * n_train
+    n_steps = math.ceil(n_batches / per_step)
+    return n_steps, n_steps * step + n_validation * look, looked_at * look
 
 
 def _spread(study: Study, folder: StudyDir) -> tuple[float, bool]:
