@@ -51,25 +51,18 @@ class Comparison:
         return any(layer.differs for layer in self.layers)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "first": self.first,
-            "second": self.second,
-            "size": self.size,
-            "unit": "log10 of first / second",
-            "at": self.at,
-            "seeds": list(self.seeds),
-            "differs": self.differs,
-            "layers": [
-                {
-                    "layer": layer.layer,
-                    "log10_ratio": to_json(layer.ratio.mean),
-                    "interval": to_json([layer.ratio.low, layer.ratio.high]),
-                    "p_value": layer.p_value,
-                    "differs": layer.differs,
-                }
-                for layer in self.layers
-            ],
-        }
+        layers = [
+            {
+                "layer": layer.layer,
+                "log10_ratio": to_json(layer.ratio.mean),
+                "interval": to_json([layer.ratio.low, layer.ratio.high]),
+                "p_value": layer.p_value,
+                "differs": layer.differs,
+            }
+            for layer in self.layers
+        ]
+        more = {"unit": "log10 of first / second", "differs": self.differs, "layers": layers}
+        return dict(to_json(self) | more)
 
 
 def compare(case: Case) -> list[Comparison]:

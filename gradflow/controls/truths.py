@@ -87,22 +87,11 @@ class ControlResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain types; None stands for the standard error of a single seed."""
-        control = self.control
-        content = {
-            "name": control.name,
-            "truth": control.truth,
-            "source": control.source,
-            "expected": control.expected,
-            "mean": self.mean,
-            "standard_error": self.standard_error,
-            "allowed": self.allowed,
-            "why": control.why,
-            "label": control.label,
-            "n_labels_right": self.n_labels_right,
-            "n_seeds": self.n_seeds,
-            "passed": self.passed,
-            "seconds": self.seconds,
-        }
+        of_control = ("name", "truth", "source", "expected", "why", "label")
+        of_result = ("mean", "standard_error", "allowed", "n_labels_right", "n_seeds", "passed",
+                     "seconds")  # fmt: skip
+        content = {name: getattr(self.control, name) for name in of_control}
+        content |= {name: getattr(self, name) for name in of_result}
         return dict(to_json(content))
 
 

@@ -166,17 +166,13 @@ class InitialCheck:
     def to_json(self) -> dict[str, Any]:
         """Plain types; None stands for inf and NaN."""
         typical = self.path.typical
-        return {
-            "label": self.label,
-            "outlook": self.outlook,
+        by_name = (
+            "label", "outlook", "is_certain", "n_draws", "drawn", "input_shape", "loss",
+            "has_zero_head", "note", "without_gradient", "unreached",
+        )  # fmt: skip
+        return {name: to_json(getattr(self, name)) for name in by_name} | {
             "cause": self.cause or None,
             "begins_at": self.begins_at or None,
-            "is_certain": self.is_certain,
-            "n_draws": self.n_draws,
-            "drawn": self.drawn,
-            "input_shape": list(self.input_shape),
-            "loss": self.loss,
-            "has_zero_head": self.has_zero_head,
             "first_over_last_decades": to_json(typical.delta.decades),
             "differing_share": to_json(typical.differing),
             "output_rms": to_json(typical.output_rms),
@@ -189,10 +185,7 @@ class InitialCheck:
                 }
                 for path in self.paths
             ],
-            "note": self.note,
             "dead": {"unit": "share of channels", "by_activation": dict(self.dead)},
-            "without_gradient": list(self.without_gradient),
-            "unreached": list(self.unreached),
             "nonfinite": [
                 {"draw": n.first_step, "site": n.site, "measure": n.measure, "elements": n.count}
                 for n in self.nonfinite

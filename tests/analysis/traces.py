@@ -138,40 +138,31 @@ def make_network(
     )
 
 
-def group(n_seeds: int = 5, **given: Any) -> list[TrainedNetwork]:
-    """One network for each seed. What is a function of the seed is called with it."""
+def group(n_seeds: int = 5, shift: int = 0, **given: Any) -> list[TrainedNetwork]:
+    """One network for each seed. What is a function of the seed is called with it.
+
+    With a `shift` they are noisy in another way: seeds are shifted by it, then named back.
+    """
     return [
-        make_network(
-            seed=seed, **{key: one(seed) if callable(one) else one for key, one in given.items()}
+        replace(
+            make_network(
+                seed=seed,
+                **{key: one(seed) if callable(one) else one for key, one in given.items()},
+            ),
+            seed=seed - shift,
         )
-        for seed in range(n_seeds)
+        for seed in range(shift, shift + n_seeds)
     ]
 
 
 def make_case(
     accused: Mapping[str, Any], reference: Mapping[str, Any] | None = None, n_seeds: int = 5
 ) -> Case:
-    """A case of seeds 0 to `n_seeds` - 1. The names are plain and residual.
-
-    The seeds of the reference are noisy in another way: shifted by 100, then named back.
-    """
+    """A case of seeds 0 to `n_seeds` - 1. The names are plain and residual."""
     mine = group(n_seeds, **{"name": "plain", **accused})
     if reference is None:
         return Case.of(mine)
-    theirs = [
-        replace(
-            make_network(
-                seed=seed + 100,
-                **{
-                    key: one(seed + 100) if callable(one) else one
-                    for key, one in {"name": "residual", **reference}.items()
-                },
-            ),
-            seed=seed,
-        )
-        for seed in range(n_seeds)
-    ]
-    return Case.of(mine, theirs)
+    return Case.of(mine, group(n_seeds, 100, **{"name": "residual", **reference}))
 
 
 def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -175,15 +175,6 @@ class ReZero(nn.Module):
         return x + self.scale * torch.relu(self.layer(x))
 
 
-def test_branches_that_begin_as_the_identity_are_ordinary() -> None:
-    blocks = [ReZero() for _ in range(6)]
-    found = check(nn.Sequential(nn.Linear(16, 16), *blocks, nn.Linear(16, 4)), (16,), draws=1)
-    assert found.label == "ordinary"
-    assert len(found.without_gradient) == 6
-    assert "they learn later where a branch starts at zero" in str(found)
-    assert "one module" not in str(found)
-
-
 def test_a_dead_branch_beside_the_path_is_named() -> None:
     model = TwoInputs()
     model.ages = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16))
@@ -192,20 +183,6 @@ def test_a_dead_branch_beside_the_path_is_named() -> None:
     found = check(model, [(8,), (2,)], draws=1)
     assert found.layers[0] == "images.0"
     assert found.without_gradient == ("ages.0",)
-
-
-def test_a_fall_is_told_where_it_is_why() -> None:
-    """A tiny first layer: every input gets the same output, and δ is the same in all layers."""
-    model = orthogonal(1.0, depth=6)()
-    nn.init.normal_(model.get_parameter("0.weight"), std=1e-9)
-    found = check(nn.Sequential(model, nn.Linear(16, 4).double()), (16,), draws=1)
-    assert found.label == "doubtful: vanishing"
-    assert "largest single fall" not in str(found)
-
-
-def test_complex_networks_get_complex_inputs() -> None:
-    layers = [nn.Linear(8, 8, dtype=torch.complex64) for _ in range(3)]
-    assert check(nn.Sequential(*layers), (8,), draws=1).label == "ordinary"
 
 
 class TwoInputs(nn.Module):
@@ -234,20 +211,6 @@ def test_several_inputs_and_a_factory_that_brings_them() -> None:
         check(TwoInputs)
 
 
-def test_lazy_layers_get_their_shape_first() -> None:
-    found = check(lambda: nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.LazyLinear(3)), (4,))
-    assert found.layers == ("0", "2")
-
-
-def test_layers_inside_one_module_are_said_not_to_be_seen() -> None:
-    found = check(lambda: nn.Sequential(nn.LSTM(8, 16, num_layers=3)), (5, 8), draws=2)
-    assert found.outlook == "unknown"
-    assert "run inside one module" in str(found)
-    assert "acts from one time step to the next" in found.note
-    alone = check(lambda: nn.LSTM(8, 16, num_layers=3), (5, 8), draws=1)  # the network is the layer
-    assert (alone.outlook, alone.layers) == ("unknown", ("weight_ih_l0", "weight_ih_l1"))
-
-
 class Functional(nn.Module):
     """All layers in one forward, without modules; the layer `dead` lets nothing through."""
 
@@ -265,15 +228,6 @@ class Functional(nn.Module):
         return logits
 
 
-def test_dead_layers_inside_one_module_are_vanishing() -> None:
-    found = check(lambda: Functional(dead=4), (16,), draws=2)
-    assert found.label == "unlikely to train: vanishing from w.7 on"  # no later one has an input
-    assert "No gradient at all reaches 8 of the 8 layers" in found.sentences()[0]
-    alive = check(Functional, (16,), draws=2)
-    assert alive.outlook == "unknown"
-    assert "ŝ at the first is" in alive.sentences()[0]
-
-
 class Loop(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -287,13 +241,58 @@ class Loop(nn.Module):
         return logits
 
 
-def test_of_a_loop_over_time_it_says_for_which_tasks_the_limits_are() -> None:
-    found = check(Loop, (40, 4), draws=1)
-    assert found.cause == "vanishing"
-    assert "for tasks that need the first time step" in str(found)
-    assert "39 of 42 layers are later calls of others" in found.note
-    deep = check(lambda: mlp(nn.Sigmoid, depth=12, width=16), (16,), draws=1)
-    assert "first time step" not in str(deep)
+def rezero() -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 16), *(ReZero() for _ in range(6)), nn.Linear(16, 4))
+
+
+def tiny_first() -> nn.Module:
+    """Every input gets the same output, and δ is the same in all layers."""
+    model = orthogonal(1.0, depth=6)()
+    nn.init.normal_(model.get_parameter("0.weight"), std=1e-9)
+    return nn.Sequential(model, nn.Linear(16, 4).double())
+
+
+def complex_layers() -> nn.Module:
+    return nn.Sequential(*(nn.Linear(8, 8, dtype=torch.complex64) for _ in range(3)))
+
+
+def lazy_layers() -> nn.Module:
+    return nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.LazyLinear(3))
+
+
+@pytest.mark.parametrize(
+    ("make", "input", "label", "said", "not_said"),
+    [
+        (rezero, (16,), "ordinary", "they learn later where a branch starts at zero", "one module"),
+        (rezero, (16,), "ordinary", "at 1.layer, 2.layer, 3.layer and 3 more layers", "No loss"),
+        # A fall is told only where it is why.
+        (tiny_first, (16,), "doubtful: vanishing", "Every input", "largest single fall"),
+        (complex_layers, (8,), "ordinary", "δ at the first of 2 layers", "NaN"),
+        (lazy_layers, (4,), "ordinary", "δ at the first of 2 layers", "NaN"),
+        # The outputs of layers inside of one module are not seen.
+        (lambda: nn.Sequential(nn.LSTM(8, 16, num_layers=3)), (5, 8), "unknown",
+         "run inside one module", "No gradient"),
+        (lambda: nn.LSTM(8, 16, num_layers=3), (5, 8), "unknown",
+         "acts from one time step to the next: weight_hh_l0", "No gradient"),
+        (Functional, (16,), "unknown", "ŝ at the first is", "No gradient"),
+        # No later one has an input.
+        (lambda: Functional(dead=4), (16,), "unlikely to train: vanishing from w.7 on",
+         "No gradient at all reaches 8 of the 8 layers", "one module"),
+        (Loop, (40, 4), "doubtful: vanishing", "for tasks that need the first time step", "ŝ at"),
+        (Loop, (40, 4), "doubtful: vanishing", "39 of 42 layers are later calls of others", "ŝ at"),
+        (lambda: mlp(nn.Sigmoid, depth=12, width=16), (16,), "unlikely to train: vanishing",
+         "A single draw gives no interval", "first time step"),
+    ],
+)  # fmt: skip
+def test_odd_networks_are_called_what_they_are_and_told_why(
+    make: Callable[[], nn.Module], input: tuple[int, ...], label: str, said: str, not_said: str
+) -> None:
+    found = check(make, input, draws=1)
+    assert found.label.startswith(label)
+    assert said in str(found)
+    assert not_said not in str(found)
+    assert math.isnan(found.profiles["output_gradient"].change.low)
+    assert not found.is_certain
 
 
 def test_of_a_given_model_only_the_inputs_and_the_loss_are_drawn() -> None:
@@ -316,13 +315,6 @@ def test_draws_follow_the_seed() -> None:
     assert first[0] != first[1]
     assert first[1] != rate(1)[0]
     assert first == rate(0, draws=3)[:2]
-
-
-def test_a_single_draw_has_no_interval() -> None:
-    found = check(orthogonal(1.0), (16,), draws=1)
-    assert math.isnan(found.profiles["output_gradient"].change.low)
-    assert not found.is_certain
-    assert "no interval" in str(found)
 
 
 def test_token_models_are_checked_with_a_tensor() -> None:
