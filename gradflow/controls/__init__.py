@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from gradflow.lazy import lazy
 
 if TYPE_CHECKING:
-    from gradflow.controls.cases import KnownNetwork
     from gradflow.controls.closed_forms import (
         expected_growth_bn_bias,
         expected_growth_bn_leaky,
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
         sigmoid_rate,
     )
     from gradflow.controls.gate import CaseResult, Gate, load_gate, run_all
+    from gradflow.controls.networks import KnownNetwork
     from gradflow.controls.truths import CONTROLS, Control, ControlResult, Measured, measure, run
 
 __all__ = [

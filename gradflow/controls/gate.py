@@ -26,7 +26,7 @@ from gradflow.typed import to_json
 from gradflow.version import VERSION
 
 if TYPE_CHECKING:
-    from gradflow.controls.cases import KnownNetwork
+    from gradflow.controls.networks import KnownNetwork
     from gradflow.controls.truths import ControlResult, Progress
     from gradflow.record import Trace
 
@@ -135,7 +135,7 @@ class Gate:
 
 def gate(n_seeds: int = N_SEEDS) -> Gate:
     """Label every case on `n_seeds` networks, and judge these together. Takes a few seconds."""
-    from gradflow.controls.cases import CASES, record
+    from gradflow.controls.networks import CASES, record
 
     start = time.perf_counter()
     cases = tuple(_result(case, [record(case, seed) for seed in range(n_seeds)]) for case in CASES)

@@ -18,8 +18,7 @@ from gradflow.analysis.rates import Label, trace_rate
 from gradflow.analysis.thresholds import HIT_RATE
 from gradflow.architectures import Init
 from gradflow.controls import closed_forms, networks
-from gradflow.controls.cases import KnownNetwork, record
-from gradflow.controls.networks import PRECISE
+from gradflow.controls.networks import PRECISE, KnownNetwork, record
 from gradflow.typed import to_json
 
 Progress = Callable[[int, int], None]  # how many networks are done, of how many

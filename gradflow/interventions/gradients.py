@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, isfinite
 from pathlib import Path
-from typing import ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -101,12 +101,14 @@ class Transplant(OfLayers):
     def gradient_change(self, model: nn.Module, arch: str, seed: int) -> GradientChange:
         layers = chosen_layers(model, self.layers)
         folder = Path(self.profile.replace("{arch}", arch).replace("{seed}", str(seed)))
-        profile = _Profile.load(folder, self.size, layers)
+        steps, sizes = _recorded(folder, self.size, layers)
         weights = [model.get_parameter(f"{layer}.weight") for layer in layers]
 
         def factors(step: int, norms: Tensor) -> Tensor:
             ours = norms * _per_norm(weights, self.size)
-            wanted = profile.at(step).to(norms.device)
+            # Of the last recorded step that is not after this one, else of the first.
+            place = max(0, int(np.searchsorted(steps, step, side="right")) - 1)
+            wanted = sizes[place].to(norms.device)
             ratio = torch.where(ours > 0, wanted / ours, 1.0)
             return torch.where((ratio - 1).abs() < SNAP, 1.0, ratio)
 
@@ -246,33 +248,21 @@ class LayerScaling(GradientChange):
         return [ratio, error]
 
 
-@dataclass(frozen=True, eq=False)
-class _Profile:
-    """The recorded sizes of some layers."""
-
-    steps: np.ndarray  # (steps,), increasing
-    sizes: Tensor  # (steps, layers) float64
-
-    @classmethod
-    def load(cls, folder: Path, size: Size, layers: Sequence[str]) -> Self:
-        trace = Trace.load(folder, measures=["grad_norm", "weight_norm"])
-        weights = [f"{layer}.weight" for layer in layers]
-        missing = [weight for weight in weights if weight not in trace.sites]
-        if missing:
-            raise ValueError(
-                f"Expected {missing[0]} among the records of {folder}, but it is not there. "
-                "Take the profile from a network of the same depth, or choose other layers."
-            )
-        table = GRADIENT_SIZES[size].compute(trace, weights)
-        usable = np.isfinite(table).all(axis=1) & (table > 0).all(axis=1)
-        if not usable.any():
-            raise ValueError(f"Expected a gradient above 0 in every layer that {folder} recorded.")
-        return cls(trace.steps[usable], torch.from_numpy(table[usable]))
-
-    def at(self, step: int) -> Tensor:
-        """(layers,): of the last recorded step that is not after `step`, else of the first."""
-        place = max(0, int(np.searchsorted(self.steps, step, side="right")) - 1)
-        return self.sizes[place]
+def _recorded(folder: Path, size: Size, layers: Sequence[str]) -> tuple[np.ndarray, Tensor]:
+    """(steps,), increasing, and the sizes of the layers in them, (steps, layers) float64."""
+    trace = Trace.load(folder, measures=["grad_norm", "weight_norm"])
+    weights = [f"{layer}.weight" for layer in layers]
+    missing = [weight for weight in weights if weight not in trace.sites]
+    if missing:
+        raise ValueError(
+            f"Expected {missing[0]} among the records of {folder}, but it is not there. "
+            "Take the profile from a network of the same depth, or choose other layers."
+        )
+    table = GRADIENT_SIZES[size].compute(trace, weights)
+    usable = np.isfinite(table).all(axis=1) & (table > 0).all(axis=1)
+    if not usable.any():
+        raise ValueError(f"Expected a gradient above 0 in every layer that {folder} recorded.")
+    return trace.steps[usable], torch.from_numpy(table[usable])
 
 
 def _per_norm(weights: Sequence[nn.Parameter], size: Size) -> Tensor:

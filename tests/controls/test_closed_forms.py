@@ -18,7 +18,7 @@ from gradflow.controls import (
     networks,
     sigmoid_rate,
 )
-from gradflow.controls.cases import KnownNetwork, record
+from gradflow.controls.networks import KnownNetwork, record
 from gradflow.controls.truths import IMAGES, WITH_NORM, WITHOUT_NORM
 
 YANG = {4: 3.084, 8: 1.788, 16: 1.590, 32: 1.522, 50: 1.501, 64: 1.493, 128: 1.480, 512: 1.470}

@@ -12,8 +12,8 @@ from rich.console import Console
 import gradflow.controls.gate as gates
 from gradflow.analysis.rates import Rate
 from gradflow.controls import CONTROLS, CaseResult, ControlResult, Gate, load_gate
-from gradflow.controls.cases import CASES
 from gradflow.controls.gate import gate
+from gradflow.controls.networks import CASES
 from gradflow.present.terminal import controls_view
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from gradflow.analysis.layers import body, main_path
 from gradflow.analysis.rates import trace_rate
 from gradflow.controls import CONTROLS, Control, ControlResult, measure, networks, run
-from gradflow.controls.cases import INPUT_STREAM, record
+from gradflow.controls.networks import INPUT_STREAM, record
 from gradflow.controls.truths import IMAGES
 
 # Where the truth is an average, all seeds; elsewhere few, since one network comes close already.
