@@ -195,7 +195,7 @@ def _gap_sentence(verdict: "Verdict") -> str:
     }[verdict.gap_status]
     if is_discordant(verdict):
         state = "The two measures of a gap disagree"
-    elif lacks_seeds(verdict):
+    elif not enough_seeds(len(case.seeds)) and all(one.interval.low > 0 for one in verdict.gap):
         state = f"There seems to be a gap (a claim needs {SEEDS} seeds)"
     said = f"{state}: {case.name} is {' and '.join(numbers)} than {case.reference_name}."
     return said + _against_one(verdict) + both
@@ -230,13 +230,6 @@ def is_discordant(verdict: "Verdict") -> bool:
     """Whether one outcome is surely worse, and the other surely not, beyond the margin."""
     found = {gap_status(one.values, one.threshold.value) for one in verdict.gap}
     return {"yes", "no"} <= found
-
-
-def lacks_seeds(verdict: "Verdict") -> bool:
-    """Whether there would be a gap by its intervals, over too few seeds to claim one."""
-    return not enough_seeds(len(verdict.case.seeds)) and all(
-        one.interval.low > 0 for one in verdict.gap
-    )
 
 
 def worse_by(gap: Evidence) -> str:
@@ -289,16 +282,16 @@ def next_steps(verdict: "Verdict") -> tuple[str, ...]:
 
 def _seeds_step(verdict: "Verdict") -> list[str]:
     """How many seeds, and how to have them: where they would decide something."""
-    n = len(verdict.case.seeds)
+    n, how = len(verdict.case.seeds), MORE_SEEDS[verdict.case.source]
     if not enough_seeds(n):
-        return [f"Train {SEEDS} seeds, {_how(verdict, SEEDS)}: fewer prove nothing."]
+        return [f"Train {SEEDS} seeds, {how.format(n=SEEDS)}: fewer prove nothing."]
     if verdict.links[0].status == "undetermined" and len(directions(verdict.case)) < 2:
         needed = verdict.links[0].seeds_needed
         if needed is None:
             return ["Train more seeds: what is open cannot be told from these."]
         more = f"{max(needed, n + 1)}"
         return [
-            f"Train about {more} seeds, {_how(verdict, more)}, and judge them all: with the mean "
+            f"Train about {more} seeds, {how.format(n=more)}, and judge them all: with the mean "
             f"and the spread seen so far they decide in {POWER:.0%} of cases. The tests allow for "
             f"{at.N_LOOKS} looks in all; what is open after the last stays so."
         ]
@@ -308,7 +301,3 @@ def _seeds_step(verdict: "Verdict") -> list[str]:
     if is_asked and verdict.links[3].status == "undetermined" and not _widens(verdict):
         return ["Train more seeds: whether the gap closes cannot be told from these."]
     return []
-
-
-def _how(verdict: "Verdict", n: str) -> str:
-    return MORE_SEEDS[verdict.case.source].format(n=n)

@@ -44,16 +44,6 @@ def test_fieller_holds_exactly_the_shares_that_the_t_test_does_not_reject() -> N
     assert high == pytest.approx(brentq(p, 0.3, 2), rel=1e-9)
 
 
-def test_fieller_covers_the_truth_in_95_of_100_small_studies() -> None:
-    random = np.random.default_rng(0)
-    n_studies, truth = 2000, 0.3
-    gaps = random.normal(0.4, 0.08, (n_studies, 5))
-    taken = truth * gaps + random.normal(0, 0.05, gaps.shape)
-    covered = sum(low <= truth <= high for low, high in map(fieller, taken, gaps))
-    error = math.sqrt(0.95 * 0.05 / n_studies)
-    assert covered / n_studies == pytest.approx(0.95, abs=3 * error)
-
-
 def test_interval_is_infinite_where_the_gap_may_be_zero() -> None:
     assert fieller(np.array([0.1, 0.2, 0.1]), np.array([0.3, -0.4, 0.2])) == (-math.inf, math.inf)
 
