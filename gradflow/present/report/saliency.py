@@ -61,13 +61,7 @@ class Maps:
         return f"{who} passes its checks.{not_measured}"
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "method": self.method,
-            "network": self.network,
-            "layer": self.layer,
-            "answer": self.answer,
-            "trust": self.trust,
-        }
+        return vars(self) | {"answer": self.answer}
 
 
 @dataclass(frozen=True, kw_only=True)
