@@ -26,12 +26,8 @@ def why_blind(study: Study, arm: Arm) -> str:
             "the training loss is measured with recalibrated BatchNorm in every arm, so that only "
             "the accuracy can judge it"
         )
-    labels = {
-        _labels(study, name, place) for name in (arm.name, arm.against) for place in PLACES
-    }  # fmt: skip
-    if len(labels) > 1:
-        return "the training loss is that of other labels"
-    return ""
+    labels = {_labels(study, name, place) for name in (arm.name, arm.against) for place in PLACES}
+    return "the training loss is that of other labels" if len(labels) > 1 else ""
 
 
 def why_missing(study: Study, arm: Arm, failed: Mapping[str, str]) -> str:

@@ -294,15 +294,11 @@ def from_training(network: NetworkDir) -> TrainedNetwork:
 
 
 def from_records(folder: Path) -> TrainedNetwork:
-    """What a Recorder wrote in a loop of the user's own."""
-    trace = Trace.load(folder, measures=NEEDED)
-    return TrainedNetwork(*name_and_seed(folder), trace, folder=folder)
-
-
-def name_and_seed(folder: Path) -> tuple[str, int]:
-    """Of records outside a run: `plain-s3` is seed 3 of plain, any other name is of seed 0."""
+    """What a Recorder wrote in a loop of the user's own; `plain-s3` is seed 3 of plain, any other
+    name is of seed 0."""
     named = re.fullmatch(r"(.+?)-s(\d+)", folder.name)
-    return (named[1], int(named[2])) if named else (folder.name, 0)
+    name, seed = (named[1], int(named[2])) if named else (folder.name, 0)
+    return TrainedNetwork(name, seed, Trace.load(folder, measures=NEEDED), folder=folder)
 
 
 def _recalibrated_loss(part: Mapping[str, Any], examined: Mapping[str, Any]) -> float | None:

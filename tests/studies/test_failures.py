@@ -1,5 +1,6 @@
 """What goes wrong in a study: each training fails alone, nothing is lost, and it is said why."""
 
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,7 +12,6 @@ import torch
 from filelock import FileLock
 from tiny import full_disk, read, run_here, tiny, write
 
-from gradflow.cli import main
 from gradflow.present.report.story import charts
 from gradflow.studies import Cell, Study, StudyDir
 from gradflow.studies.cell import load_once, run_cell
@@ -34,19 +34,19 @@ Copy = Callable[[str], StudyDir]
 
 
 def test_a_loss_of_nan_is_a_result_and_the_others_go_on(
-    all_but: Copy, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    all_but: Copy, pictures: Path, tmp_path: Path, command: Any
 ) -> None:
     folder = all_but("bias/reference-s0")
     arms = {"hot": {"tests": "lr", "networks": "accused", "set": {"lr": 1e30}},
             "bias": {"tests": "explosion", "intervene": "norm_bias(beta=1)"}}  # fmt: skip
     file = write(tmp_path / "tiny.yaml", tiny(pictures, arms=arms))
-    assert main(["study", str(file), "--out", str(folder.path)]) == 0
+    said = command("study", file, "--out", folder.path)
     found = states(folder, folder.study())
     assert found.pop("hot/accused-s0") == "diverged"
     assert set(found.values()) == {"done"}
-    said = capsys.readouterr().out
-    assert "hot/accused-s0 diverged: The loss was" in said
-    assert "hot: 0 of 1 seeds are complete" in said
+    assert said.code == 0
+    assert "hot/accused-s0 diverged: The loss was" in said.out
+    assert "hot: 0 of 1 seeds are complete" in said.out
 
 
 def test_a_full_disk_fails_one_training_and_the_next_call_completes_it(
@@ -230,7 +230,7 @@ def test_a_training_that_ends_while_its_rivals_are_measured_goes_on_there(
 
 
 def test_rivals_that_could_not_be_measured_are_measured_by_diagnose(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
 ) -> None:
     file = write(tmp_path / "tiny.yaml", tiny(pictures, base=EXAMINED))
     cells = Study.load(file).cells(tmp_path / "study" / "cells")
@@ -239,9 +239,9 @@ def test_rivals_that_could_not_be_measured_are_measured_by_diagnose(
             "gradflow.training.examination.examine_network", raising(RuntimeError("defect"))
         )
         with pytest.warns(UserWarning, match="defect.*diagnose RUN --measure.*of its study"):
-            assert main(["study", str(file), "--out", str(tmp_path / "study")]) == 0
+            assert command("study", file, "--out", tmp_path / "study").code == 0
     assert {cell.arm for cell in cells if weights_in(cell)} == {"baseline"}
-    assert main(["diagnose", str(tmp_path / "study"), "--measure", "--json"]) == 0
+    assert command("diagnose", tmp_path / "study", "--measure", "--json").code == 0
     for cell in cells:
         network = CellDir(cell.folder).network()
         assert network is not None
@@ -313,25 +313,20 @@ def test_an_arm_that_was_combined_may_be_left_out(
 
 
 def test_two_processes_do_not_work_in_one_folder(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pictures: Path, tmp_path: Path, command: Any
 ) -> None:
     file = write(tmp_path / "tiny.yaml", tiny(pictures))
     out = tmp_path / "study"
     out.mkdir()
     with FileLock(out / ".lock"):
-        assert main(["study", str(file), "--out", str(out)]) == 1
-    assert "another process is using it" in " ".join(capsys.readouterr().err.split())
+        said = command("study", file, "--out", out)
+    assert (said.code, "another process is using it" in " ".join(said.err.split())) == (1, True)
 
 
-def test_the_plan_counts_and_trains_nothing(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import json
-
+def test_the_plan_counts_and_trains_nothing(pictures: Path, tmp_path: Path, command: Any) -> None:
     file = write(tmp_path / "tiny.yaml", tiny(pictures, seeds=3))
     out = tmp_path / "study"
-    assert main(["study", str(file), "--out", str(out), "--plan", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
+    plan = json.loads(command("study", file, "--out", out, "--plan", "--json").out)
     assert len(plan["cells"]) == 2 * 2 * 3
     # 60 pictures, 20 % test, 10 % of the distinct ones validate: 42 train, 3 batches, 2 epochs.
     assert {cell["steps"] for cell in plan["cells"]} == {6}
@@ -351,10 +346,7 @@ def test_the_plan_counts_the_arms_that_are_combined(pictures: Path, combine: Any
 
 
 def test_a_study_ends_in_a_table_a_verdict_and_a_report(
-    pictures: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    pictures: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "gradflow.present.report.story.charts",
@@ -362,15 +354,13 @@ def test_a_study_ends_in_a_table_a_verdict_and_a_report(
     )
     content = tiny(pictures, seeds=3, base={"log_grads": True, "epochs": 1})
     file, out = write(tmp_path / "tiny.yaml", content), tmp_path / "study"
-    assert main(["study", str(file), "--out", str(out)]) == 0
-    table = capsys.readouterr().out
+    table = command("study", file, "--out", out).out
     assert "share of the gap" in table
     assert "bias" in table
     assert (out / "figures" / "forest.png").exists()
-    main(["diagnose", str(out), "--full", "-o", str(tmp_path / "verdict.png")])
-    letter = capsys.readouterr().out
+    letter = command("diagnose", out, "--full", "-o", tmp_path / "verdict.png").out
     assert "link 4, it causes the gap" in letter
     assert "left open: 3 seeds cannot decide; 5 are the least" in " ".join(letter.split())
-    assert main(["report", str(out), "-o", str(tmp_path / "report.html"), "--static"]) == 0
+    assert command("report", out, "-o", tmp_path / "report.html", "--static").code == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "What the interventions say" in page

@@ -10,7 +10,6 @@ import tiny
 import yaml
 from tiny import full_disk, run_here, write
 
-from gradflow.cli import main
 from gradflow.studies import Study, StudyDir
 from gradflow.studies.arms import Tuned
 from gradflow.studies.engine import Engine
@@ -101,27 +100,20 @@ def test_a_network_that_diverges_with_every_value_is_named(pictures: Path, tmp_p
 
 
 def test_the_trials_are_planned_and_their_outcome_is_told(
-    tuned: tuple[Path, Results],
-    pictures: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    tuned: tuple[Path, Results], pictures: Path, tmp_path: Path, command: Any
 ) -> None:
     file = write(tmp_path / "tiny.yaml", tiny.tiny(pictures, arms=ARMS))
-    out = ["--out", str(tmp_path / "study")]
-    assert main(["study", str(file), *out, "--plan"]) == 0
-    said = capsys.readouterr().out
+    study = ("study", file, "--out", tmp_path / "study")
+    said = command(*study, "--plan").out
     assert "15 trainings to do" in said, "8 trials; 2 + 2 + 2 + 1 trainings"
     assert "lr tuned" in said
     shutil.copytree(tuned[0], tmp_path / "study")
-    assert main(["study", str(file), *out]) == 0
-    said = capsys.readouterr().out
+    said = command(*study).out
     assert "sgd: lr 0.05 suits resnet_18 best, of 0.001, 0.05, 1e+30\n" in said
     down = next(one.value for one in StudyDir(tuned[0]).tuning() if one.arm == "down")
-    assert (
-        f"down: lr {down} suits plain_18 best, of 0.002, 0.05; a better one may lie beyond" in said
-    )
-    assert main(["study", str(file), *out, "--plan"]) == 0
-    assert "0 trainings to do, 7 are done" in capsys.readouterr().out
+    beyond = "a better one may lie beyond"
+    assert f"down: lr {down} suits plain_18 best, of 0.002, 0.05; {beyond}" in said
+    assert "0 trainings to do, 7 are done" in command(*study, "--plan").out
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import torch
 
 import gradflow
 from gradflow import Trace
-from gradflow.cli import main
 from gradflow.training.config import TrainConfig
 from gradflow.training.fit import Epoch, NonFiniteLoss, make_accelerator
 from gradflow.training.images import BadFiles, Data, check_same_data, load_data
@@ -189,7 +188,7 @@ def flags(pictures: Path) -> list[str]:
 
 @pytest.mark.usefixtures("without_figures")
 def test_killed_run_resumes_to_the_same_result(
-    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str], tmp_path: Path, command: Any
 ) -> None:
     """kill -9 of the real command, then --resume, against an uninterrupted one."""
     flags += ["--epochs", "12", "--out"]
@@ -206,9 +205,8 @@ def test_killed_run_resumes_to_the_same_result(
     process.wait()
     (run,) = (tmp_path / "killed").iterdir()
     assert not (run / "summary.json").exists()
-    assert main(["train", "--resume", str(run), "--json"]) == 0
-    assert '"networks"' in capsys.readouterr().out
-    assert main([*flags, str(tmp_path / "whole")]) == 0
+    assert '"networks"' in command("train", "--resume", run, "--json").out
+    assert command(*flags, tmp_path / "whole").code == 0
     (whole,) = (tmp_path / "whole").iterdir()
     (one,), (other,) = RunDir.open(run).networks(), RunDir.open(whole).networks()
     assert_same_network(one, other)
