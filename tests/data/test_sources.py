@@ -310,17 +310,17 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n0 0 move
 NOISE = pixels(np.random.default_rng(0).integers(0, 256, (64, 64, 3)))
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("cut.jpg", saved(NOISE, "JPEG")[:2000], ".*truncated"),  # Pillow's `verify` passes it
-        ("page.jpg", b"<html>404</html>", NO_IMAGE),
-        ("empty.png", b"", NO_IMAGE),
-        ("program.png", EPS, NO_IMAGE),  # Pillow hands it to Ghostscript, whatever its name
-        ("float.tif", saved(pixels([[0.0, 0.5]], np.float32), "TIFF"), ".*save it as 16 bit"),
-        ("gone.jpg", None, "no such file"),
-    ],
-)
+BAD = [
+    ("cut.jpg", saved(NOISE, "JPEG")[:2000], ".*truncated"),  # Pillow's `verify` passes it
+    ("page.jpg", b"<html>404</html>", NO_IMAGE),
+    ("empty.png", b"", NO_IMAGE),
+    ("program.png", EPS, NO_IMAGE),  # Pillow hands it to Ghostscript, whatever its name
+    ("float.tif", saved(pixels([[0.0, 0.5]], np.float32), "TIFF"), ".*save it as 16 bit"),
+    ("gone.jpg", None, "no such file"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "reason"), BAD, ids=[name for name, *_ in BAD])
 def test_what_cannot_be_used_is_a_bad_image_with_a_reason(
     tmp_path, monkeypatch, name, content, reason
 ):
