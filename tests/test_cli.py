@@ -46,18 +46,6 @@ def test_train_prints_one_json_object_or_a_summary_a_person_reads(
         assert words in out
 
 
-@pytest.mark.usefixtures("without_figures")
-def test_config_file_and_flags(pictures: Path, tmp_path: Path, command: Command) -> None:
-    """The file sets, the command line overrides, and the run keeps what came of it."""
-    file = tmp_path / "config.yaml"
-    lines = f"data: {pictures}\nlr: 6e-3\nepochs: 9\narch: plain_18\nimage_size: 8\nwidth: 0.125\n"
-    file.write_text(lines)
-    flags = ["--epochs", "1", "--wandb", "off", "--device", "cpu", "--out", tmp_path / "runs"]
-    assert command("train", "--config", file, *flags).code == 0
-    config = RunDir.newest(tmp_path / "runs").config()
-    assert (config.lr, config.epochs, config.networks) == (6e-3, 1, ("plain_18",))
-
-
 @pytest.mark.parametrize(
     ("arguments", "lines", "expected"),
     [

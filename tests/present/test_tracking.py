@@ -64,13 +64,6 @@ def test_a_row_holds_the_loss_each_layer_on_the_path_in_depth_order_and_the_stag
     assert told == sorted(told, key=lambda key: key.split("/")[1])
 
 
-def test_without_records_a_row_is_the_loss() -> None:
-    assert step_rows(epoch_of(0, 2, (0.5, 0.25)), None, PLENTY) == {
-        0: {"train/loss": 0.5},
-        1: {"train/loss": 0.25},
-    }
-
-
 def test_a_layer_keeps_its_number_while_another_is_frozen() -> None:
     trace = trace_of([0])
     trace.values["grad_norm"][:, 5] = np.nan  # conv1.weight
@@ -204,8 +197,10 @@ def test_without_records_numbers_are_logged_and_nothing_is_drawn() -> None:
     log = NetworkLog("a", [sink], Budget(Clock()))
     log.log_epoch(epoch_of(0, 2, (1.0, 0.5)))
     log.close({})
-    told = [(axis, at, len(row)) for axis, at, row in sink.rows]
-    assert told == [(STEP, 0, 1), (STEP, 1, 1), (STEP, 2, 6)]
+    first, second, (_, at, of_epoch) = sink.rows
+    assert first == (STEP, 0, {"train/loss": 1.0})
+    assert second == (STEP, 1, {"train/loss": 0.5})
+    assert (at, len(of_epoch)) == (2, 6)
     assert sink.pictures == []
 
 
