@@ -53,11 +53,12 @@ def _lines(verdict: "Verdict") -> Iterator[tuple[str, str]]:
     yield "Answer", f"{verdict.outcome}: {OUTCOMES[verdict.outcome]}"
     for size in JUDGED_SIZES:
         yield GRADIENT_SIZES[size].symbol, _size(verdict, size)
-    yield "Gap", _gap(verdict)
+    gap = ", ".join(map(worse_by, verdict.gap))
+    yield "Gap", f"{verdict.case.name} is {gap}" if gap else ""
     yield "Where", where(verdict)
     yield "Open", _open(verdict)
     yield "Rivals", _rivals(verdict)
-    yield "Next", _next(verdict)
+    yield "Next", _without_reason(verdict.next_steps[0]) if verdict.next_steps else ""
 
 
 def _size(verdict: "Verdict", size: str) -> str:
@@ -75,12 +76,6 @@ def _size(verdict: "Verdict", size: str) -> str:
         spread = f"{at.LEVEL} {times(ends[0])} to {times(ends[1])}; "
     limit = plain(10**at.VANISHING_DECADES.value)
     return f"{said} ({spread if found.n > 1 else ''}vanishing: {limit} smaller)"
-
-
-def _gap(verdict: "Verdict") -> str:
-    """How much worse the accused does; nothing where that is not known."""
-    parts = ", ".join(map(worse_by, verdict.gap))
-    return f"{verdict.case.name} is {parts}" if parts else ""
 
 
 def where(verdict: "Verdict") -> str:
@@ -149,11 +144,6 @@ def _rivals(verdict: "Verdict") -> str:
               (("no", "ruled out"), ("undetermined", "open"), ("not measured", "not measured"))
               if (found := of[status])]  # fmt: skip
     return f"consistent with the gap: {shown}; {', '.join(counts)}"
-
-
-def _next(verdict: "Verdict") -> str:
-    """The first step, without its reason."""
-    return _without_reason(verdict.next_steps[0]) if verdict.next_steps else ""
 
 
 def _without_reason(step: str) -> str:

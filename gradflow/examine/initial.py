@@ -22,7 +22,6 @@ from gradflow.examine.passes import (
     drawn,
     made,
     pass_through,
-    seeds,
 )
 from gradflow.examine.trainability import (
     DIFFERING,
@@ -234,8 +233,10 @@ def check(
     redrawn, example = False, None
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(cuda):
-        for draw, one_seed in enumerate(seeds(seed, draws)):
-            torch.manual_seed(one_seed)
+        # Those of different `seed` share none, as seed + draw would.
+        drawn_seeds = np.random.SeedSequence(seed).generate_state(draws, np.uint64)
+        for draw, one_seed in enumerate(drawn_seeds):
+            torch.manual_seed(int(one_seed))
             example, batch = made(make, input_size, batch_size)
             redrawn |= draw_head_if_zero(example)
             passes.append(pass_through(example, batch, labels, draw))

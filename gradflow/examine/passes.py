@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -133,11 +132,6 @@ def _loss(output: Tensor, labels: Tensor | None) -> tuple[Tensor, str]:
 
 
 # -- what goes in ------------------------------------------------------------------------------
-
-
-def seeds(seed: int, draws: int) -> list[int]:
-    """One for each draw: those of different `seed` share none, as seed + draw would."""
-    return [int(one) for one in np.random.SeedSequence(seed).generate_state(draws, np.uint64)]
 
 
 def made(make: Callable[[], Made], input: Input, batch_size: int) -> tuple[nn.Module, Inputs]:

@@ -46,7 +46,7 @@ class DeltaOrthogonal(OfLayers):
     @torch.no_grad()
     def change_network(self, model: nn.Module) -> None:
         for _, conv in convolutions(model, self.layers):
-            tap = _centre_tap(conv)
+            tap = _centre_tap(conv.weight)
             u, _, vh = torch.linalg.svd(tap.double(), full_matrices=False)
             conv.weight.zero_()
             tap.copy_(self.gain * (u @ vh))
@@ -70,21 +70,17 @@ class DeltaOrthogonal(OfLayers):
 
 def _departure(conv: nn.Conv2d) -> tuple[float, float]:
     """How far the weight is from delta-orthogonal, relative to its gain; and the gain."""
-    tap = _centre_tap(conv).detach().double()
+    tap = _centre_tap(conv.weight).detach().double()
     gram = tap @ tap.T if tap.shape[0] <= tap.shape[1] else tap.T @ tap
     square = float(gram.diagonal().mean())
     off = (gram / square - torch.eye(len(gram), dtype=gram.dtype)).abs().max()
     around = conv.weight.detach().clone()
-    _of_weight(around).zero_()
+    _centre_tap(around).zero_()
     return max(float(off), float(around.abs().max()) / square**0.5), square**0.5
 
 
-def _centre_tap(conv: nn.Conv2d) -> Tensor:
-    """(C_out, C_in): a view of the weight."""
-    return _of_weight(conv.weight)
-
-
-def _of_weight(weight: Tensor) -> Tensor:
+def _centre_tap(weight: Tensor) -> Tensor:
+    """(C_out, C_in): a view of it."""
     return weight[:, :, weight.shape[2] // 2, weight.shape[3] // 2]
 
 
