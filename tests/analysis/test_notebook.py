@@ -2,7 +2,6 @@
 
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -96,34 +95,15 @@ def test_a_run_is_shown_whether_unfinished_damaged_or_with_an_evil_name(tmp_path
     assert "finished, 0 epochs" in Page(network._repr_html_()).cells
 
 
-def epoch(index: int) -> dict[str, Any]:
-    """An entry of history.json, of one optimizer step."""
-    numbers = ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
-    return {
-        "index": index, "step": index + 1, "is_best": True, "step_losses": [1.0],
-        **dict.fromkeys(numbers, 0.5),
-    }  # fmt: skip
-
-
-def evaluated(accuracy: float) -> dict[str, Any]:
-    """What evaluation.json says of one epoch: eight images of one class, so many right."""
-    n_correct = round(8 * accuracy)
-    part = {
-        "n": 8, "n_correct": n_correct, "accuracy": accuracy, "accuracy_interval": [0.0, 1.0],
-        "balanced_accuracy": accuracy, "loss": 1.0, "calibration_error": 0.0, "report": {},
-        "confusion_matrix": [[8]], "predicted": [0] * 8,
-        "is_right": [i < n_correct for i in range(8)],
-    }  # fmt: skip
-    return {"epoch": 1, "train": part, "validation": part, "test": part}
-
-
-def test_a_finished_network_shows_its_accuracies_and_its_profile(tmp_path: Path) -> None:
+def test_a_finished_network_shows_its_accuracies_and_its_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = NetworkDir(tmp_path, "plain", 0)
-    network.save_history([epoch(0), epoch(1)])
     shares = {"best": 0.875, "last": 0.5}
-    network.save_evaluation(
-        {which: evaluated(share) for which, share in shares.items()} | {"published": None}
-    )
+    evaluation = {which: {"test": {"accuracy": share}} for which, share in shares.items()}
+    monkeypatch.setattr(NetworkDir, "evaluation", lambda self: evaluation)
+    monkeypatch.setattr(NetworkDir, "history", lambda self: [{}, {}])
+    monkeypatch.setattr(NetworkDir, "is_finished", True)
     trace = make_trace({"grad_norm": [1, 1, 1, 1, 1, 1, 1, 1, 100.0, 7]}, n_steps=2)
     trace.save_part(tmp_path / "records")
     page = Page(network._repr_html_())
