@@ -59,6 +59,7 @@ def test_a_fast_network_differs_at_equal_step_and_not_at_equal_loss() -> None:
     assert all(layer.differs for layer in found["equal step"].layers)
     assert found["equal step"].layers[0].factor > 1.5
     assert not found["equal loss"].differs
+    assert not found["start"].differs
 
 
 def test_few_seeds_show_no_difference() -> None:
