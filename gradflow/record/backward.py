@@ -8,6 +8,7 @@ calls back at its end, where the gradients of the parameters are compared with t
 
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import NamedTuple
@@ -22,26 +23,23 @@ from gradflow.record.readable import NotTaken, unreadable
 from gradflow.record.steps import PassSums, Site
 from gradflow.record.sums import gradient_sums
 
-_NUMBERS = count()
 # Of the gradient of a parameter, to see later whether it is the same tensor in the same state.
 _Mark = tuple["weakref.ref[Tensor]", int] | None
 
 
+@dataclass(slots=True, eq=False)
 class ForwardPass:
     """What the outputs of one forward pass summed to. It lives as long as its graph does: the hooks
     on the outputs hold it, and nothing else, until a backward pass through it counts.
     """
 
-    __slots__ = ("active", "had_backward", "kept", "number", "outputs", "own", "sizes")
-
-    def __init__(self) -> None:
-        self.number = next(_NUMBERS)
-        self.outputs: dict[Site, Tensor] = {}  # of OUTPUT_SUMS
-        self.active: dict[Site, Tensor] = {}  # (channels,) uint8
-        self.own: dict[tuple[str, Site], Tensor] = {}  # the user's own measures
-        self.sizes: dict[Site, int] = {}  # elements
-        self.had_backward = False  # of any kind
-        self.kept: set[Site] = set()  # where gradients are kept, since others may meet them
+    number: int = field(default_factory=count().__next__)
+    outputs: dict[Site, Tensor] = field(default_factory=dict)  # of OUTPUT_SUMS
+    active: dict[Site, Tensor] = field(default_factory=dict)  # (channels,) uint8
+    own: dict[tuple[str, Site], Tensor] = field(default_factory=dict)  # the user's own measures
+    sizes: dict[Site, int] = field(default_factory=dict)  # elements
+    had_backward: bool = False  # of any kind
+    kept: set[Site] = field(default_factory=set)  # gradients, since others may meet them
 
 
 class _Gradient(NamedTuple):
@@ -52,14 +50,12 @@ class _Gradient(NamedTuple):
     vector: Tensor | None  # kept where another backward pass may meet this one
 
 
+@dataclass(slots=True, eq=False)
 class _BackwardPass:
-    __slots__ = ("before", "gradients", "keeps_graph", "touched")
-
-    def __init__(self, before: list[_Mark], keeps_graph: bool) -> None:
-        self.before = before
-        self.keeps_graph = keeps_graph
-        self.gradients: dict[ForwardPass, dict[Site, _Gradient]] = {}
-        self.touched: list[int] = []  # parameters whose gradient it added to
+    before: list[_Mark]
+    keeps_graph: bool
+    gradients: dict[ForwardPass, dict[Site, _Gradient]] = field(default_factory=dict)
+    touched: list[int] = field(default_factory=list)  # parameters whose gradient it added to
 
 
 class BackwardPasses:

@@ -46,6 +46,7 @@ class OutputHooks:
         on_discard: Callable[[bool], None],
         is_stepping: Callable[[], bool],
     ) -> None:
+        self.are_wanted = any(measure.of != "parameter" for measure in measures)
         self.depth: dict[Site, int] = {}  # in order of first execution
         # Site -> the sites and weights that feed it; None where the graph is not to be had.
         self.feeds: dict[str, tuple[str, ...]] | None = {}
@@ -82,7 +83,8 @@ class OutputHooks:
     def attach(self, *, is_full: bool) -> None:
         """Before a recorded step; at a full one outputs are read, and not only their gradients."""
         self._is_full = is_full
-        self._attach()
+        if self.are_wanted:
+            self._attach()
 
     def _attach(self) -> None:
         """Hook the layers that the model has now: those that came are added, those gone dropped."""

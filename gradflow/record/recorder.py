@@ -106,10 +106,8 @@ class Recorder:
         self._not_taken = not_taken = NotTaken()
         self._outputs = OutputHooks(
             model, self.measures, not_taken, self._on_discard, self._is_stepping
-        ) if with_outputs else None  # fmt: skip
-        self._missed = (
-            None if self._outputs is None else MissedOutputs(model, self._outputs, not_taken)
         )
+        self._missed = MissedOutputs(model, self._outputs, not_taken)
         self._parameters = ParameterReads(
             model, self.optimizers, self.measures, processes, not_taken, histograms=histograms
         )
@@ -205,10 +203,8 @@ class Recorder:
     def _read(self, steps: Sequence[RecordedStep], dead: DeadChannels) -> Trace:
         """On the host."""
         kinds = {name: kind_of(module) for name, module in self.model.named_modules()}
-        depth = self._outputs.depth if self._outputs is not None else {}
-        feeds = self._outputs.feeds if self._outputs is not None else None
-        chunk = to_trace(steps, self.measures, depth, kinds, dead)
-        return replace(chunk, feeds=dict(feeds) if feeds else None)
+        chunk = to_trace(steps, self.measures, self._outputs.depth, kinds, dead)
+        return replace(chunk, feeds=dict(self._outputs.feeds) if self._outputs.feeds else None)
 
     def close(self) -> None:
         """Take every hook off the model and the optimizer, and flush. More calls do nothing.
@@ -221,13 +217,13 @@ class Recorder:
         if self._is_closed:
             return
         self._is_closed = True
-        backward = self._outputs.backward if self._outputs is not None else None
-        if backward is not None:
-            backward.end()
+        backward = self._outputs.backward
+        backward.end()
         self._take_hooks_off()
         self.flush()
         if warn:
-            self._unseen.tell(None if backward is None else backward.n_counted > 0, stacklevel=3)
+            has_backward = backward.n_counted > 0 if self._outputs.are_wanted else None
+            self._unseen.tell(has_backward, stacklevel=3)
 
     def _take_hooks_off(self) -> None:
         self._disarm()
@@ -270,13 +266,11 @@ class Recorder:
     def _attach(self) -> None:
         self._is_full = self._cadence.is_full(self._n_recorded)
         self._parameters.attach(is_full=self._is_full)
-        if self._outputs is not None:
-            self._outputs.attach(is_full=self._is_full)
+        self._outputs.attach(is_full=self._is_full)
 
     def _disarm(self) -> None:
         self._parameters.detach()
-        if self._outputs is not None:
-            self._outputs.detach()
+        self._outputs.detach()
 
     def _on_discard(self, has_nonfinite: bool) -> None:
         """Gradients were zeroed without a step: did a GradScaler skip it, or a loop that looks?"""
@@ -292,8 +286,7 @@ class Recorder:
         return any(hooks.is_running() for hooks in self._steps)
 
     def _listen(self, is_listening: bool) -> None:
-        if self._outputs is not None:
-            self._outputs.backward.is_listening = is_listening
+        self._outputs.backward.is_listening = is_listening
 
     def _is_recorded(self, index: int) -> bool:
         return self._is_scheduled and index not in self._stepped
@@ -313,14 +306,12 @@ class Recorder:
     def _read_gradients(self, index: int) -> None:
         """The gradients are there; with a closure, after its first call."""
         if not self._is_recorded(index):
-            if self._outputs is not None:
-                self._outputs.backward.drop()
+            self._outputs.backward.drop()
             return
         optimizer = self.optimizers[index]
         scale = fused_scale(optimizer)
         try:
-            if self._outputs is not None:
-                self._outputs.backward.settle(index)
+            self._outputs.backward.settle(index)
             self._grad_scale = self._scale_of_outputs(scale)
             # The optimizer lets go of it after its step.
             self._found_inf = getattr(optimizer, "found_inf", None) if scale is not None else None
@@ -376,12 +367,12 @@ class Recorder:
             self._not_taken.failed("records to the files yet", error)
 
     def _keep_step(self) -> None:
-        passes = self._outputs.take() if self._outputs is not None else []
+        passes = self._outputs.take()
         parameters = self._parameters.take()
         step = compact(
             self.step, passes, parameters, self._grad_scale, self._found_inf, self._layouts
         )
-        if self._missed is not None:
+        if self._outputs.are_wanted:
             self._missed.look(has_passes=bool(passes))
         step = self._processes.gather(step)
         if self._processes.is_first:
