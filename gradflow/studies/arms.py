@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
 from gradflow.architectures import ARCHITECTURES
-from gradflow.training.config import TrainConfig
+from gradflow.training.config import DATA_FIELDS, TrainConfig
 from gradflow.typed import typed, typed_fields
 
 Place = Literal["accused", "reference"]
@@ -19,11 +19,13 @@ CELLS = "{cells}"  # in an intervention: the folder of the study's cells, as in 
 # What belongs to the study as a whole, or is decided cell by cell.
 NOT_IN_ARMS = ("arch", "seeds", "out", "device", "precision", "wandb", "project")
 # What the outcomes are measured with: another loss, or other images, and no gap can be compared.
-# `image_size` is not among them: the images stay the same, seen coarser or finer.
-OUTCOME_FIELDS = (
-    "label_smoothing", "data", "download", "split", "twins", "split_seed", "val_fraction",
-    "test_fraction", "on_bad",
-)  # fmt: skip
+# `image_size` is not among them: the images stay the same, seen coarser or finer. Nor is what
+# changes no image.
+OUTCOME_FIELDS = {"label_smoothing", *DATA_FIELDS} - {
+    "image_size",
+    "allow_outside",
+    "memory_budget",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,19 +16,13 @@ import torch
 from gradflow.files import held
 from gradflow.studies.arms import Cell
 from gradflow.studies.folder import ENDED, CellDir
-from gradflow.training.config import TrainConfig
+from gradflow.training.config import DATA_FIELDS, TrainConfig
 from gradflow.training.examination import examine_network, finish_network, lacks_rivals
 from gradflow.training.fit import NonFiniteLoss, make_accelerator
 from gradflow.training.images import Data, check_same_data, load_data
 from gradflow.training.rundir import NetworkDir, RunDir
 from gradflow.training.summary import summarise
 from gradflow.training.train import begin_run, train_network
-
-# What decides the images of a cell, their split and their true labels.
-DATA_FIELDS = (
-    "data", "download", "allow_outside", "image_size", "split", "twins", "split_seed",
-    "val_fraction", "test_fraction", "on_bad", "memory_budget",
-)  # fmt: skip
 
 MAX_STARTS = 3  # of a cell whose process was killed each time
 

@@ -290,15 +290,9 @@ class Study:
             text = config.intervene.replace(CELLS, str(folder.resolve()))
             config = dataclasses.replace(config, intervene=text)
         return Cell(
-            arm,
-            place,
-            seed,
-            config,
-            folder / arm / f"{place}-s{seed}",
-            self.threads,
-            self.keep_weights,
-            needs_others=needs_others,
-        )
+            arm, place, seed, config, folder / arm / f"{place}-s{seed}", self.threads,
+            self.keep_weights, needs_others=needs_others,
+        )  # fmt: skip
 
     def combinable(self, names: Sequence[str]) -> Iterator[tuple[str, str]]:
         """The pairs of these arms that do not exclude each other, as two doses of one thing do."""

@@ -29,6 +29,12 @@ MAX_SEEDS = 1000  # each is a training
 NUMBERS_AS_TEXT = ("seeds", "max_overhead")  # a file may write 3 or 0.02 for them
 WHOLE = "the whole configuration of a run"
 
+# What decides the images of a run, their split and their true labels.
+DATA_FIELDS = (
+    "data", "download", "allow_outside", "image_size", "split", "twins", "split_seed",
+    "val_fraction", "test_fraction", "on_bad", "memory_budget",
+)  # fmt: skip
+
 # The smallest and the largest value of each number. What no machine or no method can do is refused
 # before a run has a folder; a value beyond these is a slip of the pen.
 LIMITS: dict[str, tuple[float, float]] = {
