@@ -34,18 +34,27 @@ def depth_picture(
     profiles: Mapping[str, np.ndarray],
     unit: str,
     *,
-    braille: bool,
+    braille: bool = True,
     width: int = 76,
     rows: int = ROWS,
 ) -> list[str]:
-    """`profiles`, name -> log10 by layer, on one scale: in braille, or else in ASCII."""
-    if braille:
-        return braille_profile(profiles, unit, width=width, rows=rows)
+    """`profiles`, name -> log10 by layer, input first, on one scale; no lines without a value.
+
+    In braille the networks stand side by side, so that no colour is needed, each below its name and
+    above its first and its last layer; a missing layer is a gap, and every line is at most `width`
+    characters long. Without `braille`, for other terminals, a digit for each layer.
+    """
     finite = [values[np.isfinite(values)] for values in profiles.values()]
-    known = 10.0 ** np.concatenate([np.empty(0), *finite])
+    known = np.concatenate([np.empty(0), *finite])
     if not len(known):
         return []
     low, high = float(known.min()), float(known.max())
+    if braille:
+        return _in_braille(profiles, unit, low, high, width, rows)
+    return _in_digits(profiles, unit, 10.0**low, 10.0**high)
+
+
+def _in_digits(profiles: Mapping[str, np.ndarray], unit: str, low: float, high: float) -> list[str]:
     names = max(map(len, profiles))
     return [
         *(f"{name:<{names}}  {bar_picture(10.0**values, low, high, ASCII_BARS)}"
@@ -54,21 +63,9 @@ def depth_picture(
     ]  # fmt: skip
 
 
-def braille_profile(
-    profiles: Mapping[str, np.ndarray], unit: str, *, width: int = 76, rows: int = ROWS
+def _in_braille(
+    profiles: Mapping[str, np.ndarray], unit: str, low: float, high: float, width: int, rows: int
 ) -> list[str]:
-    """Panels side by side on one log axis, one for each network, so that no colour is needed.
-
-    `profiles`: name -> log10 by layer, input first. A missing layer is a gap. Every line is at
-    most `width` characters long; no lines where there is no value.
-
-    Below each panel stand its first and its last layer, above it the name.
-    """
-    finite = [values[np.isfinite(values)] for values in profiles.values()]
-    known = np.concatenate([np.empty(0), *finite])
-    if not len(known):
-        return []
-    low, high = float(known.min()), float(known.max())
     cells = (width - LABELS - 1) // len(profiles) - 2
     panels = [_panel(values, low, high, cells, rows) for values in profiles.values()]
     labels = [f"{10**high:.2g}", *[""] * (rows - 2), f"{10**low:.2g}"]

@@ -12,7 +12,7 @@ import pytest
 
 from gradflow.analysis.verdict import Verdict, judge_case
 from gradflow.present.letter import letter, profiles
-from gradflow.present.terminal_plot import braille_profile, can_show_braille
+from gradflow.present.terminal_plot import can_show_braille, depth_picture
 from gradflow.present.verdict_story import answer, why
 from tests.analysis.traces import make_case
 from tests.present.printed import printed
@@ -54,7 +54,7 @@ def test_the_ten_lines_read_as_they_did(verdict: Verdict) -> None:
 
 
 def test_a_falling_line_touches_both_ends_of_its_axis_and_the_labels_are_its_values() -> None:
-    lines = braille_profile({"one": np.array([-3.0, 2.0])}, "loss")
+    lines = depth_picture({"one": np.array([-3.0, 2.0])}, "loss")
     assert lines[1].split()[0] == "1e+02"
     assert lines[4].split()[0] == "0.001"
     assert lines[1][-1] in "⠈⠉"  # the last layer is the highest
@@ -62,11 +62,11 @@ def test_a_falling_line_touches_both_ends_of_its_axis_and_the_labels_are_its_val
 
 
 def test_missing_layers_are_gaps_and_odd_profiles_draw_what_there_is() -> None:
-    gap = braille_profile({"one": np.array([0.0, np.nan, np.nan, 0.0])}, "loss")
+    gap = depth_picture({"one": np.array([0.0, np.nan, np.nan, 0.0])}, "loss")
     assert "⠀" * 10 in gap[1]
-    assert braille_profile({"one": np.full(3, np.nan)}, "loss") == []
-    assert braille_profile({}, "loss") == []
-    single = "".join(braille_profile({"one": np.array([1.0]), "none": np.empty(0)}, "loss"))
+    assert depth_picture({"one": np.full(3, np.nan)}, "loss") == []
+    assert depth_picture({}, "loss") == []
+    single = "".join(depth_picture({"one": np.array([1.0]), "none": np.empty(0)}, "loss"))
     assert any("⠀" < character <= "⣿" for character in single)
 
 
