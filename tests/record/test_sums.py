@@ -1,7 +1,7 @@
 """The sums against float64 NumPy: any shape, type, layout and value, compiled and by PyTorch."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise, product
+from itertools import pairwise
 from math import inf, isfinite, nan
 
 import numpy as np
@@ -322,12 +322,12 @@ def check_values_that_are_easily_lost() -> None:
     none of them is non-finite or 0. NaN spoils the sums that it enters and no others. A conjugate,
     and its imaginary part where it is one number, lie in memory with the other sign.
     """
-    numbers = ([1e30, -3e30], [1e-25, 2e-25], [1e-22, 1e-22], [1.0, nan], [inf, 0.0], [1.0, -2.0])
+    numbers = ([1e30, -3e30], [1e-25, 2e-25], [1e-22, 1e-22], [1.0, nan], [1.0, -2.0], [inf, 0.0])
     reals = [torch.tensor(pair).repeat(2, 20) for pair in numbers]
     conjugates = [torch.tensor([[1 + 2j], [3 + 4j]]).conj(), torch.tensor([[1 + 2j]]).conj()]
     for x in (*reals, *conjugates, conjugates[1].imag):
         assert_sums_of_one(x, 0)
-    xs, ys = zip(*product(reals, reals), *product(conjugates[:1], conjugates[:1]), strict=True)
+    xs, ys = [*reals, conjugates[0]], [*reals[1:], reals[0], conjugates[0]]
     assert_sums_of_pairs(xs, ys, with_copies=True)
 
 
