@@ -2,9 +2,7 @@
 
 import gc
 import weakref
-from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -199,71 +197,7 @@ def test_parameters_frozen_at_first_and_unfrozen_later() -> None:
     assert np.isnan(norms).tolist() == [True, True, False, False]
 
 
-# -- outputs of all types ----------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Slots:
-    logits: Tensor
-
-
-@dataclass
-class Late:
-    label: str
-    hidden: Tensor
-    never: Tensor = field(init=False)
-
-
-class Opaque:
-    def __init__(self, z: Tensor) -> None:
-        self.z = z
-
-
-Named = namedtuple("Named", "count hidden")
-OUTPUTS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
-    "tuple": (lambda z: (z, None), lambda out: out[0]),
-    "integers first": (lambda z: (None, torch.ones(2).long(), z, z * 3), lambda out: out[2]),
-    "dict": (lambda z: {"mask": z > 0, "hidden": z, "more": z + 1}, lambda out: out["hidden"]),
-    "slots": (Slots, lambda out: out.logits),
-    "dataclass": (lambda z: Late("x", z), lambda out: out.hidden),
-    "namedtuple": (lambda z: Named(3, z), lambda out: out.hidden),
-    "nested": (
-        lambda z: ([{"a": None, "b": (3, Slots(z))}], z + 1),
-        lambda out: out[0][0]["b"][1].logits,
-    ),
-    "beside unknown": (lambda z: (Opaque(z), z), lambda out: out[1]),
-    "packed": (lambda z: nn.utils.rnn.pack_sequence([z[:3], z[3:5]]), lambda out: out.data),
-}
-# What a layer may give that lies in memory in another way, or is of another type.
-TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
-    "double": lambda z: z.double(),
-    "half": lambda z: z.half(),
-    "complex": lambda z: torch.complex(z, 2 * z),
-    "conjugate": lambda z: torch.complex(z, z).conj(),
-    "negative": lambda z: torch.complex(z, z)[:1, :1].conj().imag,  # in memory, one number, as −x
-    "expanded": lambda z: z[:1].expand(5, *z.shape[1:]),
-    "overlapping": lambda z: z.as_strided((4, 3), (1, 1)),
-    "turned": lambda z: z.T,
-    "strided": lambda z: z[:, ::2],
-    "one in front": lambda z: z.unsqueeze(1).transpose(0, 1),
-    "scalar": lambda z: z[0, 0],
-}
-
-
-@pytest.mark.parametrize(
-    ("pack", "unpack"),
-    [*OUTPUTS.values(), *((change, lambda out: out) for change in TENSORS.values())],
-    ids=[*OUTPUTS, *TENSORS],
-)
-def test_the_first_floating_tensor_is_measured_wherever_and_however_it_is(
-    pack: Any, unpack: Any
-) -> None:
-    layer = Net(lambda net, x: pack(x * net.weight), weight=nn.Parameter(inputs(6)))
-    model, images = nn.Sequential(layer), draw(6, 6)
-    train_by_hand(
-        model, lambda *_: unpack(model(images())).abs().square().sum(), n_steps=2,
-        optimizer=sgd(model, 0.01), unpack=unpack,
-    )  # fmt: skip
+# -- layers of all types ----------------------------------------------------------------------
 
 
 def test_a_layer_of_integers_has_no_output_to_measure() -> None:
