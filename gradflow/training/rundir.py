@@ -12,7 +12,7 @@ runs/20261123-210000-digits/
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -131,12 +131,12 @@ class NetworkDir:
         """What was recorded; FileNotFoundError if nothing was."""
         return Trace.load(self.path)
 
-    def trace_from(self, step: int) -> Trace | None:
+    def trace_from(self, step: int, measures: Sequence[str] | None = None) -> Trace | None:
         """What was recorded in the files that begin at `step` or later, None if there are none.
 
-        Of the histograms, the last.
+        With `measures`, only these. Of the histograms, the last.
         """
-        trace = load_parts(self.path, from_step=step)
+        trace = load_parts(self.path, from_step=step, measures=measures)
         histograms = load_histograms(self.path, from_step=step, at_most=1)
         return replace(trace, histograms=histograms) if len(trace) else None
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 import gradflow.controls.gate as gates
 from gradflow.analysis.rates import Rate
+from gradflow.analysis.verdict import Verdict
 from gradflow.controls import CONTROLS, CaseResult, ControlResult, Gate, load_gate
 from gradflow.controls.gate import gate
 from gradflow.controls.networks import CASES
@@ -50,6 +51,16 @@ def test_a_broken_instrument_shuts_the_gate(
     monkeypatch.setattr(Rate, "decades", property(lambda self: decades(true(self))))
     broken = gate(1)
     assert (broken.hit_rate, broken.false_alarm_rate) == (hit_rate, false_alarm_rate)
+    assert not broken.passed
+
+
+@pytest.mark.parametrize(("says", "right"), [(False, {"healthy"}), (True, set())])
+def test_a_verdict_that_names_another_direction_shuts_the_gate(
+    says: bool, right: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Verdict, "has", lambda self, direction: says)
+    broken = gate(1)
+    assert {case.label for case in broken.cases if case.verdict_is_right} == right
     assert not broken.passed
 
 

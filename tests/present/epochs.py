@@ -133,7 +133,7 @@ class Training:
             "plain_18-s0",
             sinks,
             Budget(self.clock),
-            records=lambda first: recorded(range(first, 2 * self.n_epochs)),
+            records=lambda first, measures: recorded(range(first, 2 * self.n_epochs)),
             clock=self.clock,
         )
 

@@ -33,6 +33,8 @@ from gradflow.training.fit import Epoch
 IMAGE_DPI = 100  # 700 pixels wide: trackers show a picture at 400 to 900
 # Of the time may go into pictures; one takes about 0.3 s, as long as an epoch of small images.
 PICTURE_SHARE = 0.03
+# What pictures and profiles of a whole training are made of: a long one may not fit in memory.
+DRAWN = tuple(dict.fromkeys(name for size in GRADIENT_SIZES.values() for name in size.needs))
 
 
 class NetworkLog:
@@ -46,7 +48,7 @@ class NetworkLog:
     the last epoch, the pictures `gradient/heatmap` and `gradient/depth_profile`. At the end the
     depth profiles `profile/<gradient size>`, on the axis `profile/layer`.
 
-    `records` gives what is on disk from a step on, of which 0 is all of it.
+    `records` gives what is on disk from a step on, of which 0 is all of it: some measures, or all.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class NetworkLog:
         sinks: Sequence[Sink],
         budget: Budget,
         *,
-        records: Callable[[int], Trace | None] = lambda first_step: None,
+        records: Callable[[int, Sequence[str] | None], Trace | None] = lambda *_: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.name = name
@@ -76,7 +78,7 @@ class NetworkLog:
     def log_epoch(self, epoch: Epoch) -> None:
         if not self._sinks:
             return
-        chunk = self._records(epoch.step - len(epoch.step_losses))
+        chunk = self._records(epoch.step - len(epoch.step_losses), None)
         self._undrawn = epoch, chunk
         row = epoch_row(epoch)
         self._budget.spend(len(row) + 1)
@@ -131,7 +133,7 @@ class NetworkLog:
         """Draw where training stands; nothing without records."""
         start = self._clock()
         pictures = {}
-        if (trace := self._records(0)) is not None:
+        if (trace := self._records(0, DRAWN)) is not None:
             table = weight_table(trace)
             pictures["gradient/heatmap"] = self._heatmap(table)
             pictures["gradient/depth_profile"] = self._profile(epoch, chunk, table)
@@ -161,7 +163,7 @@ class NetworkLog:
     def _profile_rows(self) -> dict[int, dict[str, float]]:
         """Layer -> key -> the geometric mean over all recorded steps; nothing where it is NaN."""
         rows: dict[int, dict[str, float]] = {}
-        if (trace := self._records(0)) is None:
+        if (trace := self._records(0, DRAWN)) is None:
             return rows
         for size in GRADIENT_SIZES:
             try:
