@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 import gradflow.training.examination
 from gradflow.examine.path import path_layers
@@ -33,7 +34,11 @@ from gradflow.training.weights import build_network, load_tensors
 Run = tuple[NetworkDir, TrainConfig, Data]
 MODES = {"running", "recalibrated", "batch"}
 QUALITY = {"loss", "cross_entropy", "accuracy", "balanced_accuracy"}
-ACCELERATOR = make_accelerator(TrainConfig(device="cpu"))
+
+
+def on_cpu() -> Accelerator:
+    """Made anew: other tests of the process reset what Accelerate keeps."""
+    return make_accelerator(TrainConfig(device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +56,13 @@ def prepare(
                 wandb="off", out=folder, **{"rivals_budget": math.inf} | settings,
             )
         )  # fmt: skip
-        return begin_run(config, data, ACCELERATOR).network("plain_18", 0), config, data
+        return begin_run(config, data, on_cpu()).network("plain_18", 0), config, data
 
     return make
 
 
 def train(network: NetworkDir, config: TrainConfig, data: Data) -> None:
-    list(train_network(network, config, data, ACCELERATOR))
+    list(train_network(network, config, data, on_cpu()))
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +171,7 @@ def test_what_the_budget_left_is_measured_later_to_the_same_values(
 ) -> None:
     whole, config, data = run
     network = unexamined(whole, tmp_path)
-    finish_network(network, dataclasses.replace(config, rivals_budget=1.5), data, ACCELERATOR)
+    finish_network(network, dataclasses.replace(config, rivals_budget=1.5), data, on_cpu())
     first = network.examination()
     assert first is not None
     assert list(first["noise"]) == ["10"]  # 16 of the 18 steps
@@ -193,10 +198,10 @@ def test_stopped_while_measuring_the_training_stays_and_the_rest_is_caught_up(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finish_network(network, config, data, ACCELERATOR, stop)
+        finish_network(network, config, data, on_cpu(), stop)
     assert network.is_finished
     assert network.examination() is None
-    finish_network(network, config, data, ACCELERATOR)
+    finish_network(network, config, data, on_cpu())
     assert network.examination() == examination
 
 
