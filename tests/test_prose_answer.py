@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from tests.test_prose import PAIRS, WORKED, kept, prose, stored
-from tests.test_prose_tables import spread, text
+from tests.test_prose_tables import rows, spread, text
 
 STUDY = "studies/photographs-64px"
 
@@ -144,3 +144,39 @@ FRONT = (
 )
 def test_a_number_of_the_answer_is_that_of_the_study(page: str, phrase: str) -> None:
     assert phrase.format(**numbers()) in prose(page)
+
+
+def digits_arms() -> list[Any]:
+    arms = stored("studies/digits-30-epochs")["arms"]
+    return [pytest.param(arm, id=arm["name"]) for arm in arms if arm["shares"]]
+
+
+@pytest.mark.parametrize("arm", digits_arms())
+def test_the_row_of_an_arm_on_the_digits(arm: Any) -> None:
+    ((_, _, *said),) = (row for row in rows(WORKED) if row[0] == arm["name"] and len(row) == 5)
+    loss, accuracy = (arm["shares"][name] for name in ("train_loss", "test_accuracy"))
+    assert said == [spread(loss), spread(accuracy), loss["status"]]
+
+
+def test_the_numbers_about_the_digits() -> None:
+    study = stored("studies/digits-30-epochs")
+    arms = {one["name"]: one for one in study["arms"]}
+    rates = stored("studies/digits-30-epochs-verdict")["rates"]
+    (delta,) = (one["decades"] for one in rates if (one["network"], one["size"], one["window"])
+                == ("plain_34", "output_gradient", "early"))  # fmt: skip
+    factors = [f"{10 ** delta[end]:.1f}" for end in ("mean", "low", "high")]
+    (growth,) = (one["measured"] for one in arms["delta-orthogonal"]["checks"]
+                 if one["network"] == "accused" and one["what"].startswith("λ"))  # fmt: skip
+    costs = {one["arm"]: spread(one["change"]) for one in study["controls"]}
+    damped = [arms[name]["shares"]["train_loss"]["reference_gain"]["mean"]
+              for name in ("bias-1", "leaky-0.2")]  # fmt: skip
+    said = prose(WORKED)
+    for phrase in (
+        f"the cosine takes {spread(arms['cosine']['shares']['test_accuracy'])} of it",
+        "δ grows {} times ({} to {}) from the last layer".format(*factors),
+        f"cost Plain-34 {costs['sgd-early-down']} and {costs['sgd-early-up']} nats",
+        f"λ is {growth:.2f}",
+        f"changes ResNet-34 by {max(map(abs, damped)):.2f} nats or less",
+    ):
+        assert phrase in said
+    assert study["gap"]["train_loss"]["n_seeds"] == 10

@@ -92,7 +92,7 @@ def arm(study: str, name: str) -> Any:
 
 
 def moved(name: str) -> str:
-    found = arm("digits", name)["equivalent"]["change"]
+    found = arm("digits-8-epochs", name)["equivalent"]["change"]
     low, high = found["interval"]
     return f"{text(found['mean'], '+')}{{}} ({text(low)} to {text(high)})"
 
@@ -104,13 +104,13 @@ def check_of(study: str, name: str, what: str) -> Any:
 
 
 def bias_2() -> str:
-    one = check_of("digits", "bias-2", "norm_biasλ at the start: growth per layer of the squared "
-                   "gradient of the outputs")  # fmt: skip
+    one = check_of("digits-8-epochs", "bias-2", "norm_biasλ at the start: growth per layer of the "
+                   "squared gradient of the outputs")  # fmt: skip
     return f"{one['measured']:.2f}, below the predicted {one['expected']:.2f}"
 
 
 def interaction() -> str:
-    found = stored("studies/digits")["interaction"]
+    found = stored("studies/digits-8-epochs")["interaction"]
     low, high = found["interval"]
     return f"{text(found['mean'])}, {text(low)} to {text(high)}"
 
@@ -175,15 +175,16 @@ PHRASES: tuple[tuple[str, str, Callable[[], str]], ...] = (
     (WORKED, "back to their start costs {}, so", lambda: evidence("reset_cost")),
     (OVERVIEW, "(the gradient is {} times *larger*", lambda: f"{photographs('plain_34'):.1f}"),
     (OVERVIEW, "δ {} times from the last layer",
-     lambda: f"{first_over_last(stored('studies/digits-verdict'), 'plain_34', 'output_gradient'):.0f}"),  # noqa: E501
+     lambda: f"{first_over_last(stored('studies/digits-8-epochs-verdict'), 'plain_34', 'output_gradient'):.0f}"),  # noqa: E501
     (OVERVIEW, "The machinery answers **{}**",
      lambda: again("vanishing-control, restored by fixed-init")),
     (OVERVIEW, "the same trainings say **{}**",
      lambda: again("vanishing-control, restored by gradients-up")),
     (OVERVIEW, "| early-up: early gradients × 1000 | {} |",
-     lambda: arm_again("digits", "early-up")),
-    (OVERVIEW, "| bias-1 | **{}** | 1.03", lambda: arm_again("digits", "bias-1")),
-    (OVERVIEW, "| constant-lr | **{}** | 0.40", lambda: arm_again("digits", "constant-lr")),
+     lambda: arm_again("digits-8-epochs", "early-up")),
+    (OVERVIEW, "| bias-1 | **{}** | 1.03", lambda: arm_again("digits-8-epochs", "bias-1")),
+    (OVERVIEW, "| constant-lr | **{}** | 0.40",
+     lambda: arm_again("digits-8-epochs", "constant-lr")),
     (OVERVIEW, "cosine, {} nats are left",
      lambda: f"{kept_gap('cosine'):.2f} of the gap of {kept_gap('baseline'):.2f}"),
     (OVERVIEW, "found in {} cases of its own",

@@ -39,7 +39,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "diagnose": ("gradflow diagnose plain-s0 plain-s1 residual-s0 residual-s1",),
     "compare": ("gradflow compare --size scale_invariant",),
     "report": ("gradflow report records-of-today",),
-    "study": ("gradflow study experiments/studies/digits.yaml --plan",),
+    "study": ("gradflow study experiments/studies/digits-30-epochs.yaml --plan",),
     "wandb-panels": ("gradflow wandb-panels --entity my-team",),
     "bench": ("gradflow bench --arch plain_34 --image-size 32",),
 }
