@@ -47,16 +47,17 @@ class Histograms:
         counts = {name: table[steps] for name, table in self.counts.items()}
         return Histograms(self.steps[steps], self.sites, counts)
 
-    def on(self, steps: np.ndarray, sites: Sequence[str]) -> dict[str, np.ndarray]:
-        """(steps, sites, N_BINS) of each: the counts among these steps and sites, else zeros."""
-        column = {site: i for i, site in enumerate(sites)}
-        columns = np.array([column[site] for site in self.sites])
-        at = np.ix_(np.searchsorted(steps, self.steps), columns)
-        spread = {}
-        for name, counts in self.counts.items():
-            spread[name] = np.zeros((len(steps), len(sites), N_BINS), dtype=np.int64)
-            spread[name][at] = counts
-        return spread
+    def cells(
+        self, steps: np.ndarray, sites: Sequence[str]
+    ) -> dict[str, dict[tuple[int, int], np.ndarray]]:
+        """Of each, the counts by the place of step and site among these, where there are some."""
+        rows = np.searchsorted(steps, self.steps).tolist()
+        columns = [sites.index(site) for site in self.sites]
+        return {
+            name: {(rows[i], columns[j]): table[i, j]
+                   for i, j in np.argwhere(table.any(axis=2)).tolist()}
+            for name, table in self.counts.items()
+        }  # fmt: skip
 
 
 def span(counts: np.ndarray) -> slice:
@@ -90,7 +91,14 @@ def joined(several: Sequence[Histograms | None]) -> Histograms | None:
     if not known:
         return None
     sites = tuple(dict.fromkeys(site for one in known for site in one.sites))
-    parts = [one.on(one.steps, sites) for one in known]
     steps = np.concatenate([one.steps for one in known])
-    counts = {name: np.concatenate([part[name] for part in parts]) for name in HISTOGRAMS}
+    counts = {
+        name: np.zeros((len(steps), len(sites), N_BINS), dtype=np.int64) for name in HISTOGRAMS
+    }
+    start = 0
+    for one in known:
+        columns = [sites.index(site) for site in one.sites]
+        for name, table in one.counts.items():
+            counts[name][start : start + len(one), columns] = table
+        start += len(one)
     return Histograms(steps, sites, counts)

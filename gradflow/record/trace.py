@@ -185,19 +185,20 @@ class Trace:
         taken = np.zeros((len(self.steps), len(self.sites)), dtype=bool)
         for table in tables.values():
             taken |= ~np.isnan(table)
-        counts = {} if histograms is None else histograms.on(self.steps, self.sites)
-        for table in counts.values():
-            taken |= table.any(axis=2)
+        counts = {} if histograms is None else histograms.cells(self.steps, self.sites)
+        for cells in counts.values():
+            for at in cells:
+                taken[at] = True
         step_index, site_index = np.nonzero(taken)
+        places = list(zip(step_index.tolist(), site_index.tolist(), strict=True))
         return {
             "step": self.steps[step_index],
             "site": np.asarray(self.sites, dtype=object)[site_index],
             "kind": np.asarray(self.kinds, dtype=object)[site_index],
             "size": self.sizes[site_index],
             **{name: table[taken] for name, table in tables.items()},
-            **{name: [row if row.any() else None for row in table[taken]]
-               for name, table in counts.items()},
-        }  # fmt: skip
+            **{name: [cells.get(at) for at in places] for name, cells in counts.items()},
+        }
 
     @staticmethod
     def load(run: str | os.PathLike[str], measures: Sequence[str] | None = None) -> "Trace":
