@@ -40,8 +40,10 @@ class Intervening(Applied):
 
     def start(self, model: nn.Module) -> None:
         """Finish the first weights of a network that was just built, and keep them: `initial`."""
-        for intervention in self.interventions:
-            intervention.change_start(model, self._first_batch().images)
+        if self.interventions:
+            images = self._first_batch().images
+            for intervention in self.interventions:
+                intervention.change_start(model, images)
         self.initial = copy.deepcopy(model)
 
     def evaluated_in(self, state: TrainingState) -> nn.Module:
