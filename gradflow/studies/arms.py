@@ -1,5 +1,6 @@
 """What a study is made of: two networks, arms, in each of which one thing is changed, and cells."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -164,6 +165,7 @@ class Cell:
     keep_weights: bool
     needs_others: bool = False  # reads what the cells without it recorded
     trial: str = ""  # of which value of `tune`, as "lr 0.1"; "" in a training that counts
+    same_as: Path | None = None  # the folder of another cell, whose training would be repeated
 
     @property
     def name(self) -> str:
@@ -173,6 +175,21 @@ class Cell:
     def label(self) -> str:
         """The arm, and in a trial the value that is tried."""
         return f"{self.arm}, {self.trial}" if self.trial else self.arm
+
+
+def name_repeated(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells; one whose training an earlier one has, rivals aside, says where that is.
+
+    So it is where the value that suits a network best is that of the recipe.
+    """
+    folders: dict[TrainConfig, Path] = {}
+    found = []
+    for cell in cells:
+        training = dataclasses.replace(cell.config, rivals=False, checkpoint_budget=0.0)
+        first = folders.setdefault(training, cell.folder)
+        is_first = first == cell.folder
+        found.append(cell if is_first else dataclasses.replace(cell, same_as=first))
+    return found
 
 
 def _tried(name: Any, values: Any) -> Any:

@@ -10,6 +10,7 @@ studies/photographs-64px/
 """
 
 import dataclasses
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -83,6 +84,12 @@ class CellDir:
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         write_json(self.path / "state.json", dict(state))
+
+    def copy(self, other: Self) -> None:
+        """Take over all that another cell left, its state last: a kill may come in between."""
+        ignored = shutil.ignore_patterns("state.json", ".lock")
+        shutil.copytree(other.path, self.path, ignore=ignored, dirs_exist_ok=True)
+        self.save_state(other.state())
 
     def run(self) -> RunDir | None:
         """The run that was begun here, if there is one.

@@ -81,7 +81,9 @@ def plan_study(study: Study, folder: StudyDir, workers: int) -> Plan:
     """
     study = _with_combination(dataclasses.replace(study, tuned=folder.tuning()), folder)
     cells = [*open_trials(study, folder), *study.cells(folder.cells)]
-    left = [cell for cell in cells if not CellDir(cell.folder).is_done]
+    repeated = {one.name for one in study.ready(folder.cells) if one.same_as is not None}
+    open_cells = [cell for cell in cells if not CellDir(cell.folder).is_done]
+    left = [cell for cell in open_cells if cell.name not in repeated]
     check_arms(left)
     costs: dict[tuple[Any, ...], tuple[int, float, float]] = {}
     planned = []
@@ -93,7 +95,7 @@ def plan_study(study: Study, folder: StudyDir, workers: int) -> Plan:
         planned.append(PlannedCell(cell, epochs * n_steps, epochs * seconds + at_end))
     spread, is_measured = _spread(study, folder)
     return Plan(
-        study, tuple(planned), len(cells) - len(left), workers, spread, is_measured,
+        study, tuple(planned), len(cells) - len(open_cells), workers, spread, is_measured,
         seeds_for_width(spread, study.precision),
     )  # fmt: skip
 

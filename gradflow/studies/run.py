@@ -44,11 +44,11 @@ def run_study(
             ends = _train(trials, engine, folder, on_begin)
             folder.save_tuning([*study.tuned, *choose(study, folder)])
             study = folder.study()
-        ends |= _train(_ready(study, folder), engine, folder, on_begin)
+        ends |= _train(study.ready(folder.cells), engine, folder, on_begin)
         if (pair := _pair(study, folder)) is not None:
             folder.save_combination(pair)
             study = folder.study()
-            ends |= _train(_ready(study, folder), engine, folder, on_begin)
+            ends |= _train(study.ready(folder.cells), engine, folder, on_begin)
         # Also of cells that could not write it: on a full disk, or ended by a scheduler.
         failed = {name: end for name, end in ends.items() if end.state == "failed"}
         found = analyse(folder, {name: f"failed: {end.message}" for name, end in failed.items()})
@@ -70,11 +70,6 @@ def check_arms(cells: Iterable[Cell]) -> None:
             raise ValueError(f"arm {cell.arm!r}, {cell.config.arch}: {error}") from None
 
 
-def _ready(study: Study, folder: StudyDir) -> list[Cell]:
-    """Every training but those of networks for which no value could be chosen."""
-    return [one for one in study.cells(folder.cells) if study.is_tuned(one.arm, one.place)]
-
-
 def _train(
     cells: Sequence[Cell],
     engine: Engine,
@@ -85,9 +80,11 @@ def _train(
     on_begin(cells)
     for cell in cells:
         _forget_failure(CellDir(cell.folder))
-    first, then = ([one for one in cells if one.needs_others is late] for late in (False, True))
-    ends = engine.run(_unfinished(first), folder.jobs)
-    ends += engine.run(_unfinished(then), folder.jobs)
+    waves: dict[tuple[bool, bool], list[Cell]] = {}
+    for cell in cells:
+        waves.setdefault((cell.needs_others, cell.same_as is not None), []).append(cell)
+    ends = [end for _, wave in sorted(waves.items())
+            for end in engine.run(_unfinished(wave), folder.jobs)]  # fmt: skip
     return {end.name: end for end in ends}
 
 

@@ -26,6 +26,7 @@ from gradflow.studies.arms import (
     Place,
     Tuned,
     expected_one_of,
+    name_repeated,
 )
 from gradflow.training.config import MAX_SEEDS, TrainConfig
 from gradflow.typed import shown, typed_fields
@@ -263,6 +264,11 @@ class Study:
             for arm in self.arms
             for place in arm.networks
         ]
+
+    def ready(self, folder: Path) -> list[Cell]:
+        """The trainings all of whose values have been chosen; one that is another's says so."""
+        cells = self.cells(folder)
+        return name_repeated([one for one in cells if self.is_tuned(one.arm, one.place)])
 
     def trials(self, folder: Path) -> list[Cell]:
         """The trainings that choose the values of `tune`, of a seed that no other training has."""

@@ -10,8 +10,8 @@ import tiny
 import yaml
 from tiny import full_disk, run_here, write
 
-from gradflow.studies import Study, StudyDir
-from gradflow.studies.arms import Tuned
+from gradflow.studies import Study, StudyDir, cell
+from gradflow.studies.arms import Cell, Tuned
 from gradflow.studies.engine import Engine
 from gradflow.studies.folder import CellDir
 from gradflow.studies.results import Results
@@ -79,8 +79,8 @@ def test_a_trial_that_failed_leaves_its_arm_open_until_the_next_call(
     shutil.copytree(tuned[0], tmp_path / "study")
     folder, study = StudyDir(tmp_path / "study"), read(pictures)
     (folder.path / "tuning.json").unlink()
-    for cell in ("sgd/accused-lr-0.001", "sgd/accused-s0", "bias/accused-s0"):
-        shutil.rmtree(folder.cells / cell)
+    for name in ("sgd/accused-lr-0.001", "sgd/accused-s0", "bias/accused-s0"):
+        shutil.rmtree(folder.cells / name)
     with full_disk("sgd/accused-lr-0.001"):
         found = run_study(study, folder, Engine())
     assert "sgd (plain_18): no lr could be chosen." in found.notes
@@ -123,3 +123,57 @@ def test_the_trials_are_planned_and_their_outcome_is_told(
 def test_the_best_of_numbers_may_lie_beyond_them(value: Any, values: Any, at_an_end: bool) -> None:
     tried = tuple((one, 1.0) for one in values)
     assert Tuned("sgd", "accused", "lr", value, tried).is_at_an_end == at_an_end
+
+
+ARM_OF_RECIPE: dict[str, Any] = {
+    "tuned": {"tests": "rate", "networks": "accused", "tune": {"lr": [6e-4, 1e30]}},
+    "slower": {"tests": "schedule", "against": "tuned", "set": {"schedule": "constant"}},
+}
+
+
+def test_a_value_that_is_the_recipes_own_is_not_trained_again(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    train_cell = cell._train
+
+    def counted(one: Cell, *rest: Any) -> float:
+        trained.append(one.name)
+        return train_cell(one, *rest)
+
+    monkeypatch.setattr(cell, "_train", counted)
+    folder, study = StudyDir(tmp_path), read(pictures, arms=ARM_OF_RECIPE, restores="")
+    found = run_study(study, folder, Engine())
+    assert [one.value for one in folder.tuning()] == [6e-4]
+    assert "tuned/accused-s0" not in trained
+    assert {"baseline/accused-s0", "slower/accused-s0", "slower/reference-s0"} <= set(trained)
+    share = next(one for one in found.arms if one.arm.name == "tuned").shares["train_loss"]
+    assert share.accused_gain == (0.0,)
+    (again,) = (one for one in folder.study().cells(tmp_path / "again") if one.arm == "tuned")
+    assert cell.run_cell(again).state == "done"
+    for file in ("history.json", "evaluation.json"):
+        taken, own = (
+            without_times(json.loads((at / "plain_18-s0" / file).read_text()))
+            for at in (folder.cells / "tuned" / "accused-s0", again.folder)
+        )
+        assert taken == own, "what was copied is what a training of its own gives"
+
+
+def without_times(found: Any) -> Any:
+    if isinstance(found, list):
+        return [without_times(one) for one in found]
+    if isinstance(found, dict):
+        return {key: without_times(one) for key, one in found.items() if "seconds" not in key}
+    return found
+
+
+def test_a_training_that_failed_fails_the_one_that_is_the_same_until_both_succeed(
+    pictures: Path, tmp_path: Path
+) -> None:
+    folder, study = StudyDir(tmp_path), read(pictures, arms=ARM_OF_RECIPE, restores="")
+    with full_disk("baseline/accused-s0"):
+        notes = run_study(study, folder, Engine()).notes
+    assert any(note.startswith("baseline/accused-s0 failed: OSError") for note in notes)
+    assert any(note.startswith("tuned/accused-s0 failed: RuntimeError: it is the training of")
+               for note in notes)  # fmt: skip
+    assert not run_study(study, folder, Engine()).notes
