@@ -1,5 +1,6 @@
 """`gradflow study`: trainings with one thing changed, planned, run and analysed."""
 
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -81,7 +82,7 @@ def study(
         return OK
     log = stderr()
     log.print(f"study          {folder.path}", soft_wrap=True)
-    with _watching(log) as watch:
+    with _stopped_by_sigterm(), _watching(log) as watch:
         found = run_study(asked, folder, where, on_begin=watch)
     pictures = save_study_figures(found, folder.figures)
     if json:
@@ -95,6 +96,16 @@ def study(
 def _numbers(options: dict[str, str]) -> dict[str, Any]:
     """Whole numbers as numbers; submitit tells them from text."""
     return {name: int(value) if value.isdecimal() else value for name, value in options.items()}
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """As by Ctrl-C: a process that just ends leaves its workers behind, and they train on."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -86,6 +86,37 @@ def test_a_training_whose_process_was_always_killed_is_not_begun_again(
 
 
 @pytest.mark.slow
+def test_a_study_that_is_told_to_end_leaves_no_worker_behind(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """SIGTERM reaches one process, and not its whole group as Ctrl-C does."""
+    file = write(tmp_path / "tiny.yaml", tiny(pictures, base={"epochs": 500}))
+    folder = StudyDir(tmp_path / "study")
+    command = [sys.executable, "-m", "gradflow", "study", str(file), "--out", str(folder.path)]
+    process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True)
+    study = Study.load(file)
+    pids: set[int] = set()
+    deadline = time.monotonic() + 120
+    while len(pids) < 2 and time.monotonic() < deadline:
+        pids = {state["pid"] for state in started(folder, study).values() if "pid" in state}
+        time.sleep(0.02)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, "gradflow: Stopped." in said) == (130, True), said
+    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(is_alive, pids))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
 def test_a_study_that_is_killed_goes_on_to_the_same_table(
     pictures: Path, tmp_path: Path, expected: dict[str, Any]
 ) -> None:
