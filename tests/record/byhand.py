@@ -280,6 +280,12 @@ def value(trace: Trace, measure: str, site: str, step: int = 0) -> float:
     return float(trace.values[measure][step, trace.sites.index(site)])
 
 
+def values(trace: Trace, measure: str, site: str = "w") -> np.ndarray:
+    """(steps,), also of a derived measure."""
+    table = trace.select(measure)
+    return table.values[:, table.sites.index(site)]
+
+
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "gradflow"]
 
