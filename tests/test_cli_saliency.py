@@ -196,7 +196,7 @@ def test_from_python_it_is_a_function(run: RunDir) -> None:
 def test_a_report_from_python_goes_into_the_run(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the page holds is tested in tests/present/test_report.py."""
+    """What the page holds is tested in tests/present."""
     page = "gradflow.present.report.page"
     monkeypatch.setattr(f"{page}.collect", lambda folders: folders)
     monkeypatch.setattr(f"{page}.charts", lambda content: [])
