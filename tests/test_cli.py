@@ -5,7 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,12 +129,24 @@ def test_what_stops_a_training_ends_with_1(
     assert (tmp_path / "runs").exists() != is_cut
 
 
-def test_bench_compares_with_the_bare_loop(command: Command) -> None:
+def test_bench_compares_with_the_bare_loop(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals: list[int] = []
+    advanced: list[str] = []
+
+    @contextmanager
+    def counted(_: Any, name: str, total: int) -> Iterator[tuple[Any, str]]:
+        totals.append(total)
+        yield SimpleNamespace(advance=advanced.append), name
+
+    monkeypatch.setattr("gradflow.cli.bench.progress", counted)
     flags = ["--arch", "plain_18", "--image-size", "8", "--batch-size", "4", "--device", "cpu"]
     said = command("bench", *flags, "--rounds", "1", "--steps", "2", "--json")
     timings = json.loads(said.out)["timings"]
     assert timings[0]["ratio"] == 1
     assert all(len(timing["seconds_per_step"]) == 1 for timing in timings)
+    assert totals == [len(advanced)] == [len(timings) - 1], "the bar ends where the timing does"
 
 
 NETS = """

@@ -13,7 +13,7 @@ def bench(
     arch: str = "resnet_34",
     image_size: int = 64,
     batch_size: int = 50,
-    rounds: int = 7,
+    rounds: int = 3,
     steps: int = 16,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["fp32", "tf32", "bf16"] = "fp32",
@@ -30,7 +30,7 @@ def bench(
     batch_size
         Images per step.
     rounds
-        How often each variant is timed; one more round warms up.
+        How often each variant is timed: more on a machine whose speed drifts.
     steps
         Training steps per timing: a multiple of 16, since one variant records every 16 steps.
     device
@@ -41,8 +41,8 @@ def bench(
         Print the timings as one JSON object on stdout.
     """
     from gradflow.present import terminal
+    from gradflow.training.bench import WAYS, recording_floor
     from gradflow.training.bench import bench as run_bench
-    from gradflow.training.bench import recording_floor
     from gradflow.training.fit import make_accelerator
 
     config = TrainConfig(
@@ -53,13 +53,13 @@ def bench(
         precision=precision,
     ).resolved(image_size=image_size, mirror=True)
     accelerator = make_accelerator(config)
-    with progress(stderr(), "rounds", total=rounds + 1) as (bar, task):
+    with progress(stderr(), "timings", total=rounds * len(WAYS)) as (bar, task):
         timings = run_bench(
             config,
             accelerator,
             n_rounds=rounds,
             n_steps=steps,
-            on_round=lambda: bar.advance(task),
+            on_timing=lambda: bar.advance(task),
         )
     floor = recording_floor(config, accelerator)
     if json:

@@ -54,9 +54,9 @@ def bench(
     config: TrainConfig,
     accelerator: Accelerator,
     *,
-    n_rounds: int = 7,
+    n_rounds: int = 3,
     n_steps: int = 16,
-    on_round: Callable[[], None] = lambda: None,
+    on_timing: Callable[[], None] = lambda: None,
 ) -> list[Timing]:
     """Time `n_steps` training steps in each way, next to as many of the bare loop: A B A C A D …
 
@@ -81,7 +81,7 @@ def bench(
         for way, (run, recording) in enumerate(WAYS.values()):
             pairs[way, round_, 0] = _bare(state, batches, {}) / n_steps
             pairs[way, round_, 1] = run(state, batches, recording) / n_steps
-        on_round()
+            on_timing()
     bare, taken = pairs[..., 0], pairs[..., 1]
     timings = [Timing(BARE, np.median(bare, axis=0), np.ones(n_rounds))]
     timings += [
