@@ -43,14 +43,13 @@ def main() -> None:
     options = parser.parse_args()
     changes = {} if options.data is None else {"data": options.data}
     study = Study.load(HERE / "studies" / f"{options.study}.yaml", changes)
-    arms = dict(list(study.source["arms"].items())[: options.arms])
-    study = Study.read({**study.source, "arms": arms}, name=options.study, changes={})
+    only = list(study.source["arms"])[: options.arms]
     folder = StudyDir(options.out or Path("studies") / options.study)
     kept = RESULTS / options.study / "cells"
     bring_back(kept, folder.cells)
     if options.keep:
         keep_cells(folder.cells, kept)
-    found = run_study(study, folder, Engine())
+    found = run_study(study, folder, Engine(), only=only)
     if options.keep:
         keep_cells(folder.cells, kept)
     Console(width=160).print(letter(study_section(found)))

@@ -170,18 +170,23 @@ class Judged:
 
 
 def judge_shares(
-    shares: Sequence[Share], moved: Sequence[bool], sound: Sequence[str]
+    shares: Sequence[Share], moved: Sequence[bool], sound: Sequence[str], *, n_open: int = 0
 ) -> list[Judged]:
-    """The status of each share, among all that a study asked about.
+    """The status of each share, among all that a study asks about.
 
     `moved` is whether the manipulation checks of an arm hold: without it nothing can be ruled out.
     `sound` holds a reason for each share that may not be judged, such as a positive control that
-    did not react; "" where there is none.
+    did not react; "" where there is none. `n_open` more shares are asked about and not yet known:
+    their p is 1, so that no answer is taken back when they come.
     """
-    main = holm([_above(one, at.SHARE_MAIN.value) for one in shares])
-    contributor = holm([_above(one, at.SHARE_CONTRIBUTOR.value) for one in shares])
-    none = holm([_within(one, at.SHARE_NONE.value) for one in shares])
-    widens = holm([one.p_beyond(-at.SHARE_CONTRIBUTOR.value, "below") for one in shares])
+
+    def corrected(p_values: list[float]) -> list[float]:
+        return holm([*p_values, *[1.0] * n_open])[: len(shares)]
+
+    main = corrected([_above(one, at.SHARE_MAIN.value) for one in shares])
+    contributor = corrected([_above(one, at.SHARE_CONTRIBUTOR.value) for one in shares])
+    none = corrected([_within(one, at.SHARE_NONE.value) for one in shares])
+    widens = corrected([one.p_beyond(-at.SHARE_CONTRIBUTOR.value, "below") for one in shares])
     p_values = zip(main, contributor, none, widens, strict=True)
     return [_judge(*row) for row in zip(shares, moved, sound, p_values, strict=True)]
 

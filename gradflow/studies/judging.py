@@ -1,7 +1,7 @@
 """From the outcomes of a study to its results: which share of the gap each arm takes away."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from gradflow.studies.outcomes import (
     Outcomes,
     failures,
     read_outcomes,
+    unbegun_arms,
 )
 from gradflow.studies.results import PRIMARY, ArmResult, Equivalence, PositiveControl, Results
 from gradflow.studies.study import Study
@@ -39,11 +40,17 @@ def analyse(folder: StudyDir, failed: Mapping[str, str] | None = None) -> Result
     study = folder.study()
     written = failures(folder, study)
     outcomes, damaged = read_outcomes(folder, study)
-    return results(study, outcomes, written | damaged | dict(failed or {}))
+    failed = written | damaged | dict(failed or {})
+    return results(study, outcomes, failed, unbegun_arms(folder, study))
 
 
-def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None = None) -> Results:
-    """The analysis, a pure function of what the cells left."""
+def results(
+    study: Study,
+    outcomes: Outcomes,
+    failed: Mapping[str, str] | None = None,
+    unbegun: Collection[str] = (),
+) -> Results:
+    """The analysis, a pure function of what the cells left and of the arms that have none yet."""
     failed = failed or {}
     notes = [f"{name} {why}" for name, why in failed.items()]
     trained = _Trained(study, outcomes)
@@ -59,14 +66,16 @@ def results(study: Study, outcomes: Outcomes, failed: Mapping[str, str] | None =
         for arm in study.arms
         for place in arm.networks
         for name in arm.tune
-        if study.choice(arm, place) is None
+        if study.choice(arm, place) is None and arm.name not in unbegun
     ]
     notes += [
         f"{one.arm.name}: {len(one.seeds)} of {len(study.seeds)} seeds are complete."
         for one in plain
-        if len(one.seeds) < len(study.seeds)
+        if len(one.seeds) < len(study.seeds) and one.arm.name not in unbegun
     ]
-    if study.combine == "strongest" and not any(" + " in name for name in study.names):
+    if unbegun:
+        notes.append(f"Not trained yet: {', '.join(unbegun)}.")
+    if _combines_later(study):
         notes.append(
             "The two strongest arms are combined when every training has ended, if they changed "
             "what they say and do not exclude each other."
@@ -236,14 +245,25 @@ def _control(trained: _Trained, arm: Arm, failed: Mapping[str, str]) -> Positive
     )
 
 
+def _combines_later(study: Study) -> bool:
+    """Whether the two strongest arms are still to be chosen."""
+    return study.combine == "strongest" and not any(" + " in name for name in study.names)
+
+
 def _judged(
     study: Study,
     arms: Sequence[ArmResult],
     controls: Sequence[PositiveControl],
     failed: Mapping[str, str],
 ) -> list[ArmResult]:
-    """Each arm with what it is, after Holm's correction over the candidates of the study."""
+    """Each arm with what it is, after Holm's correction over the candidates of the study.
+
+    Those that are not trained yet count: the study asks about them too.
+    """
     candidates = [one for one in arms if one.arm.role == "cause" and one.equivalence is None]
+    known = {one.arm.name for one in arms}
+    n_open = sum(arm.role == "cause" and arm.name not in known for arm in study.arms)
+    n_open += _combines_later(study)
     judged: dict[str, dict[str, Judged]] = {one.arm.name: {} for one in arms}
     for measure in MEASURES:
         blind = [why_blind(study, one.arm) if measure == PRIMARY else "" for one in candidates]
@@ -255,6 +275,7 @@ def _judged(
                 or _unshared(one, measure)
                 for one, why in zip(candidates, blind, strict=True)
             ],
+            n_open=n_open,
         )  # fmt: skip
         for one, what in zip(candidates, found, strict=True):
             judged[one.arm.name][measure.name] = what

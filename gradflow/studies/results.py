@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradflow.analysis import thresholds as at
+from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.shares import ALPHA, Interaction, Judged, Share
 from gradflow.analysis.statistics import Interval, t_interval
+from gradflow.analysis.vanishing import JUDGED_SIZES
 from gradflow.analysis.verdict import Restored
 from gradflow.studies.arms import Arm, Place
 from gradflow.studies.comparable import changes, is_size_control
@@ -160,7 +162,29 @@ class Results:
         if restored is None or not set(seeds) <= set(done):
             return f"{name} is complete for {len(done)} of {len(self.study.seeds)} seeds"
         judged = restored.primary
-        return f"{name} is left open: {judged.why}" if judged is not None and judged.why else ""
+        if judged is not None and judged.why:
+            return f"{name} is left open: {judged.why}"
+        return self._why_unrestored(restored)
+
+    def _why_unrestored(self, restored: ArmResult) -> str:
+        """Which size shrinks ten-fold also in the arm that is to restore it; "" where none does.
+
+        δ belongs to the way back through the network, which what touches gradients alone leaves as
+        it is; what then reaches the weights is ŝ.
+        """
+        alone = changes(restored.arm) == "gradients"
+        limit = -at.VANISHING_DECADES.value
+        for size in ("scale_invariant",) if alone else JUDGED_SIZES:
+            before, after = (one.decades.get("accused", {}).get(size, math.nan)
+                             for one in (self.baseline, restored))  # fmt: skip
+            if before < limit and not after >= limit:
+                now = f"{after:.1f} decades" if math.isfinite(after) else "an unknown amount"
+                return (
+                    f"{restored.arm.name} does not restore the gradients: with it "
+                    f"{GRADIENT_SIZES[size].symbol} changes by {now} from the last to the first "
+                    f"layer, without it by {before:.1f} decades"
+                )
+        return ""
 
     def to_json(self) -> dict[str, Any]:
         return {

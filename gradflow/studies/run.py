@@ -1,10 +1,10 @@
 """Run a study: tune, train what is left, combine the strongest arms if that is asked, analyse."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from gradflow.data import open_source
-from gradflow.studies.arms import Cell, Place, Tuned
+from gradflow.studies.arms import BASELINE, Cell, Place, Tuned
 from gradflow.studies.cell import CellEnd
 from gradflow.studies.engine import Engine
 from gradflow.studies.folder import CellDir, StudyDir
@@ -21,14 +21,17 @@ def run_study(
     folder: StudyDir,
     engine: Engine,
     *,
+    only: Collection[str] | None = None,
     on_begin: Callable[[Sequence[Cell]], None] = lambda cells: None,
 ) -> Results:
     """Train every cell that is not done, and save what all of them say.
 
-    A study that was killed at any time continues where it stands, to the same results. `on_begin`
-    is told the cells as soon as they are known. Raises RuntimeError where another process works in
-    the folder, ValueError where another study began it, and before there is a folder where there
-    are no images or an intervention does not fit its network.
+    A study that was killed at any time continues where it stands, to the same results. With `only`,
+    the baseline and these arms are trained; what they say is judged as a part of the study, which
+    asks about the others too. `on_begin` is told the cells as soon as they are known. Raises
+    RuntimeError where another process works in the folder, ValueError where another study began it,
+    and before there is a folder where there are no images or an intervention does not fit its
+    network.
     """
     if not StudyDir.holds(folder.path):
         cells = study.cells(folder.cells)
@@ -39,12 +42,17 @@ def run_study(
     with folder.locked():
         folder.begin(study)
         study = folder.study()
+        names = study.names if only is None else {BASELINE, *only}
+
+        def chosen(cells: list[Cell]) -> list[Cell]:
+            return [cell for cell in cells if cell.arm in names]
+
         ends: dict[str, CellEnd] = {}
-        if trials := open_trials(study, folder):
+        if trials := chosen(open_trials(study, folder)):
             ends = _train(trials, engine, folder, on_begin)
             folder.save_tuning([*study.tuned, *choose(study, folder)])
             study = folder.study()
-        ends |= _train(study.ready(folder.cells), engine, folder, on_begin)
+        ends |= _train(chosen(study.ready(folder.cells)), engine, folder, on_begin)
         if (pair := _pair(study, folder)) is not None:
             folder.save_combination(pair)
             study = folder.study()

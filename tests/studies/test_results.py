@@ -233,6 +233,52 @@ def test_the_arm_that_restores_the_gradients_feeds_link_4() -> None:
 
 
 @pytest.mark.parametrize(
+    ("intervene", "before", "after", "open_"),
+    [
+        ("gradient_scale(factor=10)", (-19, -24), (-19, -15), True),  # ŝ still vanishes
+        ("gradient_scale(factor=10)", (-19, -24), (-19, -0.9), False),  # δ is not what it changes
+        ("gradient_scale(factor=10)", (-19, -24), (-19, math.nan), True),
+        ("lsuv()", (-19, -24), (-1.1, 0.2), True),  # δ still vanishes
+        ("lsuv()", (-19, -24), (0.3, 0.2), False),
+        ("lsuv()", (-0.9, 0.2), (-1.5, 0.2), False),  # there was nothing to restore
+    ],
+)
+def test_an_arm_whose_gradients_still_vanish_restored_none(
+    intervene: str, before: tuple[float, float], after: tuple[float, float], open_: bool
+) -> None:
+    """Whether the gap closed or not: the share is then that of something else."""
+    sizes = ("output_gradient", "scale_invariant")
+    recorded = {
+        key: dataclasses.replace(
+            one, decades=dict(zip(sizes, after if key[0] == "restored" else before, strict=True))
+        )
+        for key, one in outcomes().items()
+    }
+    extra = with_arms(
+        restored={"tests": "vanishing", "networks": "accused", "intervene": intervene}
+    )
+    why = results(extra, recorded).why_open(range(SEEDS))
+    assert why.startswith("restored does not restore the gradients") == open_, why
+    assert (why == "") != open_
+
+
+def test_arms_that_are_not_trained_yet_count_in_the_correction() -> None:
+    """So that no answer is taken back when they come."""
+    all_known = {**LOSSES, "constant": (1.22, 1.02)}
+    now = {name: levels for name, levels in all_known.items() if name != "weak-skip"}
+    p_now, p_then = (
+        by_name(results(study(), outcomes(losses)))["constant"].primary.p_contributor
+        for losses in (now, all_known)
+    )
+    shares = by_name(results(study(), outcomes(now)))["constant"].shares["train_loss"]
+    p = shares.p_beyond(0.2, "above")
+    assert p_now == pytest.approx(3 * p), "of three that the file asks about it is the smallest"
+    assert p_now >= p_then
+    notes = results(study(), outcomes(now), unbegun=("weak-skip",)).notes
+    assert notes == ("Not trained yet: weak-skip.",)
+
+
+@pytest.mark.parametrize(
     ("losses", "checks", "why"),
     [
         ({"sgd-down": (1.52, None)}, {}, r"left open: no positive control reacted \(sgd-down\)"),
