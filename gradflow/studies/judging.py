@@ -73,6 +73,9 @@ def results(
         for one in plain
         if len(one.seeds) < len(study.seeds) and one.arm.name not in unbegun
     ]
+    is_sure = {one.name: gap_status(gaps[one.name], one.small) == "yes" for one in MEASURES}
+    if is_sure[PRIMARY.name]:
+        notes += trained.saturation()
     if unbegun:
         notes.append(f"Not trained yet: {', '.join(unbegun)}.")
     if _combines_later(study):
@@ -87,7 +90,7 @@ def results(
             measure.name: t_interval(gaps[measure.name], bounds=(-measure.largest, measure.largest))
             for measure in MEASURES
         },
-        {one.name: gap_status(gaps[one.name], one.small) == "yes" for one in MEASURES},
+        is_sure,
         {one.name: is_wide_gap(gaps[one.name], one.margin) for one in MEASURES},
         tuple(arms),
         tuple(controls),
@@ -128,6 +131,22 @@ class _Trained:
         """(seeds,) how much worse the accused network is than the reference."""
         accused, reference = (self.badness(arm, place, seeds, measure) for place in PLACES)
         return _less(accused, reference)
+
+    def saturation(self) -> list[str]:
+        """That the reference has no loss left to gain, where it has none: a line, or none."""
+        (accused, _), (reference, left) = (self._above_floor(place) for place in PLACES)
+        if not left < at.LOSS_MARGIN.value:
+            return []
+        return [
+            f"{reference} ends {left:.3f} nats above the least training loss that there is: it can "
+            f"hardly gain. What lets {accused} finish closes the gap, whatever made it slower."
+        ]
+
+    def _above_floor(self, place: Place) -> tuple[str, float]:
+        """The network, and how far its loss in the baseline stays above the least; NaN: unknown."""
+        left = [one.train_loss - one.loss_floor for (arm, at_, _), one in self.outcomes.items()
+                if (arm, at_) == (BASELINE, place)]  # fmt: skip
+        return self.study.network(place).arch, mean(left)
 
     def gain(
         self, arm: Arm, place: Place, seeds: Sequence[int], measure: OutcomeMeasure

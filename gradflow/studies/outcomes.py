@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scipy.special import entr
+
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.network import early, mean_of_layers, third
 from gradflow.analysis.vanishing import JUDGED_SIZES
@@ -52,6 +54,7 @@ class Outcome:
     decades: Mapping[str, float] = field(default_factory=dict)  # of each size, if it was recorded
     seconds: float = math.nan
     attenuation: float = math.nan  # Adam's, in the first third of the layers, early in training
+    loss_floor: float = math.nan  # nats: the least training loss that label smoothing allows
 
 
 Outcomes = Mapping[tuple[str, Place, int], Outcome]
@@ -106,8 +109,22 @@ def _outcome(network: NetworkDir, arm: Arm, config: TrainConfig, without: TrainC
         test_accuracy=float(test["accuracy"] if balanced is None else balanced),
         checks=(*checks, *_recipe_checks(network, arm, config, without)),
         seconds=network.training_seconds(),
+        loss_floor=loss_floor(config.label_smoothing, len(last["train"]["confusion_matrix"])),
         **(_recorded(network) if network.has_trace() else {}),
     )
+
+
+def loss_floor(label_smoothing: float, n_classes: int) -> float:
+    """The least cross-entropy there is, that of the smoothed label with itself, in nats.
+
+    With smoothing s over K classes the label gives 1 − s + s/K to its class and s/K to each other.
+
+    >>> round(loss_floor(0.2, 5), 3), loss_floor(0.0, 5)
+    (0.661, 0.0)
+    """
+    other = label_smoothing / n_classes
+    own = 1 - (n_classes - 1) * other
+    return float(entr(own) + (n_classes - 1) * entr(other))
 
 
 def _recorded(network: NetworkDir) -> dict[str, Any]:

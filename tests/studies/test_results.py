@@ -262,6 +262,15 @@ def test_an_arm_whose_gradients_still_vanish_restored_none(
     assert (why == "") != open_
 
 
+@pytest.mark.parametrize(("floor", "says"), [(0.96, True), (0.94, False), (math.nan, False)])
+def test_a_reference_that_has_nothing_left_to_gain_is_named(floor: float, says: bool) -> None:
+    """Its loss is 1.0: within the margin of 0.05 above the least that there is, or not."""
+    known = {key: dataclasses.replace(one, loss_floor=floor) for key, one in outcomes().items()}
+    notes = [note for note in results(study(), known).notes if "can hardly gain" in note]
+    assert len(notes) == says
+    assert all(note.startswith("resnet_18 ends 0.040 nats above the least") for note in notes)
+
+
 def test_arms_that_are_not_trained_yet_count_in_the_correction() -> None:
     """So that no answer is taken back when they come."""
     all_known = {**LOSSES, "constant": (1.22, 1.02)}
