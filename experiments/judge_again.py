@@ -35,13 +35,7 @@ KEPT_RIVALS = ("H4", "H6", "H7", "H9")
 VERDICTS: dict[str, tuple[Path, str, Changes]] = {
     "photographs, 64 px": (RESULTS / "vanishing-verdict-64px-20-epochs.json", "", "gradients"),
     "digits-8-epochs": (STUDIES / "digits-8-epochs-verdict.json", "", "gradients"),
-    "vanishing-control, restored by fixed-init": (
-        STUDIES / "vanishing-control-verdict.json", "fixed-init", "signal and gradients",
-    ),
-    "vanishing-control, restored by gradients-up": (
-        STUDIES / "vanishing-control-verdict.json", "gradients-up", "gradients",
-    ),
-}  # fmt: skip
+}
 # Arms that multiply gradients by a constant under AdamW, where √v̂/(√v̂+ε) was 1.000.
 ALGEBRA = ("early-up", "early-down")
 
@@ -140,8 +134,7 @@ def main() -> None:
     content = {
         "verdicts": {name: judged(*given) for name, given in VERDICTS.items()},
         "studies": {name: arms(STUDIES / f"{name}.json")
-                    for name in ("digits-8-epochs", "vanishing-control",
-                                 "photographs-64px-8-epochs")},
+                    for name in ("digits-8-epochs", "photographs-64px-8-epochs")},
     }  # fmt: skip
     text = json.dumps(content, indent=1, ensure_ascii=False)
     (RESULTS / "judged-again.json").write_text(text + "\n", encoding="utf-8")

@@ -12,6 +12,7 @@ README.md beside this file has the tables and the times.
 """
 
 import argparse
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -26,6 +27,7 @@ from gradflow.record.trace import load_parts
 from gradflow.studies import Engine, Study, StudyDir, run_study
 from gradflow.studies.diagnosis import judge_study
 from gradflow.studies.folder import CellDir
+from gradflow.studies.results import Results
 
 HERE = Path(__file__).parent
 RAW = argparse.RawTextHelpFormatter
@@ -56,8 +58,19 @@ def main() -> None:
     keep(options.study, "", found.to_json())
     keep(options.study, "-times", folder.times())
     keep(options.study, "-verdict", judge_study(folder, found).to_json())
+    if study.restores:
+        keep(options.study, "-link-4", by_restoring_arm(folder, found))
     for figure in save_study_figures(found, folder.figures):
         (RESULTS / f"{options.study}-{figure.name}").write_bytes(figure.read_bytes())
+
+
+def by_restoring_arm(folder: StudyDir, found: Results) -> dict[str, object]:
+    """What the verdict were, if each arm in turn were the one that restores the gradients."""
+    names = [one.arm.name for one in found.causes]
+    studies = {name: dataclasses.replace(found.study, restores=name) for name in names}
+    verdicts = {name: judge_study(folder, dataclasses.replace(found, study=study))
+                for name, study in studies.items()}  # fmt: skip
+    return {name: {"outcome": one.outcome, "notes": one.notes} for name, one in verdicts.items()}
 
 
 def bring_back(kept: Path, cells: Path) -> None:

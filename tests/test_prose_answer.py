@@ -1,5 +1,7 @@
 """The numbers of the worked example are those of the photographs' study."""
 
+import math
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -7,6 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gradflow.studies.arms import PLACES
+from gradflow.training.config import TrainConfig
+from gradflow.training.schedule import lr_factors
 from tests.test_prose import PAIRS, WORKED, kept, prose, stored
 from tests.test_prose_tables import rows, spread, text
 
@@ -66,7 +71,6 @@ def numbers() -> dict[str, str]:
     result = {
         "n_seeds": str(share["n_seeds"]),
         "share": spread(share, 2),
-        "share_pct": f"{100 * share['mean']:.0f} %",
         "status": share["status"],
         "accshare": spread(accuracy, 2),
         "accstatus": accuracy["status"],
@@ -90,6 +94,25 @@ def numbers() -> dict[str, str]:
         "left_interval": over_seeds(gaps, 2).partition("(")[2].rstrip(")"),
         "over": over_seeds(list(np.subtract(excess["accused"], excess["reference"])), 3),
     }
+    recipe = TrainConfig(epochs=30)
+    steps, own, same_lr = (
+        lr_factors(replace(recipe, schedule=schedule, lr_sum=lr_sum))
+        for schedule, lr_sum in (("step", "own"), ("cosine", "own"), ("cosine", "step"))
+    )
+    wrong = recipe.label_smoothing / 5  # what the smoothed label gives to each of the other four
+    right = 1 - 4 * wrong
+    floor = -right * math.log(right) - 4 * wrong * math.log(wrong)
+    result |= {
+        "floor": f"{floor:.3f}",
+        "floor_sum": f"−{right:.2f} ln {right:.2f} − 4 · {wrong:.2f} ln {wrong:.2f}",
+        "sum": f"{sum(own) / sum(steps):.1f}",
+        "peak": f"{100 * max(same_lr) / max(steps):.0f} %",
+        **{
+            f"above_{place[0]}_{name}": f"{one['levels'][place]['train_loss']['mean'] - floor:.3f}"
+            for name, one in (("recipe", baseline), ("cosine", cosine))
+            for place in ("accused", "reference")
+        },
+    }
     networks = {"p": ("accused", "plain_34"), "r": ("reference", "resnet_34")}
     for letter, (place, network) in networks.items():
         level = baseline["levels"][place]
@@ -108,7 +131,12 @@ def numbers() -> dict[str, str]:
 
 
 PHRASES = (
-    "falls along a cosine instead, {share_pct} of the gap in training loss is gone",
+    "falls along a cosine instead, {share} of the gap in training loss is gone",
+    "leaves a loss of {floor} nats at the least ({floor_sum})",
+    "ends {above_r_recipe} above it under the recipe, and {above_r_cosine} under the cosine; "
+    "Plain-34 {above_a_recipe} and {above_a_cosine}",
+    "The cosine has {sum} times the recipe's sum",
+    "Its highest rate is then {peak} of the recipe's",
     "mean and range over {n_seeds} seeds",
     "| {loss_p} | {loss_r} | {gap} |",
     "| training accuracy | {tracc_p} | {tracc_r} | |",
@@ -128,13 +156,13 @@ PHRASES = (
     "**{left} nats remain** under the cosine (95 % {left_interval})",
     "less accurate than ResNet-34 by {accleft}, where it was {accgap} under the recipe",
     "is {over_p} in Plain-34 and {over_r} in ResNet-34. The difference is {over}",
-    "learning rate alone takes {share_pct} of the gap in training loss away",
+    "learning rate alone takes {share} of the gap in training loss away",
 )
 
 
 FRONT = (
     "mean and range over {n_seeds} seeds",
-    "under a cosine {share_pct} of the gap in training loss is gone",
+    "under a cosine {share} of the gap in training loss is gone",
 )
 
 
@@ -153,9 +181,17 @@ def digits_arms() -> list[Any]:
 
 @pytest.mark.parametrize("arm", digits_arms())
 def test_the_row_of_an_arm_on_the_digits(arm: Any) -> None:
-    ((_, _, *said),) = (row for row in rows(WORKED) if row[0] == arm["name"] and len(row) == 5)
+    ((_, _, compared, *said),) = (
+        row for row in rows(WORKED) if row[0] == arm["name"] and " to " not in row[2]
+    )
     loss, accuracy = (arm["shares"][name] for name in ("train_loss", "test_accuracy"))
     assert said == [spread(loss), spread(accuracy), loss["status"]]
+    levels = {one["name"]: one["levels"] for one in stored("studies/digits-30-epochs")["arms"]}
+    accused, reference = (
+        levels[arm["against"]][place]["train_loss"]["mean"] for place in ("accused", "reference")
+    )
+    name = {"baseline": "recipe", "sgd": "SGD"}.get(arm["against"], arm["against"])
+    assert compared == f"{name} ({accused - reference:.2f})"
 
 
 def test_the_numbers_about_the_digits() -> None:
@@ -168,15 +204,25 @@ def test_the_numbers_about_the_digits() -> None:
     (growth,) = (one["measured"] for one in arms["delta-orthogonal"]["checks"]
                  if one["network"] == "accused" and one["what"].startswith("λ"))  # fmt: skip
     costs = {one["arm"]: spread(one["change"]) for one in study["controls"]}
+    scaled = {
+        arm: next(one["measured"] for one in arms[arm]["checks"]
+                  if one["what"].startswith("gradient norm after over before"))
+        for arm in ("sgd-given", "sgd-taken")
+    }  # fmt: skip
     damped = [arms[name]["shares"]["train_loss"]["reference_gain"]["mean"]
               for name in ("bias-1", "leaky-0.2")]  # fmt: skip
     said = prose(WORKED)
     for phrase in (
         f"the cosine takes {spread(arms['cosine']['shares']['test_accuracy'])} of it",
-        "δ grows {} times ({} to {}) from the last layer".format(*factors),
+        "which is {} times ({} to {}) from the last layer".format(*factors),
+        "δ grows by {:.2f} decades in Plain-34 and by {:.2f} in ResNet-34".format(
+            *(arms["sgd"]["decades"][place]["output_gradient"] for place in PLACES)
+        ),
+        f"With those of ResNet-34, {scaled['sgd-given']:.3f} of its own",
+        f"with those of Plain-34, {scaled['sgd-taken']:.0f} times its own",
         f"cost Plain-34 {costs['sgd-early-down']} and {costs['sgd-early-up']} nats",
         f"λ is {growth:.2f}",
-        f"changes ResNet-34 by {max(map(abs, damped)):.2f} nats or less",
+        f"change ResNet-34 by {max(map(abs, damped)):.2f} nats or less",
     ):
         assert phrase in said
     assert study["gap"]["train_loss"]["n_seeds"] == 10
