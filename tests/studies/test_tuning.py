@@ -177,3 +177,18 @@ def test_a_training_that_failed_fails_the_one_that_is_the_same_until_both_succee
     assert any(note.startswith("tuned/accused-s0 failed: RuntimeError: it is the training of")
                for note in notes)  # fmt: skip
     assert not run_study(study, folder, Engine()).notes
+
+
+def test_arms_that_are_not_asked_for_are_neither_tried_nor_trained(
+    tuned: tuple[Path, Results], pictures: Path, tmp_path: Path
+) -> None:
+    """And those that were say the same as when all are there, in the family of all."""
+    folder = StudyDir(tmp_path)
+    shutil.copytree(tuned[0] / "cells" / "baseline", folder.cells / "baseline")
+    shutil.copytree(tuned[0] / "cells" / "sgd", folder.cells / "sgd")
+    found = run_study(read(pictures), folder, Engine(), only=["sgd"])
+    assert {path.name for path in folder.cells.iterdir()} == {"baseline", "sgd"}
+    assert {one.arm for one in folder.tuning()} == {"sgd"}
+    assert found.notes == ("Not trained yet: bias, down.",)
+    assert [one.arm.name for one in found.arms] == ["sgd"]
+    assert run_study(read(pictures), folder, Engine()).to_json() == tuned[1].to_json()
