@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gradflow.analysis.thresholds import ALPHA
 from gradflow.studies.arms import PLACES
 from gradflow.training.config import TrainConfig
 from gradflow.training.schedule import lr_factors
@@ -105,6 +106,9 @@ def numbers() -> dict[str, str]:
     result |= {
         "floor": f"{floor:.3f}",
         "floor_sum": f"−{right:.2f} ln {right:.2f} − 4 · {wrong:.2f} ln {wrong:.2f}",
+        "p_alone": f"{share['p_main'] / 10:.4f}",  # the smallest of ten, by Holm
+        "p_among": f"{share['p_main']:.3f}",
+        "alpha": f"{ALPHA.value:.3f}",
         "sum": f"{sum(own) / sum(steps):.1f}",
         "peak": f"{100 * max(same_lr) / max(steps):.0f} %",
         **{
@@ -135,6 +139,8 @@ PHRASES = (
     "leaves a loss of {floor} nats at the least ({floor_sum})",
     "ends {above_r_recipe} above it under the recipe, and {above_r_cosine} under the cosine; "
     "Plain-34 {above_a_recipe} and {above_a_cosine}",
+    "takes more than half of the gap has p = {p_alone} by itself and {p_among} among ten, where "
+    "{alpha} is asked for",
     "The cosine has {sum} times the recipe's sum",
     "Its highest rate is then {peak} of the recipe's",
     "mean and range over {n_seeds} seeds",
