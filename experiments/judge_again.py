@@ -16,7 +16,6 @@ from typing import Any
 
 from gradflow.analysis import thresholds as at
 from gradflow.analysis.findings import (
-    Changes,
     Evidence,
     Finding,
     all_of,
@@ -31,10 +30,9 @@ RESULTS = Path(__file__).parent / "results"
 STUDIES = RESULTS / "studies"
 KEPT_RIVALS = ("H4", "H6", "H7", "H9")
 
-# Of each saved verdict: its study's arm that restores the gradients, if it may decide link 4.
-VERDICTS: dict[str, tuple[Path, str, Changes]] = {
-    "photographs, 64 px": (RESULTS / "vanishing-verdict-64px-20-epochs.json", "", "gradients"),
-    "digits-8-epochs": (STUDIES / "digits-8-epochs-verdict.json", "", "gradients"),
+VERDICTS = {
+    "photographs, 64 px": RESULTS / "vanishing-verdict-64px-20-epochs.json",
+    "digits-8-epochs": STUDIES / "digits-8-epochs-verdict.json",
 }
 # Arms that multiply gradients by a constant under AdamW, where √v̂/(√v̂+ε) was 1.000.
 ALGEBRA = ("early-up", "early-down")
@@ -53,7 +51,8 @@ def evidence(one: dict[str, Any]) -> Evidence:
                     one["threshold"]["side"])  # fmt: skip
 
 
-def links(verdict: dict[str, Any], shares: list[float]) -> list[Finding]:
+def links(verdict: dict[str, Any]) -> list[Finding]:
+    """No arm of these studies restored the gradients: link 4 is open."""
     named = {one["name"]: evidence(one) for link in verdict["links"][:3]
              for one in link["evidence"]}  # fmt: skip
     sizes = ("output_gradient", "scale_invariant")
@@ -62,25 +61,17 @@ def links(verdict: dict[str, Any], shares: list[float]) -> list[Finding]:
     less = any_of([all_of([named[f"{size}_to_reference"]]) for size in sizes])
     second = max(own[0], less[0]), min(1.0, 2 * min(own[1], less[1]))
     reset = named.get("reset_cost")
-    limit = at.SHARE_CONTRIBUTOR
-    taken = Evidence("share", "share", "of the gap", tuple(shares), limit, limit.value, "above")
-    against = p_equivalent(shares, at.SHARE_NONE.value)
     parts = (
         ("link 1", tuple(named[f"{size}_decades"] for size in sizes), first),
         ("link 2", (named["adam_attenuation"],), second),
         ("link 3", (reset,) if reset else (), all_of([reset]) if reset else (1.0, 1.0)),
-        ("link 4", (taken,) if shares else (), (taken.p_for, against)),
+        ("link 4", (), (1.0, 1.0)),
     )
     return [Finding(key, key, key, found, *p) for key, found, p in parts]
 
 
-def judged(path: Path, arm: str, changes: Changes) -> dict[str, Any]:
+def judged(path: Path) -> dict[str, Any]:
     verdict = read(path)
-    shares: list[float] = []
-    if arm:
-        study = json.loads(Path(str(path).replace("-verdict", "")).read_text(encoding="utf-8"))
-        found = next(one for one in study["arms"] if one["name"] == arm)
-        shares = found["shares"]["train_loss"]["per_seed"]
     gap = [evidence(one) for one in verdict["gap"]["evidence"]]
     gaps = {gap_status(one.values, one.threshold.value) for one in gap}
     status = gaps.pop() if len(gaps) == 1 else "undetermined"
@@ -90,7 +81,7 @@ def judged(path: Path, arm: str, changes: Changes) -> dict[str, Any]:
         if one["key"] in KEPT_RIVALS
         for parts in [tuple(map(evidence, one["evidence"]))]
     ]
-    decided = decide([*links(verdict, shares), *rivals])
+    decided = decide([*links(verdict), *rivals])
     one, two, _, four = (link.status for link in decided[:4])
     mean = {
         band["network"] + ", " + band["size"]: 10 ** (band["mean"][0] - band["mean"][-1])
@@ -99,7 +90,7 @@ def judged(path: Path, arm: str, changes: Changes) -> dict[str, Any]:
     }
     return {
         "outcome_then": verdict["outcome"],
-        "outcome": outcome_of(status, one, two, four, changes),
+        "outcome": outcome_of(status, one, two, four),
         "gap": status,
         "findings": {one.key: one.status for one in decided},
         "first over last layer, early, mean over seeds": mean,
@@ -132,7 +123,7 @@ def arms(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     content = {
-        "verdicts": {name: judged(*given) for name, given in VERDICTS.items()},
+        "verdicts": {name: judged(path) for name, path in VERDICTS.items()},
         "studies": {name: arms(STUDIES / f"{name}.json")
                     for name in ("digits-8-epochs", "photographs-64px-8-epochs")},
     }  # fmt: skip

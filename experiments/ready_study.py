@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     changes = {} if options.data is None else {"data": options.data}
     study = Study.load(HERE / "studies" / f"{options.study}.yaml", changes)
-    only = list(study.source["arms"])[: options.arms]
+    only = None if options.arms is None else list(study.source["arms"])[: options.arms]
     folder = StudyDir(options.out or Path("studies") / options.study)
     kept = RESULTS / options.study / "cells"
     bring_back(kept, folder.cells)

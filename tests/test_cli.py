@@ -142,11 +142,11 @@ def test_bench_compares_with_the_bare_loop(
 
     monkeypatch.setattr("gradflow.cli.bench.progress", counted)
     flags = ["--arch", "plain_18", "--image-size", "8", "--batch-size", "4", "--device", "cpu"]
-    said = command("bench", *flags, "--rounds", "1", "--steps", "2", "--json")
+    said = command("bench", *flags, "--rounds", "2", "--steps", "1", "--json")
     timings = json.loads(said.out)["timings"]
     assert timings[0]["ratio"] == 1
-    assert all(len(timing["seconds_per_step"]) == 1 for timing in timings)
-    assert totals == [len(advanced)] == [len(timings) - 1], "the bar ends where the timing does"
+    assert all(len(timing["seconds_per_step"]) == 2 for timing in timings)
+    assert totals == [len(advanced)] == [2 * (len(timings) - 1)], "the bar ends with the timing"
 
 
 NETS = """

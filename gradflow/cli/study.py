@@ -101,6 +101,9 @@ def _numbers(options: dict[str, str]) -> dict[str, Any]:
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
     """As by Ctrl-C: a process that just ends leaves its workers behind, and they train on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are not this thread's matter
+        return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

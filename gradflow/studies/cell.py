@@ -82,6 +82,8 @@ def _take_over(same: CellDir, cell: Cell, folder: CellDir) -> CellEnd:
     if not same.is_done:
         raise RuntimeError(f"it is the training of {same.path}, which has not ended")
     folder.copy(same)
+    if (network := folder.network()) is not None:
+        _drop_weights(network, cell)
     state = folder.state()
     return CellEnd(cell.name, state["state"], state.get("message", ""))
 

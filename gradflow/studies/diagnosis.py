@@ -8,6 +8,7 @@ from pathlib import Path
 from gradflow.analysis.case import Case
 from gradflow.analysis.findings import Finding
 from gradflow.analysis.network import TrainedNetwork
+from gradflow.analysis.vanishing import sizes_that_go
 from gradflow.analysis.verdict import Verdict, judge_case
 from gradflow.controls.gate import load_gate
 from gradflow.studies.arms import BASELINE, PLACES, Place
@@ -60,7 +61,8 @@ def judge_study(folder: StudyDir, found: Results) -> Verdict:
     )
     case = Case.of(*networks.values())
     case = dataclasses.replace(case, source="study", lost=lost)
-    why = found.why_open(case.seeds)
+    vanishing = sizes_that_go(case, "vanishing")
+    why = found.why_open(case.seeds) or found.why_unrestored(vanishing)
     restored = None if why else found.restored_shares(case.seeds)
     verdict = judge_case(case, load_gate(), restored)
     notes = [f"Link 4 is open: {why}."] if why else []

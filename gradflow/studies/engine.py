@@ -180,11 +180,20 @@ def _alone(cell: Cell) -> CellEnd:
     for _ in range(MAX_STARTS + 1):  # the last one finds that it was, and says so
         try:
             with ProcessPoolExecutor(max_workers=1) as pool:
-                end: CellEnd = pool.submit(run_cell, cell).result()
-            return end
+                return _result(pool, cell)
         except BrokenProcessPool:
             continue
     return _never_began(cell)
+
+
+def _result(pool: ProcessPoolExecutor, cell: Cell) -> CellEnd:
+    """How a cell ends in the pool, which nobody waits for if this process is stopped."""
+    try:
+        end: CellEnd = pool.submit(run_cell, cell).result()
+    except KeyboardInterrupt:
+        pool.shutdown(kill_workers=True)
+        raise
+    return end
 
 
 def _never_began(cell: Cell) -> CellEnd:

@@ -86,7 +86,12 @@ class CellDir:
         write_json(self.path / "state.json", dict(state))
 
     def copy(self, other: Self) -> None:
-        """Take over all that another cell left, its state last: a kill may come in between."""
+        """Become what another cell is, its state last: a kill may come in between."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != ".lock":
+                path.unlink()
         ignored = shutil.ignore_patterns("state.json", ".lock")
         shutil.copytree(other.path, self.path, ignore=ignored, dirs_exist_ok=True)
         self.save_state(other.state())

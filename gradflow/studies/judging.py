@@ -78,7 +78,7 @@ def results(
         notes += trained.saturation()
     if unbegun:
         notes.append(f"Not trained yet: {', '.join(unbegun)}.")
-    if _combines_later(study):
+    if study.combine == "strongest" and _combines_later(study):
         notes.append(
             "The two strongest arms are combined when every training has ended, if they changed "
             "what they say and do not exclude each other."
@@ -133,20 +133,16 @@ class _Trained:
         return _less(accused, reference)
 
     def saturation(self) -> list[str]:
-        """That the reference has no loss left to gain, where it has none: a line, or none."""
-        (accused, _), (reference, left) = (self._above_floor(place) for place in PLACES)
+        """That the reference has no training loss left to gain, where it has none: a line."""
+        left = mean([one.train_loss - one.loss_floor for key, one in self.outcomes.items()
+                     if key[:2] == (BASELINE, "reference")])  # fmt: skip
         if not left < at.LOSS_MARGIN.value:
             return []
         return [
-            f"{reference} ends {left:.3f} nats above the least training loss that there is: it can "
-            f"hardly gain. What lets {accused} finish closes the gap, whatever made it slower."
+            f"{self.study.reference.label()} ends {left:.3f} nats above the least training loss "
+            f"that there is: it can hardly gain. What lets {self.study.accused.label()} finish "
+            "closes the gap, whatever made it slower."
         ]
-
-    def _above_floor(self, place: Place) -> tuple[str, float]:
-        """The network, and how far its loss in the baseline stays above the least; NaN: unknown."""
-        left = [one.train_loss - one.loss_floor for (arm, at_, _), one in self.outcomes.items()
-                if (arm, at_) == (BASELINE, place)]  # fmt: skip
-        return self.study.network(place).arch, mean(left)
 
     def gain(
         self, arm: Arm, place: Place, seeds: Sequence[int], measure: OutcomeMeasure
@@ -265,8 +261,11 @@ def _control(trained: _Trained, arm: Arm, failed: Mapping[str, str]) -> Positive
 
 
 def _combines_later(study: Study) -> bool:
-    """Whether the two strongest arms are still to be chosen."""
-    return study.combine == "strongest" and not any(" + " in name for name in study.names)
+    """Whether an arm that combines two others is still to come."""
+    if study.combine == "none" or any(" + " in name for name in study.names):
+        return False
+    causes = [arm.name for arm in study.arms if arm.role == "cause"]
+    return study.combine != "strongest" or any(study.combinable(causes))
 
 
 def _judged(

@@ -1,7 +1,7 @@
 """Results: what a study found, and its results.json."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,6 @@ from gradflow.analysis import thresholds as at
 from gradflow.analysis.profile import GRADIENT_SIZES
 from gradflow.analysis.shares import ALPHA, Interaction, Judged, Share
 from gradflow.analysis.statistics import Interval, t_interval
-from gradflow.analysis.vanishing import JUDGED_SIZES
 from gradflow.analysis.verdict import Restored
 from gradflow.studies.arms import Arm, Place
 from gradflow.studies.comparable import changes, is_size_control
@@ -162,27 +161,30 @@ class Results:
         if restored is None or not set(seeds) <= set(done):
             return f"{name} is complete for {len(done)} of {len(self.study.seeds)} seeds"
         judged = restored.primary
-        if judged is not None and judged.why:
-            return f"{name} is left open: {judged.why}"
-        return self._why_unrestored(restored)
+        return f"{name} is left open: {judged.why}" if judged is not None and judged.why else ""
 
-    def _why_unrestored(self, restored: ArmResult) -> str:
-        """Which size shrinks ten-fold also in the arm that is to restore it; "" where none does.
+    def why_unrestored(self, sizes: Collection[str]) -> str:
+        """Why the arm restores none of the gradient `sizes`, which vanish without it, or "".
 
-        δ belongs to the way back through the network, which what touches gradients alone leaves as
-        it is; what then reaches the weights is ŝ.
+        By its own records one of them still shrinks ten-fold. δ belongs to the way back through the
+        network, which what touches gradients alone leaves as it is: of such an arm ŝ is asked, what
+        reaches the weights.
         """
-        alone = changes(restored.arm) == "gradients"
-        limit = -at.VANISHING_DECADES.value
-        for size in ("scale_invariant",) if alone else JUDGED_SIZES:
-            before, after = (one.decades.get("accused", {}).get(size, math.nan)
-                             for one in (self.baseline, restored))  # fmt: skip
-            if before < limit and not after >= limit:
-                now = f"{after:.1f} decades" if math.isfinite(after) else "an unknown amount"
+        restored = self.restored
+        if restored is None or not sizes:
+            return ""
+        if "accused" not in restored.arm.networks:
+            return f"{restored.arm.name} leaves the gradients of the accused network as they are"
+        alone = changes(restored.arm) == "gradients" and "scale_invariant" in sizes
+        for size in ("scale_invariant",) if alone else sizes:
+            decades = restored.decades["accused"].get(size, math.nan)
+            if not decades >= -at.VANISHING_DECADES.value:
+                symbol = GRADIENT_SIZES[size].symbol
                 return (
-                    f"{restored.arm.name} does not restore the gradients: with it "
-                    f"{GRADIENT_SIZES[size].symbol} changes by {now} from the last to the first "
-                    f"layer, without it by {before:.1f} decades"
+                    f"{restored.arm.name} does not restore the gradients: with it {symbol} changes "
+                    f"by {decades:.1f} decades from the last to the first layer"
+                    if math.isfinite(decades)
+                    else f"{symbol} was not recorded in {restored.arm.name}"
                 )
         return ""
 

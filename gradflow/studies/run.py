@@ -4,8 +4,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from gradflow.data import open_source
-from gradflow.studies.arms import BASELINE, Cell, Place, Tuned
-from gradflow.studies.cell import CellEnd
+from gradflow.studies.arms import BASELINE, Cell, Place, Tuned, expected_one_of
+from gradflow.studies.cell import CellEnd, run_cell
 from gradflow.studies.engine import Engine
 from gradflow.studies.folder import CellDir, StudyDir
 from gradflow.studies.judging import analyse
@@ -27,11 +27,11 @@ def run_study(
     """Train every cell that is not done, and save what all of them say.
 
     A study that was killed at any time continues where it stands, to the same results. With `only`,
-    the baseline and these arms are trained; what they say is judged as a part of the study, which
-    asks about the others too. `on_begin` is told the cells as soon as they are known. Raises
-    RuntimeError where another process works in the folder, ValueError where another study began it,
-    and before there is a folder where there are no images or an intervention does not fit its
-    network.
+    these arms are trained and those that they start from; what they say is judged as a part of the
+    study, which asks about the others too. `on_begin` is told the cells as soon as they are known.
+    Raises RuntimeError where another process works in the folder, ValueError where another study
+    began it or `only` names no arm, and before there is a folder where there are no images or an
+    intervention does not fit its network.
     """
     if not StudyDir.holds(folder.path):
         cells = study.cells(folder.cells)
@@ -42,27 +42,40 @@ def run_study(
     with folder.locked():
         folder.begin(study)
         study = folder.study()
-        names = study.names if only is None else {BASELINE, *only}
-
-        def chosen(cells: list[Cell]) -> list[Cell]:
-            return [cell for cell in cells if cell.arm in names]
-
+        names = study.names if only is None else needed_arms(study, only)
         ends: dict[str, CellEnd] = {}
-        if trials := chosen(open_trials(study, folder)):
+        if trials := [trial for trial in open_trials(study, folder) if trial.arm in names]:
             ends = _train(trials, engine, folder, on_begin)
             folder.save_tuning([*study.tuned, *choose(study, folder)])
             study = folder.study()
-        ends |= _train(chosen(study.ready(folder.cells)), engine, folder, on_begin)
-        if (pair := _pair(study, folder)) is not None:
+        ends |= _train(study.ready(folder.cells, names), engine, folder, on_begin)
+        if (pair := _pair(study, folder)) is not None and names.issuperset(pair):
             folder.save_combination(pair)
             study = folder.study()
-            ends |= _train(study.ready(folder.cells), engine, folder, on_begin)
+            both = study.ready(folder.cells, {*names, study.combined(*pair).name})
+            ends |= _train(both, engine, folder, on_begin)
         # Also of cells that could not write it: on a full disk, or ended by a scheduler.
         failed = {name: end for name, end in ends.items() if end.state == "failed"}
         found = analyse(folder, {name: f"failed: {end.message}" for name, end in failed.items()})
         folder.save_results(found.to_json())
         folder.save_times(training_times(folder, study))
         return found
+
+
+def needed_arms(study: Study, only: Collection[str]) -> frozenset[str]:
+    """These arms with those that they start from, and what combines two of them.
+
+    Raises ValueError for what is no arm.
+    """
+    needed = {BASELINE}
+    for name in [only] if isinstance(only, str) else only:
+        if name not in study.names:
+            raise ValueError(expected_one_of("every arm to train", sorted(study.names), name))
+        while name not in needed:
+            needed.add(name)
+            name = study.arm(name).against
+    combined = {name for name in study.names if " + " in name and {*name.split(" + ")} <= needed}
+    return frozenset(needed | combined)
 
 
 def check_arms(cells: Iterable[Cell]) -> None:
@@ -88,11 +101,12 @@ def _train(
     on_begin(cells)
     for cell in cells:
         _forget_failure(CellDir(cell.folder))
-    waves: dict[tuple[bool, bool], list[Cell]] = {}
-    for cell in cells:
-        waves.setdefault((cell.needs_others, cell.same_as is not None), []).append(cell)
-    ends = [end for _, wave in sorted(waves.items())
-            for end in engine.run(_unfinished(wave), folder.jobs)]  # fmt: skip
+    ends = []
+    for late in (False, True):
+        those = [cell for cell in cells if cell.needs_others is late]
+        own = [cell for cell in those if cell.same_as is None]
+        ends += engine.run(_unfinished(own), folder.jobs)
+        ends += map(run_cell, _unfinished(cell for cell in those if cell.same_as is not None))
     return {end.name: end for end in ends}
 
 

@@ -6,7 +6,7 @@ An *arm* is a recipe with one thing changed on purpose. Every arm is compared wi
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -265,9 +265,12 @@ class Study:
             for place in arm.networks
         ]
 
-    def ready(self, folder: Path) -> list[Cell]:
-        """The trainings all of whose values have been chosen; one that is another's says so."""
-        cells = self.cells(folder)
+    def ready(self, folder: Path, names: Collection[str] | None = None) -> list[Cell]:
+        """The trainings all of whose values have been chosen; one that is another's says so.
+
+        With `names`, those of these arms.
+        """
+        cells = [one for one in self.cells(folder) if names is None or one.arm in names]
         return name_repeated([one for one in cells if self.is_tuned(one.arm, one.place)])
 
     def trials(self, folder: Path) -> list[Cell]:

@@ -100,6 +100,7 @@ def test_a_study_that_is_told_to_end_leaves_no_worker_behind(
     while len(pids) < 2 and time.monotonic() < deadline:
         pids = {state["pid"] for state in started(folder, study).values() if "pid" in state}
         time.sleep(0.02)
+    assert len(pids) == 2
     process.terminate()
     _, said = process.communicate(timeout=60)
     assert (process.returncode, "gradflow: Stopped." in said) == (130, True), said

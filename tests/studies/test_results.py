@@ -232,34 +232,36 @@ def test_the_arm_that_restores_the_gradients_feeds_link_4() -> None:
     assert found.restored_shares([3]).shares == found.restored.shares["train_loss"].per_seed[3:4]
 
 
+DELTA, S_HAT = "output_gradient", "scale_invariant"
+
+
 @pytest.mark.parametrize(
-    ("intervene", "before", "after", "open_"),
+    ("intervene", "vanishing", "after", "why"),
     [
-        ("gradient_scale(factor=10)", (-19, -24), (-19, -15), True),  # ŝ still vanishes
-        ("gradient_scale(factor=10)", (-19, -24), (-19, -0.9), False),  # δ is not what it changes
-        ("gradient_scale(factor=10)", (-19, -24), (-19, math.nan), True),
-        ("lsuv()", (-19, -24), (-1.1, 0.2), True),  # δ still vanishes
-        ("lsuv()", (-19, -24), (0.3, 0.2), False),
-        ("lsuv()", (-0.9, 0.2), (-1.5, 0.2), False),  # there was nothing to restore
+        ("gradient_scale(factor=10)", [DELTA, S_HAT], (-19, -15), "with it ŝ changes by -15.0 dec"),
+        ("gradient_scale(factor=10)", [DELTA, S_HAT], (-19, -0.9), ""),  # δ is not what it changes
+        ("gradient_scale(factor=10)", [DELTA], (-19, 0.9), "with it δ changes by -19.0 decades"),
+        ("gradient_scale(factor=10)", [S_HAT], (-19, math.nan), "ŝ was not recorded in restored"),
+        ("lsuv()", [DELTA, S_HAT], (-1.1, 0.2), "with it δ changes by -1.1 decades"),
+        ("lsuv()", [DELTA, S_HAT], (0.3, 0.2), ""),
+        ("lsuv()", [S_HAT], (-1.5, 0.2), ""),  # δ did not vanish without it
+        ("lsuv()", [], (-1.5, -1.5), ""),
     ],
 )
 def test_an_arm_whose_gradients_still_vanish_restored_none(
-    intervene: str, before: tuple[float, float], after: tuple[float, float], open_: bool
+    intervene: str, vanishing: list[str], after: tuple[float, float], why: str
 ) -> None:
     """Whether the gap closed or not: the share is then that of something else."""
-    sizes = ("output_gradient", "scale_invariant")
-    recorded = {
-        key: dataclasses.replace(
-            one, decades=dict(zip(sizes, after if key[0] == "restored" else before, strict=True))
-        )
-        for key, one in outcomes().items()
-    }
-    extra = with_arms(
-        restored={"tests": "vanishing", "networks": "accused", "intervene": intervene}
-    )
-    why = results(extra, recorded).why_open(range(SEEDS))
-    assert why.startswith("restored does not restore the gradients") == open_, why
-    assert (why == "") != open_
+    decades = dict(zip((DELTA, S_HAT), after, strict=True))
+    recorded = {key: dataclasses.replace(one, decades=decades) for key, one in outcomes().items()}
+    arm = {"tests": "vanishing", "networks": "accused", "intervene": intervene}
+    found = results(with_arms(restored=arm), recorded).why_unrestored(vanishing)
+    assert (why in found, bool(found)) == (True, bool(why))
+
+
+def test_an_arm_on_the_reference_restores_nothing() -> None:
+    found = results(study(restores="weak-skip"), outcomes())
+    assert "leaves the gradients of the accused" in found.why_unrestored([DELTA])
 
 
 @pytest.mark.parametrize(("floor", "says"), [(0.96, True), (0.94, False), (math.nan, False)])
@@ -285,6 +287,12 @@ def test_arms_that_are_not_trained_yet_count_in_the_correction() -> None:
     assert p_now >= p_then
     notes = results(study(), outcomes(now), unbegun=("weak-skip",)).notes
     assert notes == ("Not trained yet: weak-skip.",)
+    bias = {"tests": "explosion", "intervene": "norm_bias(beta=1)"}
+    two = study(arms={**study().source["arms"], "bias": bias}, combine=["constant", "bias"])
+    with_bias = outcomes({**now, "bias": (1.39, 1.0)})
+    shares = by_name(results(two, with_bias))["constant"].shares["train_loss"]
+    p_two = by_name(results(two, with_bias))["constant"].primary.p_contributor
+    assert p_two == pytest.approx(5 * shares.p_beyond(0.2, "above")), "and the two together"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from gradflow.studies import Study
+from gradflow.studies.arms import PLACES
+from gradflow.studies.run import needed_arms
 
 FILES = sorted((Path(__file__).parents[2] / "experiments" / "studies").glob("*.yaml"))
 
@@ -258,3 +260,30 @@ def test_the_split_may_vary_with_the_seed() -> None:
     assert splits == {3: 3, 8: 8}
     fixed = Study.read(content | {"base": {"split_seed": 7}}, name="study", changes={})
     assert {cell.config.split_seed for cell in fixed.cells(Path())} == {7}
+
+
+def test_some_arms_need_those_that_they_start_from_and_what_combines_them() -> None:
+    arms: dict[str, Any] = {
+        "slow": {"tests": "rate", "set": {"lr": 1e-4}},
+        "flat": {"tests": "schedule", "against": "slow", "set": {"schedule": "constant"}},
+        "bias": {"tests": "explosion", "intervene": "norm_bias(beta=1)"},
+        "wide": {"tests": "width", "set": {"width": 0.5}},
+    }
+    study = read(arms=arms)
+    both = study.with_arm(study.combined("bias", "wide"))
+    assert needed_arms(both, ["flat"]) == {"baseline", "slow", "flat"}
+    assert needed_arms(both, "bias") == {"baseline", "bias"}
+    assert needed_arms(both, ["bias", "wide"]) == {"baseline", "bias", "wide", "bias + wide"}
+    with pytest.raises(ValueError, match="every arm to train to be one of .*, but got 'zzz'"):
+        needed_arms(both, ["zzz"])
+
+
+def test_a_training_that_two_arms_share_is_named_unless_only_one_is_asked_for() -> None:
+    same = {"set": {"lr": 1e-4}}
+    study = read(arms={"one": {"tests": "a", **same}, "other": {"tests": "b", **same}})
+    repeated = {cell.name: cell.same_as for cell in study.ready(Path("cells")) if cell.same_as}
+    assert set(repeated.values()) == {
+        Path("cells/one") / f"{place}-s{seed}" for place in PLACES for seed in study.seeds
+    }
+    assert all(name.startswith("other/") for name in repeated)
+    assert not any(cell.same_as for cell in study.ready(Path("cells"), {"baseline", "other"}))
