@@ -44,10 +44,16 @@ def gaps_in_loss(arm: str) -> list[float]:
 def numbers() -> dict[str, str]:
     """What stands in the page, by name."""
     found, verdict = stored(STUDY), stored(f"{STUDY}-verdict")
-    baseline, cosine, same_sum = (
+    baseline, cosine, same_sum, tuned_lr = (
         next(one for one in found["arms"] if one["name"] == name)
-        for name in ("baseline", "cosine", "cosine-same-sum")
+        for name in ("baseline", "cosine", "cosine-same-sum", "tuned-lr")
     )
+    (open_arms,) = (note.removeprefix("Not trained yet: ").split(", ") for note in found["notes"]
+                    if note.startswith("Not trained yet"))  # fmt: skip
+    tuned = tuned_lr["shares"]["train_loss"]
+    chosen = {
+        one["place"]: f"{one['value']:g}" for one in found["tuned"] if one["arm"] == "tuned-lr"
+    }
     same, same_accuracy = (same_sum["shares"][name] for name in ("train_loss", "test_accuracy"))
     share, accuracy = (cosine["shares"][name] for name in ("train_loss", "test_accuracy"))
     evidence = {one["name"]: one for part in (*verdict["links"], *verdict["rivals"])
@@ -82,6 +88,14 @@ def numbers() -> dict[str, str]:
         "same_p": text(same["accused_gain"]["mean"], "+"),
         "same_r": text(same["reference_gain"]["mean"], "+"),
         "same_acc": spread(same_accuracy, 2),
+        "tuned": spread(tuned, 2),
+        "tuned_status": tuned["status"],
+        "tuned_p": text(tuned["accused_gain"]["mean"]),
+        "tuned_r": text(tuned["reference_gain"]["mean"], "+"),
+        "tuned_r_size": text(tuned["reference_gain"]["mean"]),
+        "lr_p": chosen["accused"],
+        "lr_r": chosen["reference"],
+        "n_open": {10: "Ten"}[len(open_arms)],
         "more": over_seeds(list(np.subtract(gaps_in_loss("cosine-same-sum"), gaps)), 2),
         "gap": spread(gap["train_loss"], 3),
         "accgap": spread(gap["test_accuracy"], 3),
@@ -154,11 +168,15 @@ PHRASES = (
     "√v̂ / (√v̂ + ε) is {adam}",
     "| {share} | {gain_p} | {gain_r} | {status} |",
     "| {same} | {same_p} | {same_r} | {same_status} |",
+    "| {tuned} | {tuned_p} | {tuned_r} | {tuned_status} |",
+    "the recipe's own {lr_p} suits Plain-34 best",
+    "ResNet-34 does best with {lr_r}, the upper end of the list, and gains {tuned_r_size} nats",
     "test accuracy the cosine takes {accshare}, and the one with the same sum {same_acc}. Both are "
     "{accstatus}",
     "Between the two cosines lie {more} nats of the gap",
     "it would have lost {h5} nats more",
     "(rival H5: {h5_status})",
+    "**{n_open} arms are not run yet**",
     "**{left} nats remain** under the cosine (95 % {left_interval})",
     "less accurate than ResNet-34 by {accleft}, where it was {accgap} under the recipe",
     "is {over_p} in Plain-34 and {over_r} in ResNet-34. The difference is {over}",

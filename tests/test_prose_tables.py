@@ -76,12 +76,12 @@ def test_the_row_of_an_arm(study: str, arm: Any) -> None:
 
 def test_the_shares_of_what_did_not_matter() -> None:
     found = {}
-    studies = (*STUDIES, "digits-30-epochs")
+    studies = (*STUDIES, "digits-30-epochs", "photographs-64px")
     for study in studies:
         arms = {arm["name"]: arm for arm in stored(f"studies/{study}")["arms"]}
         found |= {(study, name): arm["shares"].get("train_loss") for name, arm in arms.items()}
     table = [row for row in rows("docs/negative-results.md") if row[0] in studies]
-    assert len(table) == 11
+    assert len(table) == 12
     for study, what, share, n_seeds in table:
         stored_share = found[study, what.partition(":")[0]]
         assert share == spread(stored_share)
