@@ -21,7 +21,7 @@ LEGEND = (
     "Gains are in nats of training loss. An arm is a main cause if it surely takes more than "
     f"{part(at.SHARE_MAIN.value)} of the gap, a contributor if more than "
     f"{part(at.SHARE_CONTRIBUTOR.value)}, and not a cause if it surely neither takes nor adds "
-    f"{part(at.SHARE_NONE.value)}, corrected for the number of arms."
+    f"{part(at.SHARE_NONE.value)}, corrected for the number of all arms of the file."
 )
 
 
