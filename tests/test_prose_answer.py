@@ -176,7 +176,7 @@ PHRASES = (
     "Between the two cosines lie {more} nats of the gap",
     "it would have lost {h5} nats more",
     "(rival H5: {h5_status})",
-    "**{n_open} arms are not run yet**",
+    "**{n_open} arms are not whole yet**",
     "**{left} nats remain** under the cosine (95 % {left_interval})",
     "less accurate than ResNet-34 by {accleft}, where it was {accgap} under the recipe",
     "is {over_p} in Plain-34 and {over_r} in ResNet-34. The difference is {over}",
