@@ -120,6 +120,11 @@ class Arm:
                 "the same seed recorded, and the trials have a seed of their own."
             )
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The two arms that this one combines; none of another arm."""
+        return tuple(self.name.split(" + ", 1)) if " + " in self.name else ()
+
     @classmethod
     def read(cls, name: str, given: Any) -> Self:
         fields = dict(given) if isinstance(given, Mapping) else given

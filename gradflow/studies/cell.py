@@ -54,11 +54,11 @@ def run_cell(cell: Cell) -> CellEnd:
 
 
 def _run(cell: Cell, folder: CellDir) -> CellEnd:
+    if cell.same_as is not None and not folder.is_done:
+        _take_over(CellDir(cell.same_as), cell, folder)
     state = folder.state()
     if state.get("state") in ENDED:
         return CellEnd(cell.name, state["state"], state.get("message", ""))
-    if cell.same_as is not None:
-        return _take_over(CellDir(cell.same_as), cell, folder)
     starts = int(state.get("starts", 0)) + 1
     if state.get("state") == "running" and starts > MAX_STARTS:
         raise RuntimeError(
@@ -77,15 +77,13 @@ def _run(cell: Cell, folder: CellDir) -> CellEnd:
     return end
 
 
-def _take_over(same: CellDir, cell: Cell, folder: CellDir) -> CellEnd:
+def _take_over(same: CellDir, cell: Cell, folder: CellDir) -> None:
     """End as the same training did, which is not repeated."""
     if not same.is_done:
         raise RuntimeError(f"it is the training of {same.path}, which has not ended")
     folder.copy(same)
     if (network := folder.network()) is not None:
         _drop_weights(network, cell)
-    state = folder.state()
-    return CellEnd(cell.name, state["state"], state.get("message", ""))
 
 
 def _train(cell: Cell, folder: CellDir, started: dict[str, Any]) -> float:

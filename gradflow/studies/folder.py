@@ -149,6 +149,10 @@ class StudyDir:
     def cells(self) -> Path:
         return self.path / CELLS
 
+    def has_begun(self, arm: str) -> bool:
+        """Whether there is a training of this arm, or a trial."""
+        return (self.cells / arm).is_dir()
+
     def baseline(self, place: Place, seed: int) -> NetworkDir | None:
         """A network as it was trained without any arm; None where that has not ended."""
         return CellDir(self.cells / BASELINE / f"{place}-s{seed}").network()

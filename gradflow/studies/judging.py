@@ -29,7 +29,6 @@ from gradflow.studies.outcomes import (
     Outcomes,
     failures,
     read_outcomes,
-    unbegun_arms,
 )
 from gradflow.studies.results import PRIMARY, ArmResult, Equivalence, PositiveControl, Results
 from gradflow.studies.study import Study
@@ -41,7 +40,8 @@ def analyse(folder: StudyDir, failed: Mapping[str, str] | None = None) -> Result
     written = failures(folder, study)
     outcomes, damaged = read_outcomes(folder, study)
     failed = written | damaged | dict(failed or {})
-    return results(study, outcomes, failed, unbegun_arms(folder, study))
+    unbegun = [arm.name for arm in study.arms if not folder.has_begun(arm.name)]
+    return results(study, outcomes, failed, unbegun)
 
 
 def results(
@@ -262,7 +262,7 @@ def _control(trained: _Trained, arm: Arm, failed: Mapping[str, str]) -> Positive
 
 def _combines_later(study: Study) -> bool:
     """Whether an arm that combines two others is still to come."""
-    if study.combine == "none" or any(" + " in name for name in study.names):
+    if study.combine == "none" or any(arm.parts for arm in study.arms):
         return False
     causes = [arm.name for arm in study.arms if arm.role == "cause"]
     return study.combine != "strongest" or any(study.combinable(causes))
@@ -335,9 +335,9 @@ def _interaction(study: Study, arms: Sequence[ArmResult]) -> Interaction | None:
     """The 2 × 2, where an arm combines two others and all three have the same seeds."""
     by_name = {one.arm.name: one for one in arms}
     for one in arms:
-        first, plus, second = one.arm.name.partition(" + ")
-        if not plus or first not in by_name or second not in by_name:
+        if not one.arm.parts or not set(one.arm.parts) <= set(by_name):
             continue
+        first, second = one.arm.parts
         three = (by_name[first], by_name[second], one)
         if len({arm.seeds for arm in three}) == 1:
             shares = tuple(arm.shares[PRIMARY.name] for arm in three)

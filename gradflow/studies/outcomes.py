@@ -90,13 +90,6 @@ def failures(folder: StudyDir, study: Study) -> dict[str, str]:
     return found
 
 
-def unbegun_arms(folder: StudyDir, study: Study) -> tuple[str, ...]:
-    """Those of which no training was begun, nor a trial, in the order of the file."""
-    cells = (*study.cells(folder.cells), *study.trials(folder.cells))
-    begun = {cell.arm for cell in cells if CellDir(cell.folder).state()}
-    return tuple(arm.name for arm in study.arms if arm.name not in begun)
-
-
 def _outcome(network: NetworkDir, arm: Arm, config: TrainConfig, without: TrainConfig) -> Outcome:
     last = network.evaluation()["last"]
     test = last["test"]

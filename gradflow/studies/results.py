@@ -177,14 +177,14 @@ class Results:
             return f"{restored.arm.name} leaves the gradients of the accused network as they are"
         alone = changes(restored.arm) == "gradients" and "scale_invariant" in sizes
         for size in ("scale_invariant",) if alone else sizes:
+            symbol = GRADIENT_SIZES[size].symbol
             decades = restored.decades["accused"].get(size, math.nan)
-            if not decades >= -at.VANISHING_DECADES.value:
-                symbol = GRADIENT_SIZES[size].symbol
+            if math.isnan(decades):
+                return f"{symbol} was not recorded in {restored.arm.name}"
+            if decades < -at.VANISHING_DECADES.value:
                 return (
                     f"{restored.arm.name} does not restore the gradients: with it {symbol} changes "
                     f"by {decades:.1f} decades from the last to the first layer"
-                    if math.isfinite(decades)
-                    else f"{symbol} was not recorded in {restored.arm.name}"
                 )
         return ""
 

@@ -74,8 +74,9 @@ def needed_arms(study: Study, only: Collection[str]) -> frozenset[str]:
         while name not in needed:
             needed.add(name)
             name = study.arm(name).against
-    combined = {name for name in study.names if " + " in name and {*name.split(" + ")} <= needed}
-    return frozenset(needed | combined)
+    return frozenset(
+        {*needed, *(arm.name for arm in study.arms if arm.parts and needed.issuperset(arm.parts))}
+    )
 
 
 def check_arms(cells: Iterable[Cell]) -> None:
