@@ -180,7 +180,7 @@ class Results:
             symbol = GRADIENT_SIZES[size].symbol
             decades = restored.decades["accused"].get(size, math.nan)
             if math.isnan(decades):
-                return f"{symbol} was not recorded in {restored.arm.name}"
+                return f"{symbol} was not recorded in {restored.arm.name}, or is zero there"
             if decades < -at.VANISHING_DECADES.value:
                 return (
                     f"{restored.arm.name} does not restore the gradients: with it {symbol} changes "

@@ -241,7 +241,7 @@ DELTA, S_HAT = "output_gradient", "scale_invariant"
         ("gradient_scale(factor=10)", [DELTA, S_HAT], (-19, -15), "with it ŝ changes by -15.0 dec"),
         ("gradient_scale(factor=10)", [DELTA, S_HAT], (-19, -0.9), ""),  # δ is not what it changes
         ("gradient_scale(factor=10)", [DELTA], (-19, 0.9), "with it δ changes by -19.0 decades"),
-        ("gradient_scale(factor=10)", [S_HAT], (-19, math.nan), "ŝ was not recorded in restored"),
+        ("gradient_scale(factor=10)", [S_HAT], (-19, math.nan), "recorded in restored, or is zero"),
         ("lsuv()", [DELTA, S_HAT], (-1.1, 0.2), "with it δ changes by -1.1 decades"),
         ("lsuv()", [DELTA, S_HAT], (0.3, 0.2), ""),
         ("lsuv()", [S_HAT], (-1.5, 0.2), ""),  # δ did not vanish without it
