@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 WORKED = "docs/worked-example.md"
+DIGITS = "docs/digits.md"
 OVERVIEW = "experiments/README.md"
 
 

@@ -1,5 +1,6 @@
 """The numbers of the worked example are those of the photographs' study."""
 
+import json
 import math
 from dataclasses import replace
 from functools import cache
@@ -13,7 +14,7 @@ from gradflow.analysis.thresholds import ALPHA
 from gradflow.studies.arms import PLACES
 from gradflow.training.config import TrainConfig
 from gradflow.training.schedule import lr_factors
-from tests.test_prose import PAIRS, WORKED, kept, prose, stored
+from tests.test_prose import CELLS, DIGITS, PAIRS, WORKED, kept, prose, stored
 from tests.test_prose_tables import rows, spread, text
 
 STUDY = "studies/photographs-64px"
@@ -29,6 +30,16 @@ def over_seeds(values: list[float], digits: int) -> str:
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     mean = float(np.mean(values))
     return spread({"mean": mean, "interval": [mean - half, mean + half]}, digits)
+
+
+def trial_gap(rate: str) -> float:
+    """nats of training loss by which Plain-34 is worse in the trials of tuned-lr with this rate."""
+    losses = []
+    for place in PLACES:
+        (path,) = (CELLS / "tuned-lr" / f"{place}-lr-{rate}").glob("*/evaluation.json")
+        losses.append(json.loads(path.read_text(encoding="utf-8"))["last"]["train"])
+    accused, reference = (one["recalibrated"]["loss"] for one in losses)
+    return float(accused - reference)
 
 
 def gaps_in_loss(arm: str) -> list[float]:
@@ -58,7 +69,9 @@ def numbers() -> dict[str, str]:
     share, accuracy = (cosine["shares"][name] for name in ("train_loss", "test_accuracy"))
     evidence = {one["name"]: one for part in (*verdict["links"], *verdict["rivals"])
                 for one in part["evidence"]}  # fmt: skip
+    nearby = evidence["output_gradient_to_reference"]
     rates = {(one["network"], one["size"], one["window"]): one for one in verdict["rates"]}
+    at_start = rates["plain_34", "output_gradient", "start"]
     last = {place: evaluations("baseline", place) for place in ("accused", "reference")}
     learned = {place: [one["train"]["recalibrated"]["accuracy"] for one in last[place]]
                for place in last}  # fmt: skip
@@ -96,13 +109,18 @@ def numbers() -> dict[str, str]:
         "lr_p": chosen["accused"],
         "lr_r": chosen["reference"],
         "n_open": {10: "Ten"}[len(open_arms)],
+        "trial_larger": f"{trial_gap('0.001'):.2f}",
+        "trial_own": f"{trial_gap('0.0006'):.2f}",
         "more": over_seeds(list(np.subtract(gaps_in_loss("cosine-same-sum"), gaps)), 2),
         "gap": spread(gap["train_loss"], 3),
         "accgap": spread(gap["test_accuracy"], 3),
         "outcome": verdict["outcome"],
-        "lam": f"{rates['plain_34', 'output_gradient', 'start']['growth']:.2f}",
+        "lam": f"{at_start['growth']:.2f}",
+        "lam_times": f"{10 ** at_start['decades']['mean']:.0f}",
         "adam": f"{evidence['adam_attenuation']['mean']:.3f}",
-        "h5": spread(evidence["left_to_learn"], 2),
+        "equal_loss": "{:.1f} times ({:.1f} to {:.1f})".format(
+            *(10**one for one in (nearby["mean"], *nearby["interval"])),
+        ),
         "h5_status": said.get(rival["status"], rival["status"]),
         "left": f"{np.mean(gaps):.2f}",
         "accleft": over_seeds(list(np.subtract(*reversed(accuracies))), 3),
@@ -149,14 +167,15 @@ def numbers() -> dict[str, str]:
 
 
 PHRASES = (
-    "falls along a cosine instead, {share} of the gap in training loss is gone",
+    "falls along a cosine instead, with the same network and data, {share} of the gap in training "
+    "loss is gone",
     "leaves a loss of {floor} nats at the least ({floor_sum})",
     "ends {above_r_recipe} above it under the recipe, and {above_r_cosine} under the cosine; "
     "Plain-34 {above_a_recipe} and {above_a_cosine}",
-    "takes more than half of the gap has p = {p_alone} by itself and {p_among} among ten, where "
-    "{alpha} is asked for",
+    "takes more than half of the gap has p = {p_alone}, where {alpha} is asked for",
+    "so that p counts ten times: {p_among}",
     "The cosine has {sum} times the recipe's sum",
-    "Its highest rate is then {peak} of the recipe's",
+    "It starts at {peak} of the recipe's rate",
     "mean and range over {n_seeds} seeds",
     "| {loss_p} | {loss_r} | {gap} |",
     "| training accuracy | {tracc_p} | {tracc_r} | |",
@@ -164,23 +183,25 @@ PHRASES = (
     "| δ early in training, first layer over last | {delta_p} | {delta_r} | |",
     "| ŝ early in training, first layer over last | {s_p} | {s_r} | |",
     "The verdict is *{outcome}*",
-    "λ = {lam} per layer",
+    "the *square* of δ grows by λ = {lam} per layer in Plain-34, so that δ is {lam_times} times as",
     "√v̂ / (√v̂ + ε) is {adam}",
     "| {share} | {gain_p} | {gain_r} | {status} |",
     "| {same} | {same_p} | {same_r} | {same_status} |",
     "| {tuned} | {tuned_p} | {tuned_r} | {tuned_status} |",
-    "the recipe's own {lr_p} suits Plain-34 best",
-    "ResNet-34 does best with {lr_r}, the upper end of the list, and gains {tuned_r_size} nats",
+    "validation loss: {lr_p} for Plain-34, as in the recipe, and {lr_r} for ResNet-34 |",
+    "The recipe's own {lr_p} won for Plain-34",
+    "ResNet-34 did best with {lr_r}, the upper end of the list, and gains {tuned_r_size} nats",
+    "it left {trial_larger} nats between them, the recipe {trial_own}",
     "test accuracy the cosine takes {accshare}, and the one with the same sum {same_acc}. Both are "
     "{accstatus}",
-    "Between the two cosines lie {more} nats of the gap",
-    "it would have lost {h5} nats more",
-    "(rival H5: {h5_status})",
+    "The full cosine takes {more} nats more",
+    "(rival H5, a schedule that freezes learning: {h5_status})",
+    "the first third of the layers is {equal_loss} that of ResNet-34",
     "**{n_open} arms are not whole yet**",
-    "**{left} nats remain** under the cosine (95 % {left_interval})",
+    "Under the cosine the gap is {left} nats (95 % {left_interval})",
     "less accurate than ResNet-34 by {accleft}, where it was {accgap} under the recipe",
     "is {over_p} in Plain-34 and {over_r} in ResNet-34. The difference is {over}",
-    "learning rate alone takes {share} of the gap in training loss away",
+    "learning rate's schedule alone takes {share} of the gap in training loss away",
 )
 
 
@@ -205,9 +226,7 @@ def digits_arms() -> list[Any]:
 
 @pytest.mark.parametrize("arm", digits_arms())
 def test_the_row_of_an_arm_on_the_digits(arm: Any) -> None:
-    ((_, _, compared, *said),) = (
-        row for row in rows(WORKED) if row[0] == arm["name"] and " to " not in row[2]
-    )
+    ((_, _, compared, *said),) = (row for row in rows(DIGITS) if row[0] == arm["name"])
     loss, accuracy = (arm["shares"][name] for name in ("train_loss", "test_accuracy"))
     assert said == [spread(loss), spread(accuracy), loss["status"]]
     levels = {one["name"]: one["levels"] for one in stored("studies/digits-30-epochs")["arms"]}
@@ -218,6 +237,20 @@ def test_the_row_of_an_arm_on_the_digits(arm: Any) -> None:
     assert compared == f"{name} ({accused - reference:.2f})"
 
 
+@pytest.mark.parametrize(
+    ("phrase", "names"),
+    [
+        ("The cosine takes {} of the gap there too", ["cosine"]),
+        ("bias of 1 takes {} and leaky activations {}:", ["bias-1", "leaky-0.2"]),
+        ("skips of a quarter of their strength shows {} of the gap", ["skip-0.25"]),
+    ],
+)
+def test_the_answer_in_short_on_the_digits(phrase: str, names: list[str]) -> None:
+    arms = {one["name"]: one for one in stored("studies/digits-30-epochs")["arms"]}
+    shares = [spread(arms[name]["shares"]["train_loss"]) for name in names]
+    assert phrase.format(*shares) in prose(WORKED)
+
+
 def test_the_numbers_about_the_digits() -> None:
     study = stored("studies/digits-30-epochs")
     arms = {one["name"]: one for one in study["arms"]}
@@ -225,27 +258,33 @@ def test_the_numbers_about_the_digits() -> None:
     (delta,) = (one["decades"] for one in rates if (one["network"], one["size"], one["window"])
                 == ("plain_34", "output_gradient", "early"))  # fmt: skip
     factors = [f"{10 ** delta[end]:.1f}" for end in ("mean", "low", "high")]
-    (growth,) = (one["measured"] for one in arms["delta-orthogonal"]["checks"]
-                 if one["network"] == "accused" and one["what"].startswith("λ"))  # fmt: skip
     costs = {one["arm"]: spread(one["change"]) for one in study["controls"]}
     scaled = {
         arm: next(one["measured"] for one in arms[arm]["checks"]
                   if one["what"].startswith("gradient norm after over before"))
         for arm in ("sgd-given", "sgd-taken")
     }  # fmt: skip
+    lambdas = {
+        arm: next(one["measured"] for one in arms[arm]["checks"]
+                  if one["network"] == "accused" and one["what"].startswith("λ"))
+        for arm in ("bias-1", "leaky-0.2", "delta-orthogonal")
+    }  # fmt: skip
+    taken = -arms["sgd-taken"]["shares"]["train_loss"]["reference_gain"]["mean"]
     damped = [arms[name]["shares"]["train_loss"]["reference_gain"]["mean"]
               for name in ("bias-1", "leaky-0.2")]  # fmt: skip
-    said = prose(WORKED)
+    said = prose(DIGITS)
     for phrase in (
         f"the cosine takes {spread(arms['cosine']['shares']['test_accuracy'])} of it",
         "which is {} times ({} to {}) from the last layer".format(*factors),
-        "δ grows by {:.2f} decades in Plain-34 and by {:.2f} in ResNet-34".format(
-            *(arms["sgd"]["decades"][place]["output_gradient"] for place in PLACES)
+        "ŝ grows by {:.2f} decades in Plain-34 and by {:.2f} in ResNet-34".format(
+            *(arms["sgd"]["decades"][place]["scale_invariant"] for place in PLACES)
         ),
-        f"With those of ResNet-34, {scaled['sgd-given']:.3f} of its own",
-        f"with those of Plain-34, {scaled['sgd-taken']:.0f} times its own",
+        f"gets gradients of {scaled['sgd-given']:.3f} of its own",
+        f"with those of Plain-34, {scaled['sgd-taken']:.0f} times its own, loses {taken:.2f} nats",
+        f"(λ at the start {lambdas['bias-1']:.2f}, where",
+        f"leaky activations of slope 0.2 (λ {lambdas['leaky-0.2']:.2f})",
         f"cost Plain-34 {costs['sgd-early-down']} and {costs['sgd-early-up']} nats",
-        f"λ is {growth:.2f}",
+        f"λ is {lambdas['delta-orthogonal']:.2f}",
         f"change ResNet-34 by {max(map(abs, damped)):.2f} nats or less",
     ):
         assert phrase in said

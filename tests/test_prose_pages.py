@@ -12,11 +12,13 @@ from zoo import half, trains
 from gradflow.analysis.statistics import wilson
 from gradflow.controls import expected_growth_bn_relu
 from gradflow.examine import trainability as limits
-from tests.test_prose import OVERVIEW, PAIRS, ROOT, WORKED, arm_again, kept, prose, stored
+from tests.test_prose import OVERVIEW, PAIRS, ROOT, arm_again, kept, prose, stored
 from tests.test_prose_tables import rows, spread, text
 
 CONTROLS = "docs/controls.md"
 CONCEPTS = "docs/concepts.md"
+NEGATIVE = "docs/negative-results.md"
+PHOTOGRAPHS = "studies/photographs-64px"
 
 
 def percent(share: float, digits: int = 0) -> str:
@@ -146,6 +148,14 @@ def photographs(network: str, size: str = "output_gradient") -> float:
     return first_over_last(stored("vanishing-verdict-64px-20-epochs")["verdict"], network, size)
 
 
+def grown(study: str) -> float:
+    """δ of Plain-34 early in training, first layer over last."""
+    (one,) = (one for one in stored(f"{study}-verdict")["rates"] if
+              (one["network"], one["size"], one["window"]) ==
+              ("plain_34", "output_gradient", "early"))  # fmt: skip
+    return float(10 ** one["decades"]["mean"])
+
+
 def evidence(name: str) -> str:
     """Mean and interval, of the run over 20 epochs."""
     verdict = stored("vanishing-verdict-64px-20-epochs")["verdict"]
@@ -183,7 +193,10 @@ def s_decades(arm: str) -> str:
 
 # Page, the phrase with a hole, and what stands in it.
 PHRASES: tuple[tuple[str, str, Callable[[], str]], ...] = (
-    (WORKED, "back to their start costs {}, so", lambda: evidence("reset_cost")),
+    (NEGATIVE, "back to their start costs {}, so", lambda: evidence("reset_cost")),
+    (NEGATIVE, "first layer over last, it is {} times there",
+     lambda: f"{photographs('plain_34'):.1f}"),
+    (NEGATIVE, "and {} times in the [run over 30]", lambda: f"{grown(PHOTOGRAPHS):.1f}"),
     (OVERVIEW, "(the gradient is {} times *larger*", lambda: f"{photographs('plain_34'):.1f}"),
     (OVERVIEW, "δ {} times from the last layer",
      lambda: f"{first_over_last(stored('studies/digits-8-epochs-verdict'), 'plain_34', 'output_gradient'):.0f}"),  # noqa: E501

@@ -9,8 +9,8 @@ from gradflow.analysis.numerals import p_text, part
 from gradflow.analysis.statistics import Interval
 from gradflow.present.section import Items, Part, Section, TextTable
 from gradflow.present.verdict_story import counted
-from gradflow.studies import Results
-from gradflow.studies.arms import Place
+from gradflow.studies import Results, Study
+from gradflow.studies.arms import Place, Tuned
 from gradflow.studies.outcomes import MEASURES, OutcomeMeasure
 from gradflow.studies.results import ArmResult, PositiveControl
 
@@ -139,13 +139,22 @@ def algebra_line(one: ArmResult) -> str | None:
 
 
 def tuned_lines(found: Results) -> list[str]:
-    """Which value each tuned network got, and whether a better one may lie beyond."""
+    """Which value each tuned network got, and what that leaves open."""
     return [
-        f"{one.arm}: {one.name} {one.value} suits {found.study.network(one.place).arch} best, of "
-        f"{', '.join(str(value) for value, _ in one.tried)}"
+        f"{one.arm}: of {one.name} {', '.join(str(value) for value, _ in one.tried)}, {one.value} "
+        f"has the best validation loss of {found.study.network(one.place).arch}"
         + ("; a better one may lie beyond" if one.is_at_an_end else "")
+        + _untried(found.study, one)
         for one in found.study.tuned
     ]
+
+
+def _untried(study: Study, one: Tuned) -> str:
+    """What an arm leaves open in which tuning changed nothing, or ""."""
+    before = study.arm(one.arm).against
+    if getattr(study.config(before, one.place, study.seeds[0]), one.name) != one.value:
+        return ""
+    return f"; {before} has the same, so that no other value is tried over seeds"
 
 
 def why_line(one: ArmResult) -> str | None:

@@ -8,9 +8,10 @@ import pytest
 
 from gradflow.present.letter import letter
 from gradflow.present.section import Items
-from gradflow.present.study_story import CHECKS, control_lines, remarks, study_section
+from gradflow.present.study_story import CHECKS, control_lines, remarks, study_section, tuned_lines
 from gradflow.present.study_view import plan_view, progress_view
 from gradflow.studies import Results, Study
+from gradflow.studies.arms import Tuned
 from gradflow.studies.folder import CellDir
 from gradflow.studies.judging import results
 from gradflow.studies.outcomes import Outcome
@@ -150,6 +151,19 @@ def test_a_control_that_diverged_or_never_ended_is_told() -> None:
     assert line == "positive control sgd-down: no seed is complete"
     (line,) = control_lines(with_control({}))
     assert line.startswith("positive control sgd-down: reacts, training loss +0.40 nats")
+
+
+@pytest.mark.parametrize(("value", "changes_nothing"), [(6e-4, True), (1e-2, False)])
+def test_tuning_that_ends_at_the_recipe_says_what_it_leaves_open(
+    value: float, changes_nothing: bool
+) -> None:
+    """The recipe's own rate is 6e-4."""
+    tuned = Tuned("tuned", "accused", "lr", value, ((1e-4, 1.2), (value, 1.1), (1.0, None)))
+    arms = {"tuned": {"tests": "lr", "tune": {"lr": [1e-4, value, 1.0]}}}
+    asked = Study.read(CONTENT | {"arms": arms}, name="study", changes={})
+    (line,) = tuned_lines(results(replace(asked, tuned=(tuned,)), {}))
+    assert line.startswith(f"tuned: of lr 0.0001, {value}, 1.0, {value} has the best validation")
+    assert ("baseline has the same, so that no other value is tried" in line) == changes_nothing
 
 
 @pytest.mark.parametrize(("level", "word"), [(1.4, "yes"), (1.5, "not shown")])
