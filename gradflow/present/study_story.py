@@ -141,8 +141,9 @@ def algebra_line(one: ArmResult) -> str | None:
 def tuned_lines(found: Results) -> list[str]:
     """Which value each tuned network got, and what that leaves open."""
     return [
-        f"{one.arm}: of {one.name} {', '.join(str(value) for value, _ in one.tried)}, {one.value} "
-        f"has the best validation loss of {found.study.network(one.place).arch}"
+        f"{one.arm}: {one.name} {one.value} has the best validation loss of "
+        f"{found.study.network(one.place).arch} (tried: "
+        f"{', '.join(str(value) for value, _ in one.tried)})"
         + ("; a better one may lie beyond" if one.is_at_an_end else "")
         + _untried(found.study, one)
         for one in found.study.tuned

@@ -162,7 +162,9 @@ def test_tuning_that_ends_at_the_recipe_says_what_it_leaves_open(
     arms = {"tuned": {"tests": "lr", "tune": {"lr": [1e-4, value, 1.0]}}}
     asked = Study.read(CONTENT | {"arms": arms}, name="study", changes={})
     (line,) = tuned_lines(results(replace(asked, tuned=(tuned,)), {}))
-    assert line.startswith(f"tuned: of lr 0.0001, {value}, 1.0, {value} has the best validation")
+    assert line.startswith(
+        f"tuned: lr {value} has the best validation loss of plain_18 (tried: 0.0001"
+    )
     assert ("baseline has the same, so that no other value is tried" in line) == changes_nothing
 
 

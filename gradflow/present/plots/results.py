@@ -157,15 +157,15 @@ def forest_plot(
     """One row per name, the first at the top: its mean and its interval, and a line at zero.
 
     `means` (names,) and `intervals` (names, 2); `statuses` say what each is, by a sign and a word,
-    and `zones` names the values at which that turns, drawn as lines. An interval that leaves
-    `limits` ends in an arrow; NaN leaves a row without one.
+    and `zones` names the values from which on it is another, drawn as lines. An interval that
+    leaves `limits` ends in an arrow; NaN leaves a row without one.
     """
     ax = new_axes(7.0, 1.4 + 0.38 * len(names)) if ax is None else ax
     if np.isfinite(limits).all():
         ax.set_xlim(*limits)
-    for label, place in (zones or {}).items():
+    for index, (label, place) in enumerate((zones or {}).items()):  # in steps: they may be near
         ax.axvline(place, color=GUIDE, lw=0.9, ls=":")
-        ax.text(place, len(names) - 0.35, label, fontsize=7, ha="center", va="bottom")
+        ax.text(place, len(names) - 0.6 + 0.35 * index, f" {label}", fontsize=7, va="bottom")
     ax.axvline(0.0, color=GUIDE, lw=0.9)
     for row, (mean, (low, high)) in enumerate(zip(means, intervals, strict=True)):
         y, status = len(names) - 1 - row, statuses[row] if statuses else ""
