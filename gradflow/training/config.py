@@ -174,7 +174,7 @@ class TrainConfig:
     """Record as often as this share of the training time allows, such as 2%, instead of a fixed
     interval; the run reports what it cost."""
     checkpoint_budget: float = 2.0
-    """GiB for the weights at single steps (0 to 270, the most useful first), from which the rival
+    """GiB for the weights at single steps (0, 10 and 90, in this order), from which the rival
     explanations are measured: for the network in training, then for all networks together."""
     rivals: bool = True
     """Measure the rival explanations from the kept weights when training has ended."""

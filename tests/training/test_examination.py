@@ -258,4 +258,4 @@ def test_once_measured_the_weights_make_room_for_those_of_other_networks(
     budget = 3.5 * sum(tensor.nbytes for tensor in weights) / 2**30  # three, or one for each
     config = dataclasses.replace(config, arch="plain_18,resnet_18", checkpoint_budget=budget)
     train(network, config, data)
-    assert network.weight_steps() == [0]  # of 0 and 1
+    assert network.weight_steps() == [0]
