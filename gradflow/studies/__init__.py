@@ -8,7 +8,6 @@ from gradflow.lazy import lazy
 
 if TYPE_CHECKING:
     from gradflow.studies.arms import Arm, Cell, Network
-    from gradflow.studies.diagnosis import diagnose_study
     from gradflow.studies.engine import Engine
     from gradflow.studies.folder import StudyDir
     from gradflow.studies.judging import analyse
@@ -25,7 +24,6 @@ __all__ = [
     "Study",
     "StudyDir",
     "analyse",
-    "diagnose_study",
     "run_study",
 ]
 

@@ -14,7 +14,6 @@ from gradflow.controls.gate import load_gate
 from gradflow.studies.arms import BASELINE, PLACES, Place
 from gradflow.studies.comparable import diverged_seeds
 from gradflow.studies.folder import StudyDir
-from gradflow.studies.judging import analyse
 from gradflow.studies.outcomes import failures
 from gradflow.studies.results import Results
 from gradflow.studies.study import Study
@@ -39,17 +38,12 @@ def study_among(runs: Sequence[Path], *names: str | None) -> StudyDir | None:
     return StudyDir.open(studies[0]) if studies else None
 
 
-def diagnose_study(folder: StudyDir) -> Verdict:
-    """Judge the two networks as they were trained without any arm.
+def judge_study(folder: StudyDir, found: Results) -> Verdict:
+    """Judge the two networks as they were trained without any arm; `found` is of the same study.
 
     The share of the gap that went away in the arm that restores the gradients is link 4. Raises
     ValueError where no pair of networks is done, or was recorded.
     """
-    return judge_study(folder, analyse(folder))
-
-
-def judge_study(folder: StudyDir, found: Results) -> Verdict:
-    """The same, where the analysis is already there."""
     study = found.study
     networks = {place: _networks(folder, study, place) for place in PLACES}
     written = failures(folder, study)
