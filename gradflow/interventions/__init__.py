@@ -4,13 +4,7 @@ A correlation of gradient norms with accuracy proves nothing. `docs/intervention
 one changes, why, and how the change is checked.
 """
 
-from gradflow.interventions.applied import (
-    INTERVENTIONS,
-    Applied,
-    batches_per_step,
-    changed_labels,
-    parse,
-)
+from gradflow.interventions.applied import INTERVENTIONS, Applied, parse
 from gradflow.interventions.gradients import Freeze, GradientScale, Transplant
 from gradflow.interventions.initial import DeltaOrthogonal, LayerVariance
 from gradflow.interventions.intervention import Check, CheckInputs, GradientChange, Intervention
@@ -38,8 +32,6 @@ __all__ = [
     "Reset",
     "SkipStrength",
     "Transplant",
-    "batches_per_step",
-    "changed_labels",
     "parse",
 ]
 

@@ -2,11 +2,10 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -64,14 +63,6 @@ class Applied:
         if self._hook is not None:
             self._hook.remove()
 
-    def evaluated(
-        self, model: nn.Module, initial: dict[str, Tensor], images: Callable[[], Iterable[Tensor]]
-    ) -> nn.Module:
-        """The network to evaluate in place of `model`."""
-        for intervention in self.interventions:
-            model = intervention.change_evaluated(model, initial, images())
-        return model
-
     def report(self, evidence: CheckInputs) -> list[dict[str, Any]]:
         """Each intervention with its manipulation checks, as plain JSON types."""
         report = []
@@ -92,23 +83,6 @@ class Applied:
                 }
             )
         return report
-
-
-def batches_per_step(interventions: Sequence[Intervention]) -> int:
-    """How many batches make one optimizer step; 0: all of an epoch."""
-    counts = [one.batches_per_step for one in interventions if one.batches_per_step != 1]
-    if len(counts) > 1:
-        raise ValueError("Expected accumulate(…) at most once, but got it several times.")
-    return counts[0] if counts else 1
-
-
-def changed_labels(
-    interventions: Sequence[Intervention], labels: Tensor, train: np.ndarray
-) -> Tensor:
-    """The labels of all images, as the training is to see them."""
-    for intervention in interventions:
-        labels = intervention.change_labels(labels, train)
-    return labels
 
 
 # -- as text ---------------------------------------------------------------------------------------

@@ -277,11 +277,11 @@ class TrainConfig:
     @property
     def batches_per_step(self) -> int:
         """Batches whose mean gradient makes one optimizer step; 0: all of an epoch."""
-        if not self.intervene:
-            return 1
-        from gradflow.interventions import batches_per_step
-
-        return batches_per_step(self.interventions)
+        each = (one.batches_per_step for one in self.interventions)
+        counts = [n for n in each if n != 1]
+        if len(counts) > 1:
+            raise ValueError("Expected accumulate(…) at most once, but got it several times.")
+        return counts[0] if counts else 1
 
     def record_schedule(self) -> "int | MaxOverhead":
         """When to record, for the Recorder of one network.

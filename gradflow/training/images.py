@@ -22,7 +22,7 @@ from gradflow.data import (
     open_source,
 )
 from gradflow.data import split as split_images
-from gradflow.interventions import Intervention, changed_labels
+from gradflow.interventions import Intervention
 from gradflow.training.config import TrainConfig
 from gradflow.training.rundir import RunDir
 
@@ -53,7 +53,9 @@ class Data:
 
     def changed_by(self, interventions: Sequence[Intervention]) -> Self:
         """The same images with the labels that these interventions make of the true ones."""
-        labels = changed_labels(interventions, self.true_labels, self.split.train)
+        labels = self.true_labels
+        for intervention in interventions:
+            labels = intervention.change_labels(labels, self.split.train)
         return dataclasses.replace(self, store=dataclasses.replace(self.store, labels=labels))
 
     def training(self, config: TrainConfig, seed: int) -> Batches:

@@ -1,10 +1,9 @@
 """The interventions of one network, where training lets them in."""
 
 import copy
-from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gradflow.data import Batch
 from gradflow.interventions import Applied, CheckInputs
@@ -48,12 +47,12 @@ class Intervening(Applied):
 
     def evaluated_in(self, state: TrainingState) -> nn.Module:
         """What is to be evaluated in place of the network in `state`, with its weights."""
-
-        def images() -> Iterator[Tensor]:
+        model: nn.Module = state.model
+        for intervention in self.interventions:
             epoch = self._data.first_epoch(self._config, self.seed, state.accelerator.device)
-            return (batch.images for batch in epoch)
-
-        return self.evaluated(state.model, self.initial.state_dict(), images)
+            images = (batch.images for batch in epoch)
+            model = intervention.change_evaluated(model, self.initial.state_dict(), images)
+        return model
 
     def save_checks(self, state: TrainingState) -> None:
         """Measure what was changed, with `state` as training ended, and keep it in the run."""
