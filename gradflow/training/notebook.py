@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from gradflow.analysis.notebook import gradient_profile, profile_rows, profiles_svg
+from gradflow.analysis.notebook import card, gradient_profile, profile_rows, profiles_svg
 from gradflow.analysis.profile import DepthProfile
-from gradflow.record.notebook import card
 from gradflow.record.trace import load_parts
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gradflow.analysis.notebook import depth_svg
 from gradflow.analysis.verdict import judge_case
 from gradflow.record import Trace
-from gradflow.record.notebook import depth_svg
 from gradflow.training.rundir import NetworkDir, RunDir
 from tests.analysis.traces import make_case, make_trace
 
