@@ -124,12 +124,6 @@ def all_parts(options: argparse.Namespace) -> Iterator[Part]:
     ask = [sys.executable, str(Path(__file__).resolve()), "--compare"]
     ask += ["--quick"] if options.quick else []
     for name, chosen in (("PyTorch", "0"), ("Triton", "1")):
-        ask = [
-            sys.executable,
-            str(Path(__file__).resolve()),
-            "--compare",
-            *(["--quick"] if options.quick else []),
-        ]
         # On a CPU the compiled kernel stands for Triton's.
         switch = {"GRADFLOW_TRITON": chosen, "GRADFLOW_KERNEL": chosen}
         yield Part(f"sums by {name}", ask, 40, last_json, switch)

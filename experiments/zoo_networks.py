@@ -70,16 +70,15 @@ NORMS_1D: dict[str, Callable[[int], nn.Module]] = {"bn": nn.BatchNorm1d, "ln": n
 
 
 def mlp(
-    depth: int, activation: str = "relu", init: str = "default", norm: str = "",
-    width: int = WIDTH,
-) -> nn.Sequential:  # fmt: skip
+    depth: int, activation: str = "relu", init: str = "default", norm: str = ""
+) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i in range(depth - 1):
-        layers.append(nn.Linear(width if i else FEATURES, width))
+        layers.append(nn.Linear(WIDTH if i else FEATURES, WIDTH))
         if norm:
-            layers.append(NORMS_1D[norm](width))
+            layers.append(NORMS_1D[norm](WIDTH))
         layers.append(ACTIVATIONS[activation]())
-    model = nn.Sequential(*layers, nn.Linear(width, N_CLASSES))
+    model = nn.Sequential(*layers, nn.Linear(WIDTH, N_CLASSES))
     initialised(model, init)
     return model
 

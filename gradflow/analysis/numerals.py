@@ -53,15 +53,15 @@ def p_text(p: float) -> str:
     return f"p < {SMALLEST_P:.4f}" if p < SMALLEST_P else f"p = {p:.2g}"
 
 
-def beside(value: float, threshold: float, n_decimals: int = 2) -> str:
-    """Rounded, but to the side of the threshold on which the value is.
+def beside(value: float, threshold: float) -> str:
+    """To two decimals, or to as many more as keep it on its side of the threshold.
 
     >>> beside(0.8996, 0.9), beside(0.85, 0.9)
     ('0.8996', '0.85')
     """
     if not (math.isfinite(value) and math.isfinite(threshold)) or value == threshold:
-        return f"{value:.{n_decimals}f}"
-    for n in range(n_decimals, 15):
+        return f"{value:.2f}"
+    for n in range(2, 15):
         text = f"{value:.{n}f}"
         if float(text) != threshold and (float(text) < threshold) == (value < threshold):
             return text

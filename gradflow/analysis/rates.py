@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from gradflow.analysis import thresholds
-from gradflow.analysis.layers import Layer, body, main_path
+from gradflow.analysis.layers import Layer
 from gradflow.analysis.profile import SMALLEST, layer_table, typical
 from gradflow.record.trace import Trace
 
@@ -134,6 +134,5 @@ def trace_rate(
 
     Along the longest path without its classifier, or along `layers`.
     """
-    layers = body(main_path(trace)) if layers is None else layers
     table = layer_table(trace, size, layers).values
     return Rate(typical(table if steps is None else table[steps]))

@@ -42,7 +42,6 @@ class Control(KnownNetwork):
     # Layers at the input end and at the output end that the truth does not hold for.
     skipped: tuple[int, int] = (0, 0)
     n_seeds: int = 3
-    size: str = "output_gradient"
 
     def __post_init__(self) -> None:
         if (self.rtol > 0) == (self.n_errors > 0):
@@ -99,8 +98,8 @@ def measure(control: Control, seed: int) -> Measured:
     trace = record(control, seed)
     layers = body(main_path(trace))
     interior = layers[control.skipped[0] : len(layers) - control.skipped[1]]
-    growth = trace_rate(trace, control.size, layers=interior).growth
-    return Measured(growth, trace_rate(trace, control.size).label)
+    growth = trace_rate(trace, "output_gradient", layers=interior).growth
+    return Measured(growth, trace_rate(trace, "output_gradient").label)
 
 
 def run(

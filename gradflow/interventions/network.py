@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from gradflow.examine.path import belonging, path_layers
+from gradflow.examine.path import belonging
 from gradflow.interventions.intervention import Check, CheckInputs, Intervention, check_share
 from gradflow.interventions.layers import ALL, NONE, OfLayers, chosen_layers
 from gradflow.nets import BasicBlock
@@ -220,11 +220,10 @@ def rescale(weight: Tensor, std: float) -> None:
 
 def convolutions(model: nn.Module, layers: str) -> list[tuple[str, nn.Conv2d]]:
     """The convolutions among the chosen layers of the main path, by name."""
-    chosen = set(chosen_layers(model, layers))
     return [
         (name, module)
-        for name in path_layers(model)
-        if name in chosen and isinstance(module := model.get_submodule(name), nn.Conv2d)
+        for name in chosen_layers(model, layers)
+        if isinstance(module := model.get_submodule(name), nn.Conv2d)
     ]
 
 

@@ -42,9 +42,9 @@ class Copies:
             return None
         return self.tensors[name]
 
-    def forget(self, names: Iterable[str] | None = None) -> None:
-        """The copies of these, or all, are out of date; their memory stays."""
-        self._taken.difference_update(list(self._taken) if names is None else names)
+    def forget(self, names: Iterable[str]) -> None:
+        """The copies of these are out of date; their memory stays."""
+        self._taken.difference_update(names)
 
 
 def _match(one: Tensor, other: Tensor) -> bool:

@@ -39,7 +39,7 @@ class ParameterReads:
         processes: Processes,
         not_taken: NotTaken,
         *,
-        histograms: bool = False,
+        histograms: bool,
     ) -> None:
         chosen = [measure for measure in measures if measure.of == "parameter"]
         self._model = model
@@ -130,18 +130,15 @@ class ParameterReads:
         mine = {name: p for name, p in parameters.items() if owner.get(id(p), 0) == index}
         return mine, {name for name, p in mine.items() if id(p) in owner}
 
-    def read(
-        self, index: int, grad_scale: Tensor | None = None, loss_scale: Tensor | None = None
-    ) -> None:
+    def read(self, index: int, grad_scale: Tensor | None, loss_scale: Tensor) -> None:
         """Read weights and gradients as the optimizer receives them; copy what changes.
 
         `grad_scale` is what a fused optimizer will divide the gradients by, `loss_scale` what
-        they were multiplied by in the backward passes: the same, where it is not given.
+        they were multiplied by in the backward passes.
         """
         step = self._steps.get(index)
         if step is None:
             return
-        loss_scale = grad_scale if loss_scale is None else loss_scale
         step.grads = self._grads(step.parameters)
         if "start" in self._due:  # with the norm of the weights, so before the step as that is
             self._take_starts(step.parameters)

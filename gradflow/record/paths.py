@@ -22,7 +22,7 @@ _PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.\w+$")
 def feeds(
     outputs: Mapping[str, Sequence[GradientEdge]],
     parameters: Mapping[str, Tensor],
-    since: int = 0,
+    since: int,
 ) -> dict[str, tuple[str, ...]]:
     """Site -> the sites and weights that feed it directly, with no other site between.
 

@@ -85,7 +85,7 @@ class RecordedStep:
     channels: Tensor  # (processes, m) uint8
     of_parameters: Tensor  # (k,) float64
     grad_scale: Tensor  # () of the output gradients, under automatic mixed precision; else 1
-    found_inf: Tensor | None = None  # above 0 where a fused optimizer skipped its step
+    found_inf: Tensor | None  # above 0 where a fused optimizer skipped its step
 
     def was_skipped(self) -> bool:
         """Whether the optimizer met an inf and changed nothing. This waits for the device."""
