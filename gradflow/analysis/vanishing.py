@@ -62,12 +62,6 @@ def directions(case: Case) -> set[Direction]:
     return {name for name in SIDES if sizes_that_go(case, name)}
 
 
-def direction(case: Case) -> Direction | None:
-    """Which of the two; None where neither or, by one size and the other, both."""
-    found = directions(case)
-    return found.pop() if len(found) == 1 else None
-
-
 def sizes_that_go(case: Case, where: Direction) -> list[str]:
     """The judged sizes that do over more than ten-fold towards the input."""
     side = SIDES[where]

@@ -34,7 +34,7 @@ from gradflow.analysis.vanishing import (
     JUDGED_SIZES,
     Direction,
     causes,
-    direction,
+    directions,
     early_decades,
     exists,
     matters,
@@ -110,8 +110,8 @@ class Verdict:
         return next_steps(self)
 
     def has(self, label: Direction) -> bool:
-        """Whether the early gradients do: decided over seeds, or as measured with few."""
-        return direction(self.case) == label
+        """Whether the early gradients do this, and not by another size the other as well."""
+        return directions(self.case) == {label}
 
     def __str__(self) -> str:
         return brief(self)
