@@ -214,16 +214,15 @@ class StudyDir:
         return study.with_arm(study.combined(*pair)) if pair is not None else study
 
     def combination(self, study: Study) -> tuple[str, str] | None:
-        """The two arms that are combined, None as long as that is open for this study."""
+        """The two strongest arms, where they are combined and that is no longer open."""
         path = self.path / "combination.json"
-        if study.combine == "none" or not path.exists():
+        if study.combine != "strongest" or not path.exists():
             return None
         pair: list[str] = _read(path, list[str])
         if len(pair) != 2:
             raise DamagedFile(path, "the names of two arms", f"{len(pair)} names", ADVICE)
         first, second = pair
-        is_wished = study.combine in ("strongest", (first, second))
-        return (first, second) if is_wished and {first, second} <= study.names else None
+        return (first, second) if {first, second} <= study.names else None
 
     def save_combination(self, pair: tuple[str, str]) -> None:
         write_json(self.path / "combination.json", pair)

@@ -78,7 +78,7 @@ def results(
         notes += trained.saturation()
     if unbegun:
         notes.append(f"Not trained yet: {', '.join(unbegun)}.")
-    if study.combine == "strongest" and _combines_later(study):
+    if _combines_later(study):
         notes.append(
             "The two strongest arms are combined when every training has ended, if they changed "
             "what they say and do not exclude each other."
@@ -261,11 +261,11 @@ def _control(trained: _Trained, arm: Arm, failed: Mapping[str, str]) -> Positive
 
 
 def _combines_later(study: Study) -> bool:
-    """Whether an arm that combines two others is still to come."""
-    if study.combine == "none" or any(arm.parts for arm in study.arms):
+    """Whether the arm that combines the two strongest is still to come."""
+    if study.combine != "strongest" or any(arm.parts for arm in study.arms):
         return False
     causes = [arm.name for arm in study.arms if arm.role == "cause"]
-    return study.combine != "strongest" or any(study.combinable(causes))
+    return any(study.combinable(causes))
 
 
 def _judged(

@@ -101,12 +101,10 @@ def plan_study(study: Study, folder: StudyDir, workers: int) -> Plan:
 
 
 def _with_combination(study: Study, folder: StudyDir) -> Study:
-    """With the arm that combines two others: those of the file, or two that might be strongest."""
-    if study.combine == "none":
+    """With the arm that combines the two strongest, or two that might be."""
+    if study.combine != "strongest":
         return study
     pair = folder.combination(study)
-    if isinstance(study.combine, tuple):
-        pair = study.combine
     if pair is None:
         causes = [arm.name for arm in study.arms if arm.role == "cause"]
         pair = next(study.combinable(causes), None)

@@ -123,15 +123,13 @@ def _forget_failure(folder: CellDir) -> None:
 
 
 def _pair(study: Study, folder: StudyDir) -> tuple[str, str] | None:
-    """The two arms to combine, where that is asked and is still open.
+    """The two strongest arms, where they are to be combined and that is still open.
 
-    The strongest are chosen once all trainings have ended, among arms that changed what they say:
+    They are chosen once all trainings have ended, among arms that changed what they say:
     a training that failed for want of a disk must not decide which they are.
     """
-    if study.combine == "none" or folder.combination(study) is not None:
+    if study.combine != "strongest" or folder.combination(study) is not None:
         return None
-    if isinstance(study.combine, tuple):
-        return study.combine
     if _unfinished(study.cells(folder.cells)):
         return None
     ranked = [one.arm.name for one in analyse(folder).strongest if one.moved]

@@ -92,7 +92,6 @@ class Study:
             for name in self.combine:
                 if name not in names:
                     raise ValueError(expected_one_of("`combine`", names, name))
-            self.combined(*self.combine)
 
     def _check_seeds(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
@@ -167,15 +166,13 @@ class Study:
         if BASELINE in arms:
             raise ValueError(f"Expected no arm named {BASELINE!r}: it is the recipe of `base`.")
         given["arms"] = (Arm(name=BASELINE, role="baseline"), *arms.values())
-        if isinstance(given.get("combine"), list):
-            given["combine"] = tuple(given["combine"])
-            if len(given["combine"]) != 2:
-                raise ValueError(f"Expected `combine` to name two arms, got {given['combine']}.")
-        elif given.get("combine", "none") not in get_args(Combine):
-            raise ValueError(expected_one_of("`combine`", get_args(Combine), given["combine"]))
+        given["combine"] = _combine(given.get("combine", "none"))
         given.setdefault("name", name)
         given.setdefault("question", "Why does the accused network do worse?")
-        return cls(**given)
+        study = cls(**given)
+        if isinstance(study.combine, tuple):
+            return study.with_arm(study.combined(*study.combine))
+        return study
 
     @property
     def names(self) -> frozenset[str]:
@@ -367,6 +364,17 @@ def _read_base(given: Mapping[str, Any]) -> tuple[TrainConfig, bool]:
     by_seed = given.get("split_seed") == "seed"
     fields = {name: one for name, one in given.items() if not (by_seed and name == "split_seed")}
     return _config(RECIPE, fields, "`base`"), by_seed
+
+
+def _combine(given: Any) -> Combine | tuple[str, str]:
+    if isinstance(given, list):
+        if len(given) != 2:
+            raise ValueError(f"Expected `combine` to name two arms, got {tuple(given)}.")
+        return given[0], given[1]
+    if given not in get_args(Combine):
+        raise ValueError(expected_one_of("`combine`", get_args(Combine), given))
+    chosen: Combine = given
+    return chosen
 
 
 def _intervened(config: TrainConfig, added: str, where: str) -> TrainConfig:

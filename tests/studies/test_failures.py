@@ -300,6 +300,13 @@ def test_a_training_that_failed_does_not_decide_which_arms_are_strongest(
     assert run_study(study, folder, Engine()).to_json() == expected.to_json()
 
 
+def test_two_arms_that_the_file_names_are_trained_together(pictures: Path, tmp_path: Path) -> None:
+    folder = StudyDir(tmp_path / "study")
+    found = run_here(combined(pictures, combine=["bias", "constant"]), folder)
+    assert [one.arm.name for one in found.arms] == [*three_arms(pictures), "bias + constant"]
+    assert found.interaction is not None
+
+
 def test_an_arm_that_was_combined_may_be_left_out(
     pictures: Path, undisturbed: tuple[Path, Results], tmp_path: Path
 ) -> None:

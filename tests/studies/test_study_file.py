@@ -110,6 +110,7 @@ def test_the_combination_of_two_arms_makes_both_changes() -> None:
     both = study.with_arm(study.combined("bias", "constant"))
     config = both.config("bias + constant", "accused", 0)
     assert (config.intervene, config.schedule) == ("norm_bias(beta=1)", "constant")
+    assert read(combine=["bias", "constant"]).arms == both.arms
 
 
 @pytest.mark.parametrize(
