@@ -11,7 +11,7 @@ Every tool is used as its own documentation says, at its every-step setting, and
 writes by itself: to files in a temporary folder, never to the network. A tool that fails is shown
 with its error. The tools do not record the same: the table says what each records.
 
-    pip install -e ".[peers]"                           # TorchExplorer also needs graphviz's `dot`
+    pip install -e ".[peers]"
     python experiments/overhead.py                      # all ways; about an hour on two cores
     python experiments/overhead.py --only gradflow wandb-all
     python experiments/overhead.py --scaling            # cost per site, up to 1,000 layers
@@ -55,7 +55,6 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torchvision.models import resnet34
-from torchvision.models.resnet import BasicBlock
 
 from gradflow.record import DEFAULT_MEASURES, MEASURES, PARAMETER_MEASURES, Recorder
 from gradflow.record.schedule import N_FULL_AT_FIRST
@@ -213,11 +212,10 @@ def leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 @contextmanager
-def with_wandb(training: Training, log: str | None) -> Iterator[Loop]:
+def with_wandb(training: Training, log: str) -> Iterator[Loop]:
     """https://docs.wandb.ai/ref/python/watch, with one `run.log` per step."""
     with offline_run() as run:
-        if log is not None:
-            run.watch(training.model, log=log, log_freq=1)
+        run.watch(training.model, log=log, log_freq=1)
         yield Loop(lambda: run.log({"loss": training.step().item()}))
 
 
@@ -293,30 +291,21 @@ def with_torchinstruments(training: Training) -> Iterator[Loop]:
 
 
 @contextmanager
-def with_cockpit(training: Training, preset: str | None = None) -> Iterator[Loop]:
-    """The loop of its basic example, with a preset or with the two quantities a ResNet allows."""
+def with_cockpit(training: Training) -> Iterator[Loop]:
+    """The loop of its basic example, with the two quantities that a ResNet allows."""
     with stand_in_for_pkg_resources():
-        from backpack import extend
         from cockpit import Cockpit, quantities
-        from cockpit.utils.configuration import configuration
         from cockpit.utils.schedules import linear
 
-    model, loss_function = training.model, nn.CrossEntropyLoss()
-    if preset is None:
-        every_step = linear(interval=1)
-        tracked = [quantities.GradNorm(every_step), quantities.UpdateSize(every_step)]
-    else:
-        tracked = configuration(preset)
-        # BackPACK's hooks, which the two quantities above can do without. They raise in a ResNet
-        # unless its converter has taken the in-place operations out.
-        model, loss_function = extend(model, use_converter=True), extend(loss_function)
-    cockpit = Cockpit(model.parameters(), quantities=tracked)
+    every_step = linear(interval=1)
+    tracked = [quantities.GradNorm(every_step), quantities.UpdateSize(every_step)]
+    cockpit = Cockpit(training.model.parameters(), quantities=tracked)
     steps = itertools.count()
 
     def step() -> None:
         training.optimizer.zero_grad()
-        outputs, number = model(training.images), next(steps)
-        loss = loss_function(outputs, training.labels)
+        outputs, number = training.model(training.images), next(steps)
+        loss = F.cross_entropy(outputs, training.labels)
         losses = F.cross_entropy(outputs.detach(), training.labels, reduction="none")
         info = {
             "batch_size": len(training.labels),
@@ -347,40 +336,19 @@ def stand_in_for_pkg_resources() -> Iterator[None]:
 
 
 @contextmanager
-def with_torchexplorer(training: Training) -> Iterator[Loop]:
-    """The call that its README gives for torchvision's ResNets, with `log_freq=1`."""
-    import torchexplorer
-
-    with offline_run() as run:
-        torchexplorer.watch(
-            training.model,
-            log_freq=1,
-            disable_inplace=True,
-            ignore_io_grad_classes=[BasicBlock],
-            backend="wandb",
-        )
-        yield Loop(lambda: run.log({"loss": training.step().item()}))
-
-
-@contextmanager
-def with_torchlens(training: Training, signals: tuple[str, ...]) -> Iterator[Loop]:
+def with_torchlens(training: Training) -> Iterator[Loop]:
     """`torchlens.trackers.watch`, its monitor for training, with its sink that needs no service."""
     from torchlens.trackers import JSONLSink, watch
 
     steps = itertools.count()
-    outputs: dict[str, Any] = {}
-    if "activations" in signals:  # at every leaf, as gradflow; `select` holds for weights too
-        outputs["select"] = [name for name, _ in leaves(training.model)]
-        outputs["example_input"] = training.images
     with (
         TemporaryDirectory() as folder,
         watch(
             training.model,
             to=JSONLSink(Path(folder) / "watch.jsonl"),
-            signals=signals,
+            signals=("gradients",),
             optimizer=training.optimizer,
             every=1,
-            **outputs,
         ) as session,
     ):
 
@@ -391,7 +359,7 @@ def with_torchlens(training: Training, signals: tuple[str, ...]) -> Iterator[Loo
         yield Loop(step)
 
 
-GRADFLOW, COCKPIT = "gradflow-diagnostics", "cockpit-for-pytorch"
+GRADFLOW = "gradflow-diagnostics"
 
 WAYS: dict[str, Way] = {
     "bare": Way("bare step, once more", "nothing: the noise of this table", bare),
@@ -410,9 +378,6 @@ WAYS: dict[str, Way] = {
     "tutorial": Way(
         "tutorial code", "outputs (3 numbers), norms of their and of the weights' gradients",
         with_tutorial_code),
-    "wandb-loss": Way(
-        "W&B without watch", "the loss",
-        partial(with_wandb, log=None), "wandb"),
     "wandb-gradients": Way(
         'wandb.watch(log="gradients")', "histograms of the weights' gradients",
         partial(with_wandb, log="gradients"), "wandb"),
@@ -431,20 +396,10 @@ WAYS: dict[str, Way] = {
         with_torchinstruments, "torchinstruments"),
     "cockpit-norms": Way(
         "Cockpit, GradNorm and UpdateSize", "norms of the weights' gradients and true updates",
-        with_cockpit, COCKPIT),
-    "cockpit-economy": Way(
-        'Cockpit, "economy"', "the same, histograms of the gradients, and their noise",
-        partial(with_cockpit, preset="economy"), COCKPIT),
-    "torchexplorer": Way(
-        "TorchExplorer", "histograms (of samples) of inputs, outputs, weights, gradients of all",
-        with_torchexplorer, "torchexplorer"),
+        with_cockpit, "cockpit-for-pytorch"),
     "torchlens-gradients": Way(
         "TorchLens watch, gradients", "the weights' gradients",
-        partial(with_torchlens, signals=("gradients",)), "torchlens"),
-    "torchlens-all": Way(
-        "TorchLens watch, all it has", "outputs; weights, their gradients and true updates",
-        partial(with_torchlens, signals=("activations", "parameters", "gradients", "updates")),
-        "torchlens"),
+        with_torchlens, "torchlens"),
 }  # fmt: skip
 
 
