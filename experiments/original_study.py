@@ -95,9 +95,8 @@ def main() -> None:
     name = f"original-study-{arguments.image_size}px"
     text = json.dumps(results, indent=1, ensure_ascii=False)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    for split, run in runs.items():
-        for figure in sorted(run.figures.glob("*.png")):
-            shutil.copyfile(figure, RESULTS / f"{name}-{split}-{figure.name}")
+    shown = RESULTS / f"{name}-grouped-depth_profile.png"
+    shutil.copyfile(runs["grouped"].figures / "depth_profile.png", shown)
     print(table(results))
 
 
