@@ -10,7 +10,6 @@ The table in docs/measures.md is experiments/results/cadence.json.
 """
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from gradflow.analysis.case import Case
 from gradflow.analysis.network import TrainedNetwork, distance_travelled, mean_of_layers
 from gradflow.analysis.statistics import Interval, t_interval
 from gradflow.analysis.verdict import judge_case
+from gradflow.files import write_json
 from gradflow.record import MEASURES, Trace
 from gradflow.record.measures import CHEAP_READS, Measure
 from gradflow.record.schedule import DEFAULT_CADENCE, Cadence
@@ -46,7 +46,7 @@ def main() -> None:
         "full steps": int(full_steps(trace).sum()),
         "rows": {"1": rows(whole), str(DEFAULT_CADENCE): rows(thinned)},
     }
-    RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(RESULT, found)
 
 
 def thin(networks: tuple[TrainedNetwork, ...]) -> tuple[TrainedNetwork, ...]:

@@ -36,6 +36,8 @@ from rich.table import Table
 from torch import Tensor
 from trained import begun_in
 
+from gradflow.files import write_json
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
 GRACE = 10  # seconds that a part has to stop by itself at its time limit
@@ -303,8 +305,7 @@ def main() -> None:
         outcomes.append(run(part, min(part.limit, left), logs))
         print(f"{outcomes[-1].name}: {outcomes[-1].state}", file=sys.stderr)
         facts = {"device": name, **environment(), "parts": [asdict(one) for one in outcomes]}
-        text = json.dumps(facts, indent=1) + "\n"
-        (options.out / "on-cuda.json").write_text(text, encoding="utf-8")
+        write_json(options.out / "on-cuda.json", facts)
     Console(width=160).print(table_of(outcomes, name))
 
 

@@ -13,13 +13,13 @@ experiments/results/. Figures and findings: experiments/README.md.
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from trained import begun_in, finished
+from trained import begun_in, environment, finished
 
+from gradflow.files import write_json
 from gradflow.training.rundir import RunDir
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,13 +41,11 @@ def train(split: str, arguments: argparse.Namespace) -> RunDir:
 
 def result(run: RunDir) -> dict[str, Any]:
     """The summary of a run with what is needed to repeat it, without paths of this machine."""
-    environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
-    kept = ("gradflow", "commit", "started", "python", "packages", "device", "processes")
     summary = {key: value for key, value in run.summary().items() if key not in ("run", "data")}
     config = run.config()
     settings = {"split": config.split, "patience": config.patience, "epochs": config.epochs}
     return {
-        "environment": {key: environment[key] for key in kept},
+        "environment": environment(run),
         "settings": settings | {"image_size": config.image_size, "seeds": config.seeds},
         **summary,
     }
@@ -93,8 +91,7 @@ def main() -> None:
     results = {split: result(run) for split, run in runs.items()}
     RESULTS.mkdir(exist_ok=True)
     name = f"original-study-{arguments.image_size}px"
-    text = json.dumps(results, indent=1, ensure_ascii=False)
-    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    write_json(RESULTS / f"{name}.json", results)
     shown = RESULTS / f"{name}-grouped-depth_profile.png"
     shutil.copyfile(runs["grouped"].figures / "depth_profile.png", shown)
     print(table(results))

@@ -56,6 +56,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torchvision.models import resnet34
 
+from gradflow.files import write_json
 from gradflow.record import DEFAULT_MEASURES, MEASURES, PARAMETER_MEASURES, Recorder
 from gradflow.record.schedule import N_FULL_AT_FIRST
 
@@ -765,8 +766,7 @@ class Document:
 
     def save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.parts, indent=1, ensure_ascii=False)
-        (self.folder / "overhead.json").write_text(text + "\n", encoding="utf-8")
+        write_json(self.folder / "overhead.json", self.parts)
         tables = [view.markdown() for name in VIEWS for view in self.views(name)]
         (self.folder / "overhead.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
 

@@ -1,6 +1,6 @@
 """A ready study, and what is kept of it: results, times, verdict and figures in results/studies/.
 
-    python experiments/ready_study.py digits
+    python experiments/ready_study.py digits-30-epochs
     python experiments/ready_study.py vanishing-control
     python experiments/ready_study.py photographs-64px --data PHOTOGRAPHS
 
@@ -13,12 +13,12 @@ README.md beside this file has the tables and the times.
 
 import argparse
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
 from rich.console import Console
 
+from gradflow.files import write_json
 from gradflow.present.letter import letter
 from gradflow.present.study_figures import save_study_figures
 from gradflow.present.study_story import study_section
@@ -94,8 +94,7 @@ def keep_cells(cells: Path, kept: Path) -> None:
 
 
 def keep(name: str, what: str, content: object) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    (RESULTS / f"{name}{what}.json").write_text(text + "\n", encoding="utf-8")
+    write_json(RESULTS / f"{name}{what}.json", content)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from gradflow.examine.activations import by_stage, dead_channels
 from gradflow.examine.batchnorm import recalibrated
 from gradflow.examine.noise import gradient_noise
 from gradflow.examine.rank import effective_rank, features, probe_accuracy
+from gradflow.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "rival-controls.json"
 N_CASES, N_SEEDS = 16, 5
@@ -232,8 +233,7 @@ def main() -> None:
                 continue
             done[str(case)] = answers(condition, case)
         if not n_cases:
-            text = json.dumps({"rivals": table(found), "answers": found}, indent=1)
-            RESULTS.write_text(text + "\n", encoding="utf-8")
+            write_json(RESULTS, {"rivals": table(found), "answers": found})
     for key, row in table(found).items():
         print(
             f"{key}: found {row['hits']} of {row['n_planted']} ({row['planted']}); false alarms "

@@ -11,7 +11,6 @@ speed drifts does not decide. Nothing else may run meanwhile. The numbers go to 
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ import yaml
 from overhead import environment
 from trained import gradflow
 
+from gradflow.files import write_json
 from gradflow.studies import StudyDir
 from gradflow.studies.folder import CellDir
 
@@ -109,8 +109,7 @@ def main() -> None:
     print(f"around the trainings: {found['share_around_trainings']:.2%} (aim: {MOST_AROUND:.0%})")
     print(f"two workers are busy for {found['share_two_workers_are_busy']:.0%} of the time")
     print(f"same results: {found['same_results']}")
-    text = json.dumps({**found, "environment": environment()}, indent=1)
-    options.output.write_text(text + "\n", encoding="utf-8")
+    write_json(options.output, {**found, "environment": environment()})
 
 
 if __name__ == "__main__":

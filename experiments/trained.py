@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from gradflow.training.rundir import RunDir
 
@@ -26,3 +27,10 @@ def finished(begun: RunDir | None, *options: str | Path) -> RunDir:
         return begun
     how = options if begun is None else ("--resume", begun.path)
     return RunDir.open(Path(json.loads(gradflow("train", "--json", *how))["run"]))
+
+
+def environment(run: RunDir) -> dict[str, Any]:
+    """What a run was made with, as far as it is needed to repeat it: no paths of this machine."""
+    found = run.environment()
+    kept = ("gradflow", "commit", "started", "python", "packages", "device", "processes")
+    return {key: found[key] for key in kept}

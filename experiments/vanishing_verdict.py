@@ -23,7 +23,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trained import finished, gradflow
+from trained import environment, finished, gradflow
 
 from gradflow.analysis.compare import compare
 from gradflow.analysis.statistics import t_interval
@@ -101,11 +101,9 @@ def overfitting_claim(table: dict[str, Any]) -> dict[str, Any]:
 
 def results(runs: list[RunDir], verdict: Verdict) -> dict[str, Any]:
     """What is kept: everything that a reader needs to check the answer, without paths."""
-    environment = json.loads((runs[0].path / "environment.json").read_text(encoding="utf-8"))
-    kept = ("gradflow", "commit", "started", "python", "packages", "device", "processes")
     table = accuracies([network for run in runs for network in run.networks()])
     return {
-        "environment": {key: environment[key] for key in kept},
+        "environment": environment(runs[0]),
         "recipe": " ".join(RECIPE),
         "split": runs[0].data()["split"]["counts"],
         "accuracies": table,

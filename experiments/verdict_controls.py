@@ -10,7 +10,6 @@ and says how much five seeds can do.
 Results: experiments/results/verdict-controls.json; the table stands in docs/controls.md.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from gradflow.analysis.findings import Changes, Outcome
 from gradflow.analysis.network import TrainedNetwork
 from gradflow.analysis.thresholds import MIN_SEEDS
 from gradflow.analysis.verdict import Restored, judge_case
+from gradflow.files import write_json
 from gradflow.record import Trace
 
 RESULTS = Path(__file__).parent / "results" / "verdict-controls.json"
@@ -145,7 +145,7 @@ def _network(
 def main() -> None:
     tallies = [simulate(one, N_STUDIES, seed) for seed, one in enumerate(PLANTED)]
     content = {"n_seeds": N_SEEDS, "spread": SPREAD, "studies": [one.to_json() for one in tallies]}
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(RESULTS, content)
     print("| planted | truth | right, % | open, % | wrong, % |\n|---|---|---|---|---|")
     for one in tallies:
         counts = (one.n_right, one.n_open, one.n_wrong)
