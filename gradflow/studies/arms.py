@@ -14,6 +14,8 @@ from gradflow.typed import typed, typed_fields
 Place = Literal["accused", "reference"]
 PLACES: tuple[Place, ...] = get_args(Place)
 Role = Literal["cause", "positive control", "baseline"]
+# The two strongest arms, once they are known, or two that the file names.
+Combine = Literal["none", "strongest"] | tuple[str, str]
 
 BASELINE = "baseline"
 CELLS = "{cells}"  # in an intervention: the folder of the study's cells, as in a transplant
@@ -225,6 +227,18 @@ def _check_may_differ(what: str, names: Iterable[str]) -> None:
             f"Expected {what} without {', '.join(fixed)}: losses and accuracies would be measured "
             "in two ways, and no gap could be compared. Put it into `base`, or make two studies."
         )
+
+
+def read_combine(given: Any) -> Combine:
+    if isinstance(given, list):
+        if len(given) != 2:
+            raise ValueError(f"Expected `combine` to name two arms, got {tuple(given)}.")
+        return given[0], given[1]
+    choices = ("none", "strongest")
+    if given not in choices:
+        raise ValueError(expected_one_of("`combine`", choices, given))
+    combine: Combine = given
+    return combine
 
 
 def expected_one_of(what: str, choices: Any, got: Any) -> str:

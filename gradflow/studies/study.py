@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 from gradflow.analysis.thresholds import MIN_SEEDS
 from gradflow.files import read_yaml
@@ -22,16 +22,16 @@ from gradflow.studies.arms import (
     PLACES,
     Arm,
     Cell,
+    Combine,
     Network,
     Place,
     Tuned,
     expected_one_of,
     name_repeated,
+    read_combine,
 )
 from gradflow.training.config import MAX_SEEDS, TrainConfig
 from gradflow.typed import shown, typed_fields
-
-Combine = Literal["none", "strongest"]
 
 # Of a study's trainings. Their weights go when they are measured, so nothing can wait.
 RECIPE = TrainConfig(rivals_budget=math.inf)
@@ -53,7 +53,7 @@ class Study:
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]  # the baseline first
     restores: str = ""  # the arm that restores the gradients: link 4 of the verdict
-    combine: Combine | tuple[str, str] = "none"
+    combine: Combine = "none"
     threads: int = 1
     keep_weights: bool = False
     split_by_seed: bool = False  # `split_seed: seed` in `base`: a split of its own for every seed
@@ -166,7 +166,7 @@ class Study:
         if BASELINE in arms:
             raise ValueError(f"Expected no arm named {BASELINE!r}: it is the recipe of `base`.")
         given["arms"] = (Arm(name=BASELINE, role="baseline"), *arms.values())
-        given["combine"] = _combine(given.get("combine", "none"))
+        given["combine"] = read_combine(given.get("combine", "none"))
         given.setdefault("name", name)
         given.setdefault("question", "Why does the accused network do worse?")
         study = cls(**given)
@@ -364,17 +364,6 @@ def _read_base(given: Mapping[str, Any]) -> tuple[TrainConfig, bool]:
     by_seed = given.get("split_seed") == "seed"
     fields = {name: one for name, one in given.items() if not (by_seed and name == "split_seed")}
     return _config(RECIPE, fields, "`base`"), by_seed
-
-
-def _combine(given: Any) -> Combine | tuple[str, str]:
-    if isinstance(given, list):
-        if len(given) != 2:
-            raise ValueError(f"Expected `combine` to name two arms, got {tuple(given)}.")
-        return given[0], given[1]
-    if given not in get_args(Combine):
-        raise ValueError(expected_one_of("`combine`", get_args(Combine), given))
-    chosen: Combine = given
-    return chosen
 
 
 def _intervened(config: TrainConfig, added: str, where: str) -> TrainConfig:
