@@ -126,6 +126,29 @@ def test_of_many_classes_those_that_differ_most_are_drawn(report: Report) -> Non
     assert found == pytest.approx(sorted(sizes, reverse=True)[:40])
 
 
+@pytest.mark.parametrize("what", ["labels", "images", "no labels", "seed"])
+def test_recall_is_not_compared_where_the_seeds_do_not_pair(report: Report, what: str) -> None:
+    *others, last = report.trained
+    test = dict(last.evaluation["last"]["test"])
+    if what == "labels":  # of as many images
+        test["labels"] = [1 - label for label in test["labels"]]
+    elif what == "no labels":
+        del test["labels"]
+    changed = replace(last, evaluation={"last": last.evaluation["last"] | {"test": test}})
+    if what == "images":
+        changed = replace(changed, test_images=tuple(reversed(last.test_images)))
+    elif what == "seed":
+        changed = replace(changed, seed=7)
+    assert to_json(report)["recall_differences"]
+    assert to_json(replace(report, trained=(*others, changed)))["recall_differences"] == []
+
+
+def test_a_trained_network_knows_its_test_images(run: Path, report: Report) -> None:
+    data = RunDir.open(run).data()
+    expected = (data["keys_sha256"], *data["split"]["indices"]["test"])
+    assert {one.test_images for one in report.trained} == {expected}
+
+
 def test_a_class_without_test_images_is_not_the_one_that_differs_most(report: Report) -> None:
     empty = ("none", *report.class_names)
 

@@ -55,6 +55,8 @@ class Trained:
     seed: int
     history: list[dict[str, Any]]
     evaluation: dict[str, Any]
+    # Of all images, where their names are known, a hash; and the positions of the test images.
+    test_images: tuple[str | int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -256,17 +258,20 @@ def _without_records(
 
 
 def _facts(shown: Mapping[NetworkDir, str]) -> dict[str, Any]:
-    """What training left; data and settings are the same for all networks of the runs."""
+    """What training left; the settings are the same for all networks of the runs, and so are the
+    data, but for the split of a study that draws one for every seed."""
     if not shown:
         return {}
     runs = [RunDir.open(path) for path in dict.fromkeys(one.path.parent for one in shown)]
     data, config = runs[0].data(), runs[0].config()
+    test_images = {run.path: _test_images(run.data()) for run in runs}
     is_ours = config.data == "digits" or runs[0].is_trained_here
     return {
         "images": config.data if is_ours else "",
         "changed": changed_on_purpose(list(shown)),
         "trained": tuple(
-            Trained(name, one.seed, one.history(), one.evaluation()) for one, name in shown.items()
+            Trained(name, one.seed, one.history(), one.evaluation(), test_images[one.path.parent])
+            for one, name in shown.items()
         ),
         "class_names": tuple(data["classes"]),
         "data": data,
@@ -274,6 +279,10 @@ def _facts(shown: Mapping[NetworkDir, str]) -> dict[str, Any]:
         "environments": tuple(run.environment() for run in runs),
         "saliency": saliency_pictures(runs),
     }
+
+
+def _test_images(data: Mapping[str, Any]) -> tuple[str | int, ...]:
+    return (data.get("keys_sha256", ""), *data["split"]["indices"]["test"])
 
 
 def _missing(names: Sequence[str], shown: Mapping[NetworkDir, str]) -> list[str]:

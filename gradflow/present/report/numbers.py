@@ -112,14 +112,21 @@ def confusions(report: Report) -> dict[str, np.ndarray]:
 
 
 def differences_in_recall(report: Report) -> list[RecallDifference]:
-    """The first network less the second, per class; empty for one network or without labels."""
+    """The first network less the second, per class; empty for one network, or where they do not
+    pair: without labels, or where the seeds have test images of their own."""
     if len(report.trained_names) < 2:
         return []
-    first, second = (evaluated(report, name) for name in report.trained_names)
-    try:
-        return recall_differences(first, second, report.class_names)
-    except ValueError:  # one seed of an older run, which did not keep the labels
+    first, second = (report.of(name) for name in report.trained_names)
+    # The intervals draw the same images for all seeds, so that all must have been asked the same.
+    asked = {
+        (one.test_images, tuple(one.evaluation["last"]["test"].get("labels", ())))
+        for one in (*first, *second)
+    }
+    is_paired = [one.seed for one in first] == [one.seed for one in second]
+    if not is_paired or len(asked) > 1 or not all(labels for _, labels in asked):
         return []
+    of_first, of_second = (evaluated(report, name) for name in report.trained_names)
+    return recall_differences(of_first, of_second, report.class_names)
 
 
 def reliabilities(report: Report) -> dict[str, Reliability]:
