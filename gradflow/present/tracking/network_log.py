@@ -147,8 +147,7 @@ class NetworkLog:
 
     def _heatmap(self, table: Table) -> np.ndarray:
         ax = plots.layer_step_heatmap(table.values, table.steps, table.sites, plots.GRAD_NORM)
-        said = ax.get_title()
-        ax.set_title(f"{self.name}: {said[0].lower()}{said[1:]}", parse_math=False)
+        ax.set_title(f"{self.name}: every layer at every recorded step", parse_math=False)
         return plots.to_pixels(ax, IMAGE_DPI)
 
     def _profile(self, epoch: Epoch, chunk: Trace | None, table: Table) -> np.ndarray:
