@@ -185,53 +185,21 @@ def _heat_maps(report: Report) -> list[plots.Axes]:
 # -- activations and updates -----------------------------------------------------------------------
 
 
-def activation_charts(report: Report) -> Iterator[Chart]:
-    """One figure per measure of the activations."""
-    for measure, profiles in report.activations.items():
-        yield _by_depth(
-            report.names,
-            measure,
-            "activations",
-            profiles,
-            ACTIVATIONS[measure],
-            "Behind each activation, over all recorded steps; the band is the range of the seeds.",
-        )
-
-
-UPDATE_CAPTIONS = {
-    "relative_update": "The size of one step beside that of the weights, the geometric mean over "
-    "the recorded steps.",
-    "distance": "The sum over all steps of the relative size of the update. A layer that does not "
-    "move does not learn, whatever its gradient; Adam moves layers alike, although their "
-    "gradients differ.",
-    "angle_from_start": "Between the weights at the end and at the start of the training, or of "
-    "what was recorded of a loop of one's own. Below BatchNorm the size of a weight has no effect, "
-    "and the angle is what counts.",
-}
-
-
-def update_charts(report: Report) -> Iterator[Chart]:
-    """One figure per measure of the updates."""
-    for measure, profiles in report.updates.items():
-        caption = UPDATE_CAPTIONS[measure]
-        yield _by_depth(report.names, measure, "updates", profiles, UPDATES[measure], caption)
-
-
-def _by_depth(
-    names: Sequence[str],
-    measure: str,
-    section: str,
-    profiles: dict[str, Profile],
-    shown: Measure,
-    caption: str,
-) -> Chart:
-    key = measure.replace("_", "-")
-    title = depth_title(profiles, shown.says)
-    if not any((np.nan_to_num(one.mean) > 0).any() for one in profiles.values()):
-        return Chart(key, section, title, f"{caption} There is nothing to draw.")
-    draw = partial(_layer_plot, profiles, shown)
-    interact = partial(interactive.layer_profiles, names, profiles, shown)
-    return Chart(key, section, title, caption, draw, interact)
+def layer_charts(report: Report) -> Iterator[Chart]:
+    """One figure per measure of the activations, then of the updates."""
+    for section, found, measures in (
+        ("activations", report.activations, ACTIVATIONS),
+        ("updates", report.updates, UPDATES),
+    ):
+        for measure, profiles in found.items():
+            key, shown = measure.replace("_", "-"), measures[measure]
+            title = depth_title(profiles, shown.says)
+            if not any((np.nan_to_num(one.mean) > 0).any() for one in profiles.values()):
+                yield Chart(key, section, title, f"{shown.caption} There is nothing to draw.")
+                continue
+            draw = partial(_layer_plot, profiles, shown)
+            interact = partial(interactive.layer_profiles, report.names, profiles, shown)
+            yield Chart(key, section, title, shown.caption, draw, interact)
 
 
 def depth_title(profiles: dict[str, Profile], says: str) -> str:

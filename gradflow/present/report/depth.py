@@ -34,10 +34,12 @@ class Measure:
     axis: str  # with its unit
     log: bool  # else the axis begins at zero
     by_kind: bool  # a line for each kind of layer, as `relu1` and `relu2`
+    caption: str  # of its figure
 
 
+BEHIND = "Behind each activation, over all recorded steps; the band is the range of the seeds."
 ACTIVATIONS = {
-    key: Measure(says, axis, log, by_kind=True)
+    key: Measure(says, axis, log, by_kind=True, caption=BEHIND)
     for key, says, axis, log in (
         ("output_dead_window", f"channels that were off at {DEAD_WINDOW} measured steps in a row",
          "share of channels", False),
@@ -47,14 +49,36 @@ ACTIVATIONS = {
     )
 }  # fmt: skip
 UPDATES = {
-    key: Measure(says, axis, log, by_kind=False)
-    for key, says, axis, log in (
-        ("relative_update", "size of a step", "‖Δw‖ / ‖w‖ (1)", True),
-        ("distance", "way that the weights travelled", "Σ ‖Δw‖ / ‖w‖ (1)", True),
-        ("angle_from_start", "angle between the weights at the end and at the start",
-         "angle (rad)", False),
+    key: Measure(says, axis, log, by_kind=False, caption=caption)
+    for key, says, axis, log, caption in (
+        (
+            "relative_update",
+            "size of a step",
+            "‖Δw‖ / ‖w‖ (1)",
+            True,
+            "The size of one step beside that of the weights, the geometric mean over the recorded "
+            "steps.",
+        ),
+        (
+            "distance",
+            "way that the weights travelled",
+            "Σ ‖Δw‖ / ‖w‖ (1)",
+            True,
+            "The sum over all steps of the relative size of the update. A layer that does not move "
+            "does not learn, whatever its gradient; Adam moves layers alike, although their "
+            "gradients differ.",
+        ),
+        (
+            "angle_from_start",
+            "angle between the weights at the end and at the start",
+            "angle (rad)",
+            False,
+            "Between the weights at the end and at the start of the training, or of what was "
+            "recorded of a loop of one's own. Below BatchNorm the size of a weight has no effect, "
+            "and the angle is what counts.",
+        ),
     )
-}  # fmt: skip
+}
 ACTIVATION_KINDS = ("activation",)
 
 

@@ -6,10 +6,9 @@ from typing import Any
 from gradflow.analysis import thresholds as at
 from gradflow.present.report import words
 from gradflow.present.report.charts_by_depth import (
-    activation_charts,
     gradient_charts,
     histogram_charts,
-    update_charts,
+    layer_charts,
 )
 from gradflow.present.report.charts_of_training import class_charts, training_charts
 from gradflow.present.report.content import Report
@@ -144,8 +143,7 @@ def charts(report: Report) -> list[Chart]:
         *(() if report.study is None else study_charts(report.study)),
         *gradient_charts(report),
         *histogram_charts(report),
-        *activation_charts(report),
-        *update_charts(report),
+        *layer_charts(report),
         *training_charts(report),
         *class_charts(report),
     ]
