@@ -219,12 +219,3 @@ def test_the_model_comes_back_after_an_error(tiny, image):
 def test_mistakes_are_named(changes, want, tiny, image):
     with pytest.raises(ValueError, match=want):
         saliency.attribute(tiny, **{"image": image, "class_names": CLASSES, **changes})
-
-
-@pytest.mark.parametrize(
-    ("n", "shown", "want"),
-    [(2, (0,), "one probability for each of 3 classes"), (3, (0, 1), r"shape \(2, S, S\)")],
-)
-def test_an_attribution_checks_its_shapes(n, shown, want):
-    with pytest.raises(ValueError, match=want):
-        saliency.Attribution("m", None, CLASSES, np.ones(n), np.ones((1, 2, 2)), shown)

@@ -42,16 +42,6 @@ class Attribution:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.probabilities.shape != (len(self.classes),):
-            raise ValueError(
-                f"Expected one probability for each of {len(self.classes)} classes, "
-                f"but got an array of shape {self.probabilities.shape}."
-            )
-        if self.maps.ndim != 3 or len(self.maps) != len(self.map_classes):
-            raise ValueError(
-                f"Expected `maps` of shape ({len(self.map_classes)}, S, S), one for each class "
-                f"shown, but got {self.maps.shape}."
-            )
         if not (np.isfinite(self.probabilities).all() and np.isfinite(self.maps).all()):
             raise ValueError(
                 "Expected finite probabilities and maps, but the network's are not: its weights "
