@@ -91,7 +91,7 @@ def means_of(networks: tuple[TrainedNetwork, ...]) -> Mapping[str, Interval]:
         )
         for measure in ("relative_update", "adam_attenuation")
     }
-    travelled = [float(np.nanmean(distance_travelled(one, one.layers))) for one in networks]
+    travelled = [float(np.nanmean(distance_travelled(one))) for one in networks]
     return found | {"distance travelled": t_interval(travelled)}
 
 

@@ -29,7 +29,8 @@ from gradflow.analysis.compare import compare
 from gradflow.analysis.statistics import t_interval
 from gradflow.analysis.verdict import Verdict, judge_case
 from gradflow.controls.gate import load_gate
-from gradflow.present.figures import save_verdict_figure
+from gradflow.present import plots
+from gradflow.present.figures import verdict_figure
 from gradflow.training.diagnosis import open_case
 from gradflow.training.rundir import NetworkDir, RunDir
 
@@ -127,7 +128,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(results(runs, verdict), indent=1, ensure_ascii=False, allow_nan=False)
     (RESULTS / f"{NAME}.json").write_text(text + "\n", encoding="utf-8")
-    save_verdict_figure(verdict, RESULTS / f"{NAME}.png")
+    plots.save(verdict_figure(verdict), RESULTS / f"{NAME}.png")
     print("\n".join(verdict.sentences))
 
 

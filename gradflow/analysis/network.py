@@ -100,16 +100,17 @@ def mean_of_layers(
     return float(mean_over_steps(values[steps].reshape(-1), weights))
 
 
-def distance_travelled(network: TrainedNetwork, layers: Sequence[Layer]) -> np.ndarray:
+def distance_travelled(network: TrainedNetwork) -> np.ndarray:
     """(layers,): Σ over the steps of ‖Δw‖ / ‖w‖, NaN where not recorded.
 
     The steps between two at which it was taken stand at the mean of the two, so that schedules
     compare.
     """
+    sites = [layer.weight for layer in network.layers]
     try:
-        moved = columns(network.trace, "relative_update", [layer.weight for layer in layers])
+        moved = columns(network.trace, "relative_update", sites)
     except KeyError:
-        return np.full(len(layers), np.nan)
+        return np.full(len(sites), np.nan)
     was_taken = np.isfinite(moved).any(axis=1)
     steps, moved = network.trace.steps[was_taken], moved[was_taken]
     n_between = np.diff(steps, prepend=steps[:1] - 1)[:, np.newaxis] - 1

@@ -198,7 +198,7 @@ def _less_than_reference(case: Case, size: str) -> Evidence:
 
 def _moves_less_than_late(case: Case) -> Evidence:
     def ratio(one: TrainedNetwork) -> float:
-        moved = distance_travelled(one, one.layers)
+        moved = distance_travelled(one)
         return _log_mean(moved, "first") - _log_mean(moved, "last")
 
     return Evidence(

@@ -69,10 +69,12 @@ def diagnose(
     if json:
         show_json(verdict.to_json())
     else:
-        from gradflow.present.figures import save_verdict_figure
+        from gradflow.present import plots
+        from gradflow.present.figures import verdict_figure
         from gradflow.training.index import write_index
 
-        picture = save_verdict_figure(verdict, output or runs[0] / "figures" / "verdict.png")
+        path = output or runs[0] / "figures" / "verdict.png"
+        picture = plots.save(verdict_figure(verdict), path)
         write_index(runs[0])
         if full:
             _show_all(verdict, found)
@@ -172,6 +174,6 @@ def compare(
     if json:
         show_json([one.to_json() for one in comparisons])
     else:
-        show(letter(comparison(comparisons, size)))
+        show(letter(comparison(chosen)))
     differs = any(one.differs for one in chosen if one.at == "equal step")
     return JUDGED if fail_on is not None and differs else OK

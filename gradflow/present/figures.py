@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,11 +79,6 @@ def plot_trace(trace: Trace, measure: str, ax: plots.Axes | None = None) -> plot
         ax,
         log=not measure.endswith("fraction"),
     )
-
-
-def save_verdict_figure(verdict: Verdict, path: Path) -> Path:
-    """Write `verdict_figure` to `path`."""
-    return plots.save(verdict_figure(verdict), path)
 
 
 def verdict_figure(verdict: Verdict) -> plots.Figure:

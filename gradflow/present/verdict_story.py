@@ -137,9 +137,8 @@ def counted(seeds: Sequence[int]) -> str:
     return f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
 
 
-def comparison(comparisons: Sequence[Comparison], size: str) -> Section:
+def comparison(chosen: Sequence[Comparison]) -> Section:
     """Layer by layer: the ratio of one gradient size at the start, at equal step, at equal loss."""
-    chosen = [one for one in comparisons if one.size == size]
     first = chosen[0]
     rows = [
         [layers[0].layer, *(_ratio(one.ratio) + (" *" if one.differs else "") for one in layers)]
@@ -147,7 +146,7 @@ def comparison(comparisons: Sequence[Comparison], size: str) -> Section:
     ]
     return Section(
         "comparison",
-        f"{GRADIENT_SIZES[size].symbol} ({size.replace('_', ' ')}): {first.first} over "
+        f"{GRADIENT_SIZES[first.size].symbol} ({first.size.replace('_', ' ')}): {first.first} over "
         f"{first.second}, {counted(first.seeds)} ({at.LEVEL} interval; * differs)",
         [
             TextTable(["layer", *(one.at for one in chosen)], rows),

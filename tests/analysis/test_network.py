@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from traces import RESIDUAL, make_network, make_trace
 
-from gradflow.analysis.layers import Layer
 from gradflow.analysis.network import (
     LOSS_LEVELS,
     TrainedNetwork,
@@ -86,22 +85,18 @@ def moving(every: int, n_steps: int, lost: bool = False) -> TrainedNetwork:
     )
 
 
-def all_layers(network: TrainedNetwork) -> list[Layer]:
-    return [*network.layers, Layer("4", "4.weight", "4")]
-
-
 def test_distance_travelled_adds_the_relative_updates() -> None:
     network = moving(1, 8)
-    np.testing.assert_allclose(distance_travelled(network, all_layers(network)), [2, 2, np.nan])
+    np.testing.assert_allclose(distance_travelled(network), [2, 2])
     lost = moving(1, 8, lost=True)
-    np.testing.assert_allclose(distance_travelled(lost, lost.layers), [1.75, 2])
+    np.testing.assert_allclose(distance_travelled(lost), [1.75, 2])
+    network.trace.values["update_norm"][:, 0] = np.nan
+    np.testing.assert_allclose(distance_travelled(network), [np.nan, 2])
 
 
 def test_distance_travelled_does_not_depend_on_how_often_it_was_recorded() -> None:
     often, seldom = moving(1, 801), moving(16, 51)  # both up to step 800
-    np.testing.assert_allclose(
-        distance_travelled(often, often.layers), distance_travelled(seldom, seldom.layers)
-    )
+    np.testing.assert_allclose(distance_travelled(often), distance_travelled(seldom))
 
 
 # Rows at which what is dear is measured: the first 16, and then one in 8.
@@ -120,9 +115,7 @@ def test_steps_without_an_update_stand_at_the_mean_of_their_neighbours() -> None
     always, seldom = falling(), falling()
     for measure in ("update_norm", "weight_norm"):
         seldom.trace.values[measure][~FULL] = np.nan
-    np.testing.assert_allclose(
-        distance_travelled(always, always.layers), distance_travelled(seldom, seldom.layers)
-    )
+    np.testing.assert_allclose(distance_travelled(always), distance_travelled(seldom))
 
 
 def test_the_first_steps_which_are_all_full_do_not_rule_a_mean() -> None:
@@ -142,7 +135,7 @@ def test_the_first_steps_which_are_all_full_do_not_rule_a_mean() -> None:
 
 def test_distance_travelled_is_unknown_where_it_was_not_recorded() -> None:
     network = TrainedNetwork("plain", 0, make_trace({"grad_norm": 1.0}))
-    assert np.isnan(distance_travelled(network, network.layers)).all()
+    assert np.isnan(distance_travelled(network)).all()
 
 
 # -- equal loss ------------------------------------------------------------------------------------

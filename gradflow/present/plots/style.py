@@ -32,6 +32,7 @@ STYLES = (
 OF_ARCHITECTURE = {"plain_34": 0, "resnet_34": 1, "plain_18": 2, "resnet_18": 3}
 GUIDE = "#767676"  # lines that are not data: zero, a threshold, the learning rate
 DPI = 120  # a heat map is then a PNG of about 50 kB, a saliency grid of two networks 700 kB
+TRACKER_DPI = 100  # 700 pixels wide: trackers show a picture at 400 to 900
 
 # The files that can be written, each with what marks it as gradflow's; without a date.
 _MARK = "gradflow"
@@ -179,10 +180,10 @@ def to_svg(fig: Figure) -> bytes:
     return file.getvalue()
 
 
-def to_pixels(drawn: Drawn, dpi: int = DPI) -> np.ndarray:
-    """It as (height, width, 3) uint8."""
+def to_pixels(drawn: Drawn) -> np.ndarray:
+    """It as (height, width, 3) uint8, for a tracker."""
     fig = figure_of(drawn)
-    fig.set_dpi(dpi)
+    fig.set_dpi(TRACKER_DPI)
     canvas = FigureCanvasAgg(as_written(fig))
     canvas.draw()  # type: ignore[no-untyped-call]
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]

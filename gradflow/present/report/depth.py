@@ -124,7 +124,7 @@ Profiles = dict[str, dict[str, Profile]]  # by measure and network
 
 def updates(groups: Groups) -> Profiles:
     """Updates of the path's weights; nothing that no network recorded."""
-    numbers = {"relative_update": _relative_update, "distance": _distance}
+    numbers = {"relative_update": _relative_update, "distance": distance_travelled}
     return _known(
         {
             measure: {
@@ -198,10 +198,6 @@ def _last_taken(values: np.ndarray) -> np.ndarray:
     if not len(taken) or len(values) - taken[-1] > longest:
         return np.full(values.shape[1], np.nan)
     return np.asarray(values[taken[-1]])
-
-
-def _distance(network: TrainedNetwork) -> np.ndarray:
-    return distance_travelled(network, network.layers)
 
 
 def _relative_update(network: TrainedNetwork) -> np.ndarray:

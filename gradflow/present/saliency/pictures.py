@@ -19,8 +19,6 @@ from gradflow.present import plots
 from gradflow.present.saliency.attribution import Attribution, attribute_all
 from gradflow.present.saliency.methods import METHODS, per_batch
 
-Networks = Mapping[str, nn.Module]
-
 SCORES = "saliency.json"  # of a folder; by this file a later call knows what it must not read
 ENDING = "-saliency"  # of the name of what is written, where the caller gives none
 
@@ -133,7 +131,7 @@ def read_pictures(
 
 
 def explain(
-    networks: Networks,
+    networks: Mapping[str, nn.Module],
     pictures: Iterable[Picture | BadImage],
     class_names: Sequence[str],
     *,

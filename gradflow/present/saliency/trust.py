@@ -150,12 +150,7 @@ class Trust:
         }
 
 
-SHORT = {
-    "randomisation": "randomisation",
-    "infidelity": "infidelity",
-    "sensitivity": "sensitivity",
-    "insertion_minus_deletion": "insertion − deletion",
-}
+SHORT = {name: name.replace("_minus_", " − ") for name in TRUST_THRESHOLDS}
 
 
 def check_method(

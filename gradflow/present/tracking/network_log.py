@@ -30,7 +30,6 @@ from gradflow.present.tracking.sink import LAYER, Cell, Sink
 from gradflow.record.trace import Table, Trace
 from gradflow.training.fit import Epoch
 
-IMAGE_DPI = 100  # 700 pixels wide: trackers show a picture at 400 to 900
 # Of the time may go into pictures; one takes about 0.3 s, as long as an epoch of small images.
 PICTURE_SHARE = 0.03
 # What pictures and profiles of a whole training are made of: a long one may not fit in memory.
@@ -148,7 +147,7 @@ class NetworkLog:
     def _heatmap(self, table: Table) -> np.ndarray:
         ax = plots.layer_step_heatmap(table.values, table.steps, table.sites, plots.GRAD_NORM)
         ax.set_title(f"{self.name}: every layer at every recorded step", parse_math=False)
-        return plots.to_pixels(ax, IMAGE_DPI)
+        return plots.to_pixels(ax)
 
     def _profile(self, epoch: Epoch, chunk: Trace | None, table: Table) -> np.ndarray:
         bands = {"all epochs so far": (table.sites, *3 * (geometric_mean(table.values),))}
@@ -157,7 +156,7 @@ class NetworkLog:
             bands = {f"epoch {epoch.index + 1}": (profile.sites, *3 * (profile.values,)), **bands}
         title = f"{self.name}: depth profile, from input to output"
         ax = plots.profile_bands_plot(bands, plots.GRAD_NORM, title)
-        return plots.to_pixels(ax, IMAGE_DPI)
+        return plots.to_pixels(ax)
 
     def _profile_rows(self) -> dict[int, dict[str, float]]:
         """Layer -> key -> the geometric mean over all recorded steps; nothing where it is NaN."""

@@ -7,7 +7,6 @@ from gradflow.analysis.findings import OUTCOMES, Finding
 from gradflow.analysis.verdict import Verdict
 from gradflow.present import plots
 from gradflow.present.figures import verdict_figure
-from gradflow.present.tracking.network_log import IMAGE_DPI
 from gradflow.present.tracking.sink import Cell, Sink
 from gradflow.present.verdict_story import question, reason
 
@@ -25,7 +24,7 @@ def log_verdict(verdict: Verdict, sink: Sink) -> None:
     answer += [("note", note) for note in verdict.notes]
     sink.table(ANSWER, ("", "text"), answer)
     sink.table(FINDINGS, COLUMNS, [_row(one) for one in (*verdict.links, *verdict.rivals)])
-    sink.picture(PROFILES, plots.to_pixels(verdict_figure(verdict), IMAGE_DPI), 0)
+    sink.picture(PROFILES, plots.to_pixels(verdict_figure(verdict)), 0)
     sink.finish(summary(verdict))
 
 
