@@ -38,7 +38,7 @@ class Maps:
     method: str
     network: str
     layer: str | None = None
-    trust: Mapping[str, Any] | None = None  # see gradflow.present.saliency.Trust; None if unknown
+    trust: Mapping[str, Any] | None = None  # see gradflow.present.saliency.trust; None if unknown
 
     @property
     def answer(self) -> str:
