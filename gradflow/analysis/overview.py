@@ -50,11 +50,6 @@ class Profile:
     low: np.ndarray
     high: np.ndarray
 
-    def to_json(self) -> dict[str, Any]:
-        return {"layers": list(self.layers)} | {
-            key: to_json(getattr(self, key).tolist()) for key in ("mean", "low", "high")
-        }
-
 
 @dataclass(frozen=True)
 class Band(Profile):
@@ -69,7 +64,9 @@ class Band(Profile):
 
     def to_json(self) -> dict[str, Any]:
         unit = f"log10 of {GRADIENT_SIZES[self.size].unit}"
-        return {"network": self.network, "size": self.size, "unit": unit} | super().to_json()
+        return {"network": self.network, "size": self.size, "unit": unit} | {
+            key: to_json(getattr(self, key)) for key in ("layers", "mean", "low", "high")
+        }
 
 
 def _window(network: TrainedNetwork, window: str) -> np.ndarray:

@@ -16,6 +16,7 @@ from gradflow.present.report.content import Report
 from gradflow.present.report.depth import Distribution, distributions
 from gradflow.present.report.numbers import numbers
 from gradflow.record.histograms import GRADIENTS, WEIGHTS
+from gradflow.typed import to_json
 
 
 def record(folder: Path, powers: tuple[int, ...], *, histograms: bool = True) -> TrainedNetwork:
@@ -82,7 +83,7 @@ def test_the_figure_says_the_median_and_draws_gradients_beside_weights(
     axes = [ax for ax in chart.draw().axes if ax.get_title()]
     assert [ax.get_title() for ax in axes] == ["net: gradients", "net: weights"]
     np.testing.assert_allclose(np.ma.filled(axes[1].images[0].get_array(), 0), found[3].shares.T)
-    content = numbers(report)["histograms"]
+    content = to_json(numbers(report))["histograms"]
     assert json.loads(json.dumps(content))[3]["shares"] == found[3].shares.tolist()
 
 

@@ -4,7 +4,6 @@ import base64
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ def to_json(report: Report) -> dict[str, Any]:
             "changed": report.changed,
             "outcome": word,
             "meaning": meaning,
-            "sentences": list(words.sentences(report)),
+            "sentences": words.sentences(report),
             "how_sure": how_sure(report.names, report.seeds, report.verdict),
             "differs": words.differs(report),
             "accuracy": accuracy_rows(report),
@@ -64,36 +63,34 @@ def to_json(report: Report) -> dict[str, Any]:
             "study": None if report.study is None else report.study.to_json(),
             "comparisons": [one.to_json() for one in report.comparisons],
             "config": report.config,
-            "environments": list(report.environments),
-            "missing": list(report.missing),
+            "environments": report.environments,
+            "missing": report.missing,
         }
     )
     return content
 
 
 def numbers(report: Report) -> dict[str, Any]:
-    """What the figures of the page draw, by kind; the heat map draws the records themselves."""
+    """What the figures of the page draw, by kind, before it is made JSON; the heat map draws the
+    records themselves."""
     return {
         "profiles": {
             window: [_band(one) for one in found] for window, found in report.bands.items()
         },
         "activations": _by_depth(report.activations, ACTIVATIONS),
         "updates": _by_depth(report.updates, UPDATES),
-        "histograms": [
-            asdict(one) | {"exponents": one.exponents.tolist(), "shares": one.shares.tolist()}
-            for one in report.distributions
-        ],
+        "histograms": report.distributions,
         "curves": _curves(report),
         "confusion": {
-            name: {"classes": list(report.class_names), "counts": matrix.tolist()}
+            name: {"classes": report.class_names, "counts": matrix}
             for name, matrix in confusions(report).items()
         },
-        "recall_differences": [asdict(one) for one in differences_in_recall(report)],
+        "recall_differences": differences_in_recall(report),
         "calibration": {
             name: {
-                "confidence": one.confidence.tolist(),
-                "accuracy": one.accuracy.tolist(),
-                "n": one.n.tolist(),
+                "confidence": one.confidence,
+                "accuracy": one.accuracy,
+                "n": one.n,
                 "expected_error": one.calibration_error,
                 "expected_error_if_perfect": one.error_if_perfect,
             }
@@ -147,7 +144,7 @@ def _band(band: Band) -> dict[str, Any]:
         "network": band.network,
         "size": band.size,
         "unit": GRADIENT_SIZES[band.size].unit,
-        **band.values().to_json(),
+        **vars(band.values()),
     }
 
 
@@ -156,8 +153,7 @@ def _by_depth(
 ) -> dict[str, dict[str, Any]]:
     return {
         measure: {
-            name: {"unit": measures[measure].axis, **one.to_json()}
-            for name, one in profiles.items()
+            name: {"unit": measures[measure].axis, **vars(one)} for name, one in profiles.items()
         }
         for measure, profiles in found.items()
     }
