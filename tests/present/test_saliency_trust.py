@@ -60,7 +60,7 @@ def edges(model, images, classes):
     "values", [edges, lambda m, x, c: ClassMaps(torch.ones(*c.shape, 1, SIDE, SIDE))]
 )
 def test_a_map_that_ignores_the_weights_fails(values, linear, images, monkeypatch):
-    method = Method("deaf", values, lambda v: v[..., 0, :, :], "none", False)
+    method = Method("deaf", values, lambda v: v[..., 0, :, :], False)
     monkeypatch.setitem(METHODS, "deaf", method)
     found = check_method(linear, images, "deaf", 3)
     (randomisation, *_) = found.checks

@@ -26,9 +26,9 @@ MOST_MAPS = 10  # maps made where the caller names no number: what one picture c
 class Attribution:
     """The maps of one network for one photograph.
 
-    A map has the unit of its method (`METHODS`). `deltas` and `changes` are of integrated
-    gradients: by how much the map's sum misses the change of the logit it explains, and that
-    change. `notes` stand on the picture: what speaks against these maps.
+    What the numbers of a map are says the function of its method (`methods`). `deltas` and
+    `changes` are of integrated gradients: by how much the map's sum misses the change of the logit
+    it explains, and that change. `notes` stand on the picture: what speaks against these maps.
     """
 
     method: str

@@ -67,7 +67,6 @@ class Method:
     name: str
     compute: Callable[[nn.Module, Tensor, Tensor], ClassMaps]
     shown: Callable[[Tensor], Tensor]  # (..., C, S, S) -> (..., S, S)
-    unit: str  # of a shown map
     is_local: bool
     passes: int = 1
     warning: str | None = None
@@ -285,28 +284,24 @@ def _sum_of_colours(values: Tensor) -> Tensor:
     return values.sum(dim=-3)
 
 
-_SLOPE = "|∂logit/∂pixel| per unit of the normalised image"
-
 METHODS = {
     method.name: method
     for method in (
-        Method("gradcam", gradcam, _as_it_is, "logit · activation / activation", False),
-        Method("gradient", gradient, _largest_of_colours, _SLOPE, True),
-        Method("smoothgrad", smoothgrad, _largest_of_colours, _SLOPE, True, NOISE_SAMPLES),
+        Method("gradcam", gradcam, _as_it_is, False),
+        Method("gradient", gradient, _largest_of_colours, True),
+        Method("smoothgrad", smoothgrad, _largest_of_colours, True, NOISE_SAMPLES),
         Method(
             "integrated-gradients",
             integrated_gradients,
             _sum_of_colours,
-            "logit",
             False,
             PATH_STEPS,
         ),
-        Method("occlusion", occlusion, _as_it_is, "logit", False, N_WINDOWS),
+        Method("occlusion", occlusion, _as_it_is, False, N_WINDOWS),
         Method(
             "guided-backprop",
             guided_backprop,
             _largest_of_colours,
-            _SLOPE,
             True,
             warning="guided backpropagation draws edges, whatever the network has learned: it "
             "fails randomisation checks (Adebayo et al. 2018)",
