@@ -46,7 +46,7 @@ def _blocks(part: Part, folder: str) -> list[str]:
         case Items():
             return [_heading(part.title), _items(part.lines, numbered=part.numbered)]
         case TextTable():
-            return [_heading(part.title), _table(part)]
+            return [_heading(part.title), table_text(part)]
         case Code():
             return [plain(part.title), _fenced(part)]
         case Tiles():
@@ -72,7 +72,7 @@ def _reason(one: Reason) -> str:
     return "\n".join([head, *(f"  - {plain(line)}" for line in one.lines)])
 
 
-def _table(table: TextTable) -> str:
+def table_text(table: TextTable) -> str:
     n_right = len(table.columns) - table.n_left
     rules = ["---"] * table.n_left + ["---:"] * n_right
     rows = [map(_cell, row) for row in (table.columns, *table.rows)]

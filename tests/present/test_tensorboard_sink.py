@@ -82,7 +82,7 @@ def test_numbers_tables_and_pictures_stay_what_they_are(tmp_path: Path) -> None:
     assert math.isnan(events.Scalars("train/loss")[0].value)
     assert events.Scalars("lr")[0].value == math.inf
     lines = text(events, "verdict/findings").splitlines()
-    assert lines == ["| key | p |", "| --- | --- |", r"| a\|b c | 0.25 |", "| ‖∂L/∂z‖ | nan |"]
+    assert lines == ["| key | p |", "|---|---|", r"| a\|b c | 0.25 |", "| ‖∂L/∂z‖ | nan |"]
     (event,) = events.Images("gradient/heatmap")
     with Image.open(io.BytesIO(event.encoded_image_string)) as image:
         np.testing.assert_array_equal(np.asarray(image), pixels)

@@ -7,6 +7,8 @@ import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 
+from gradflow.present.markdown import table_text
+from gradflow.present.section import TextTable
 from gradflow.present.tracking.sink import STEP, Cell
 
 
@@ -46,7 +48,8 @@ class TensorBoardSink:
         self._writer.add_image(key, pixels, at, dataformats="HWC")
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-        self._writer.add_text(key, _markdown(columns, rows))
+        texts = [[_text(value) for value in row] for row in rows]
+        self._writer.add_text(key, table_text(TextTable(columns, texts, n_left=len(columns))))
 
     def finish(self, summary: Mapping[str, Cell], *, failed: bool = False) -> None:
         """TensorBoard has no summary of a run: it becomes the text `summary`."""
@@ -55,11 +58,5 @@ class TensorBoardSink:
         self._writer.close()
 
 
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-
-
-def _cell(value: Cell) -> str:
-    text = str(value) if isinstance(value, str) else f"{value:.6g}"
-    return text.replace("|", r"\|").replace("\n", " ")
+def _text(value: Cell) -> str:
+    return value if isinstance(value, str) else f"{value:.6g}"
