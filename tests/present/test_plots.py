@@ -105,11 +105,26 @@ def test_zero_nan_and_inf_are_grey_and_explained():
     assert plots.layer_step_heatmap(table(), STEPS, LAYERS, "norm").get_legend() is None
 
 
+def test_a_long_trace_is_drawn_in_at_most_2000_columns():
+    n = 4001
+    values = np.arange(1.0, n + 1)[:, None] * np.ones(2)
+    ax = plots.layer_step_heatmap(values, np.arange(n), ("a", "b"), "norm")
+    drawn = pixels_of(ax).get_array()
+    assert drawn.shape == (2, 1334)
+    np.testing.assert_array_equal(drawn[0], values[::3, 0])  # steps are picked, not averaged
+    assert "1 of 3" in ax.get_title()
+
+
 def test_uneven_steps_stand_where_they_belong():
     """With steps 0, 1 and 10 the last column begins halfway, at 5.5."""
     np.testing.assert_allclose(profiles._edges(np.array([0, 1, 10])), [-0.5, 0.5, 5.5, 14.5])
     ax = plots.layer_step_heatmap(np.ones((3, 1)), np.array([0, 1, 10]), ("a",), "norm")
     assert ax.get_xlim() == (-0.5, 14.5)
+
+
+def test_a_table_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(steps, layers\) = \(5, 10\), but got \(10, 5\)"):
+        plots.layer_step_heatmap(table().T, STEPS, LAYERS, "norm")
 
 
 # -- the look of a network ---------------------------------------------------------------------

@@ -15,6 +15,7 @@ from gradflow.present.plots.style import GUIDE, figure_of, legend_beside, new_ax
 COLORMAP = "viridis"
 NO_VALUE = "#bdbdbd"  # grey, which stands nowhere in the colour map
 
+MAX_COLUMNS = 2000  # more than the pixels across a figure: further steps would not be seen
 MAX_LAYER_TICKS = 8
 
 
@@ -100,9 +101,17 @@ def layer_step_heatmap(
     """Layers by steps in colour, input at the top, `values` of shape (steps, layers).
 
     Colours are logarithmic, over `limits` or else over the values; give several networks the same
-    limits to compare them. Zero, NaN and inf are grey.
+    limits to compare them. Zero, NaN and inf are grey. Of more than 2000 steps only every k-th is
+    drawn, and the title says so. Raises ValueError where the shapes do not fit.
     """
+    if values.shape != (len(steps), len(layers)):
+        raise ValueError(
+            f"Expected `values` to have shape (steps, layers) = {(len(steps), len(layers))}, "
+            f"but got {values.shape}."
+        )
     ax = new_axes(7.0, 4.2) if ax is None else ax
+    stride = -(-len(steps) // MAX_COLUMNS) or 1
+    steps, values = steps[::stride], values[::stride]
     shown = np.ma.masked_where(~(np.isfinite(values) & (values > 0)), values).T
     cmap = matplotlib.colormaps[COLORMAP].with_extremes(bad=NO_VALUE)
     # `pcolorfast` draws an image (small in SVG too), and keeps uneven steps where they belong.
@@ -118,7 +127,7 @@ def layer_step_heatmap(
     ax.set_yticks(ticks, [_short(layers[tick]) for tick in ticks], fontsize=8)
     ax.set(xlabel="optimizer step", ylabel="layer (input at the top)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_title("Every layer at every recorded step")
+    ax.set_title("Every layer at every recorded step" + (f", 1 of {stride}" * (stride > 1)))
     figure_of(ax).colorbar(image, ax=ax, label=label)
     if np.ma.is_masked(shown):
         grey = Patch(facecolor=NO_VALUE, edgecolor=GUIDE, lw=0.5, label="no value (0, NaN, inf)")

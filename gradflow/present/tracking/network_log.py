@@ -146,7 +146,8 @@ class NetworkLog:
 
     def _heatmap(self, table: Table) -> np.ndarray:
         ax = plots.layer_step_heatmap(table.values, table.steps, table.sites, plots.GRAD_NORM)
-        ax.set_title(f"{self.name}: every layer at every recorded step", parse_math=False)
+        said = ax.get_title()
+        ax.set_title(f"{self.name}: {said[0].lower()}{said[1:]}", parse_math=False)
         return plots.to_pixels(ax)
 
     def _profile(self, epoch: Epoch, chunk: Trace | None, table: Table) -> np.ndarray:
