@@ -10,10 +10,10 @@ import pytest
 
 from gradflow.present import plots
 from gradflow.present.markdown import markdown, plain
-from gradflow.present.report import interactive
+from gradflow.present.report import interactive, words
 from gradflow.present.report.charts_of_training import _differences, confusion_title
 from gradflow.present.report.content import Report, Trained
-from gradflow.present.report.numbers import to_json
+from gradflow.present.report.numbers import class_rows, to_json
 from gradflow.present.report.story import charts, story
 from gradflow.record.trace import Trace
 from gradflow.training.rundir import RunDir
@@ -173,3 +173,23 @@ def test_a_confusion_is_titled_by_the_largest_share_of_a_class() -> None:
     title = confusion_title("net", matrix, ["a", "b", "c"])
     assert title == "net most often takes b for a: 3 of 6 times"
     assert confusion_title("net", np.eye(2, dtype=int), ["a", "b"]) == "net makes no mistake"
+
+
+def test_a_report_says_where_every_seed_has_a_split_of_its_own(report: Report) -> None:
+    first, *others = report.trained
+    apart = replace(report, trained=(first, *(replace(one, test_images=()) for one in others)))
+    said = f"Every seed has a split of its own; the counts are those of seed {first.seed}."
+    for one, is_said in ((report, False), (apart, True)):
+        texts = [words.setting(one), words.data_lines(one)[1]]
+        assert [said in text for text in texts] == [is_said, is_said]
+
+
+def test_the_images_of_a_class_are_the_mean_over_seeds(report: Report) -> None:
+    first, *others = report.trained
+    name, (row, *_) = first.arch, class_rows(report)[first.arch]
+    test = first.evaluation["last"]["test"]
+    larger = test["report"][row["label"]] | {"support": row["support"] + 4}  # in one of two seeds
+    test = test | {"report": test["report"] | {row["label"]: larger}}
+    changed = replace(first, evaluation={"last": first.evaluation["last"] | {"test": test}})
+    found = class_rows(replace(report, trained=(changed, *others)))[name][0]
+    assert found["support"] == row["support"] + 2

@@ -95,6 +95,11 @@ class Report:
         return tuple(name for name in self.names if self.of(name))
 
     @property
+    def has_one_split(self) -> bool:
+        """Whether all networks were tested on the same images; no split is one, too."""
+        return len({one.test_images for one in self.trained}) < 2
+
+    @property
     def largest_difference(self) -> tuple[Comparison, LayerDifference] | None:
         """The layer whose δ differs most between the networks, at equal step.
 

@@ -250,7 +250,7 @@ def class_rows(report: Report) -> dict[str, list[dict[str, Any]]]:
                         sum(row[key] for row in rows) / len(rows)
                         for key in ("precision", "recall", "f1-score")
                     ],
-                    "support": int(rows[0]["support"]),
+                    "support": round(sum(row["support"] for row in rows) / len(rows)),
                     "published": theirs["report"][label] if theirs else None,
                 }
             )

@@ -55,8 +55,15 @@ def setting(report: Report) -> str:
         f"epoch{'s' * (epochs != '1')} on "
         f"{report.data['audit']['name']}: {len(report.class_names)} classes, {counts['train']} "
         f"training and {counts['test']} test images, seed{'s' * (len(report.seeds) > 1)} "
-        f"{', '.join(map(str, report.seeds))}."
+        f"{', '.join(map(str, report.seeds))}.{_own_split(report)}"
     )
+
+
+def _own_split(report: Report) -> str:
+    if report.has_one_split:
+        return ""
+    seed = report.trained[0].seed
+    return f" Every seed has a split of its own; the counts are those of seed {seed}."
 
 
 def differs(report: Report) -> str:
@@ -169,7 +176,8 @@ def data_lines(report: Report) -> list[str]:
         f"{len(audit['near_conflicts'])} groups of twins have different labels; "
         f"{len(audit['bad'])} images cannot be read.",
         f"Split {split['kind']}: {counts['train']} train, {counts['validation']} validation, "
-        f"{counts['test']} test, {counts['set_aside']} copies set aside.{same} {copies}",
+        f"{counts['test']} test, {counts['set_aside']} copies set aside.{same} {copies}"
+        f"{_own_split(report)}",
     ]
 
 
