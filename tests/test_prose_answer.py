@@ -11,13 +11,15 @@ import pytest
 from scipy import stats
 
 from gradflow.analysis.thresholds import ALPHA
+from gradflow.studies import Study
 from gradflow.studies.arms import PLACES
 from gradflow.training.config import TrainConfig
 from gradflow.training.schedule import lr_factors
-from tests.test_prose import CELLS, DIGITS, PAIRS, WORKED, kept, prose, stored
+from tests.test_prose import CELLS, DIGITS, PAIRS, ROOT, WORKED, kept, prose, stored
 from tests.test_prose_tables import rows, spread, text
 
 STUDY = "studies/photographs-64px"
+FILE = ROOT / "experiments" / "studies" / "photographs-64px.yaml"
 
 
 def evaluations(arm: str, place: str) -> list[Any]:
@@ -55,13 +57,14 @@ def gaps_in_loss(arm: str) -> list[float]:
 def numbers() -> dict[str, str]:
     """What stands in the page, by name."""
     found, verdict = stored(STUDY), stored(f"{STUDY}-verdict")
-    baseline, cosine, same_sum, tuned_lr = (
+    baseline, cosine, same_sum, tuned_lr, warmup = (
         next(one for one in found["arms"] if one["name"] == name)
-        for name in ("baseline", "cosine", "cosine-same-sum", "tuned-lr")
+        for name in ("baseline", "cosine", "cosine-same-sum", "tuned-lr", "warmup")
     )
+    n_causes = sum(arm.role == "cause" for arm in Study.load(FILE, {}).arms)
     (open_arms,) = (note.removeprefix("Not trained yet: ").split(", ") for note in found["notes"]
                     if note.startswith("Not trained yet"))  # fmt: skip
-    tuned = tuned_lr["shares"]["train_loss"]
+    tuned, warm = (one["shares"]["train_loss"] for one in (tuned_lr, warmup))
     chosen = {
         one["place"]: f"{one['value']:g}" for one in found["tuned"] if one["arm"] == "tuned-lr"
     }
@@ -106,6 +109,11 @@ def numbers() -> dict[str, str]:
         "tuned_p": text(tuned["accused_gain"]["mean"]),
         "tuned_r": text(tuned["reference_gain"]["mean"], "+"),
         "tuned_r_size": text(tuned["reference_gain"]["mean"]),
+        "warm": spread(warm),
+        "warm_p": text(warm["accused_gain"]["mean"], "+"),
+        "warm_r": text(warm["reference_gain"]["mean"], "+"),
+        "warm_status": warm["status"],
+        "warm_gain": spread(warm["accused_gain"]),
         "lr_p": chosen["accused"],
         "lr_r": chosen["reference"],
         "n_open": {10: "Ten"}[len(open_arms)],
@@ -138,7 +146,8 @@ def numbers() -> dict[str, str]:
     result |= {
         "floor": f"{floor:.3f}",
         "floor_sum": f"−{right:.2f} ln {right:.2f} − 4 · {wrong:.2f} ln {wrong:.2f}",
-        "p_alone": f"{share['p_main'] / 10:.4f}",  # the smallest of ten, by Holm
+        "p_alone": f"{share['p_main'] / n_causes:.4f}",  # the smallest of them, by Holm
+        "n_causes": {11: "eleven"}[n_causes],
         "p_among": f"{share['p_main']:.3f}",
         "alpha": f"{ALPHA.value:.3f}",
         "sum": f"{sum(own) / sum(steps):.1f}",
@@ -173,7 +182,9 @@ PHRASES = (
     "ends {above_r_recipe} above it under the recipe, and {above_r_cosine} under the cosine; "
     "Plain-34 {above_a_recipe} and {above_a_cosine}",
     "takes more than half of the gap has p = {p_alone}, where {alpha} is asked for",
-    "so that p counts ten times: {p_among}",
+    "the study file names {n_causes} possible causes",
+    "so that p counts {n_causes} times: {p_among}",
+    "labels count all {n_causes} possible causes",
     "The cosine has {sum} times the recipe's sum",
     "It starts at {peak} of the recipe's rate",
     "mean and range over {n_seeds} seeds",
@@ -188,6 +199,8 @@ PHRASES = (
     "| {share} | {gain_p} | {gain_r} | {status} |",
     "| {same} | {same_p} | {same_r} | {same_status} |",
     "| {tuned} | {tuned_p} | {tuned_r} | {tuned_status} |",
+    "| {warm} | {warm_p} | {warm_r} | {warm_status} |",
+    "Plain-34 gains {warm_gain} nats, and",
     "validation loss: {lr_p} for Plain-34, as in the recipe, and {lr_r} for ResNet-34 |",
     "The recipe's own {lr_p} won for Plain-34",
     "ResNet-34 did best with {lr_r}, the upper end of the list, and gains {tuned_r_size} nats",

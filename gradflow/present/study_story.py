@@ -186,12 +186,13 @@ def _measured(value: Any) -> str:
 
 def _row(one: ArmResult) -> list[str]:
     loss, accuracy = (one.shares[measure.name] for measure in MEASURES)
+    of_accuracy = f"{_number(accuracy.value)} ({_range(accuracy.interval)})"
     return [
         one.arm.name,
         one.primary.status if one.primary is not None else "undetermined",
         _number(loss.value),
         _range(loss.interval),
-        f"{_number(accuracy.value)} ({_range(accuracy.interval)})",
+        "-" if math.isnan(accuracy.value) else of_accuracy,  # "-": that gap has no shares
         _gain(one, "accused"),
         _gain(one, "reference"),
         _check(one),

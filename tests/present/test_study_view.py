@@ -99,6 +99,8 @@ def test_the_table_says_what_the_checks_say_and_how_long_a_training_took(
               if line.startswith("  bias ") and "%" not in line and ":" not in line)  # fmt: skip
     assert word in row.split()
     assert row.rstrip().endswith("90 s")
+    assert " - " in row, "the networks are as accurate: that gap has no share"
+    assert "(-" not in row
 
 
 # -- what stands below the table -------------------------------------------------------------------
