@@ -57,14 +57,14 @@ def gaps_in_loss(arm: str) -> list[float]:
 def numbers() -> dict[str, str]:
     """What stands in the page, by name."""
     found, verdict = stored(STUDY), stored(f"{STUDY}-verdict")
-    baseline, cosine, same_sum, tuned_lr, warmup = (
+    baseline, cosine, same_sum, tuned_lr, warmup, larger_lr = (
         next(one for one in found["arms"] if one["name"] == name)
-        for name in ("baseline", "cosine", "cosine-same-sum", "tuned-lr", "warmup")
+        for name in ("baseline", "cosine", "cosine-same-sum", "tuned-lr", "warmup", "lr-0.001")
     )
     n_causes = sum(arm.role == "cause" for arm in Study.load(FILE, {}).arms)
     (open_arms,) = (note.removeprefix("Not trained yet: ").split(", ") for note in found["notes"]
                     if note.startswith("Not trained yet"))  # fmt: skip
-    tuned, warm = (one["shares"]["train_loss"] for one in (tuned_lr, warmup))
+    tuned, warm, larger = (one["shares"]["train_loss"] for one in (tuned_lr, warmup, larger_lr))
     chosen = {
         one["place"]: f"{one['value']:g}" for one in found["tuned"] if one["arm"] == "tuned-lr"
     }
@@ -114,9 +114,14 @@ def numbers() -> dict[str, str]:
         "warm_r": text(warm["reference_gain"]["mean"], "+"),
         "warm_status": warm["status"],
         "warm_gain": spread(warm["accused_gain"]),
+        "larger": spread(larger),
+        "larger_p": text(larger["accused_gain"]["mean"], "+"),
+        "larger_r": text(larger["reference_gain"]["mean"], "+"),
+        "larger_status": larger["status"],
+        "larger_seeds": f"{min(larger['per_seed']):.2f} to {max(larger['per_seed']):.2f}",
         "lr_p": chosen["accused"],
         "lr_r": chosen["reference"],
-        "n_open": {10: "Ten"}[len(open_arms)],
+        "n_open": {9: "Nine"}[len(open_arms)],
         "trial_larger": f"{trial_gap('0.001'):.2f}",
         "trial_own": f"{trial_gap('0.0006'):.2f}",
         "more": over_seeds(list(np.subtract(gaps_in_loss("cosine-same-sum"), gaps)), 2),
@@ -201,6 +206,8 @@ PHRASES = (
     "| {tuned} | {tuned_p} | {tuned_r} | {tuned_status} |",
     "| {warm} | {warm_p} | {warm_r} | {warm_status} |",
     "Plain-34 gains {warm_gain} nats, and",
+    "| {larger} | {larger_p} | {larger_r} | {larger_status} |",
+    "It takes {larger_seeds} of the gap, seed by seed, and the mean is {larger_status}",
     "validation loss: {lr_p} for Plain-34, as in the recipe, and {lr_r} for ResNet-34 |",
     "The recipe's own {lr_p} won for Plain-34",
     "ResNet-34 did best with {lr_r}, the upper end of the list, and gains {tuned_r_size} nats",
