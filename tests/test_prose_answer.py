@@ -225,6 +225,11 @@ PHRASES = (
 )
 
 
+NEGATIVE = (
+    "0.001 for both networks takes {larger} of the gap, and three epochs of warm-up {warm} of what",
+    "Among the {n_causes} of the study file it is a {status} so far",
+)
+
 FRONT = (
     "mean and range over {n_seeds} seeds",
     "under a cosine {share} of the gap in training loss is gone",
@@ -233,7 +238,11 @@ FRONT = (
 
 @pytest.mark.parametrize(
     ("page", "phrase"),
-    [*((WORKED, one) for one in PHRASES), *(("README.md", one) for one in FRONT)],
+    [
+        *((WORKED, one) for one in PHRASES),
+        *(("README.md", one) for one in FRONT),
+        *(("docs/negative-results.md", one) for one in NEGATIVE),
+    ],
 )
 def test_a_number_of_the_answer_is_that_of_the_study(page: str, phrase: str) -> None:
     assert phrase.format(**numbers()) in prose(page)

@@ -147,15 +147,17 @@ def tuned_lines(found: Results) -> list[str]:
         + ("; a better one may lie beyond" if one.is_at_an_end else "")
         + _untried(found.study, one)
         for one in found.study.tuned
+        if one.arm in found.study.names  # it may have been left out of the file since
     ]
 
 
 def _untried(study: Study, one: Tuned) -> str:
     """What an arm leaves open in which tuning changed nothing, or ""."""
-    before = study.arm(one.arm).against
-    if getattr(study.config(before, one.place, study.seeds[0]), one.name) != one.value:
+    arm = study.arm(one.arm)
+    before = getattr(study.config(arm.against, one.place, study.seeds[0]), one.name)
+    if before != one.value or arm.set or arm.intervene:
         return ""
-    return f"; {before} has the same, so that no other value is tried over seeds"
+    return f"; {arm.against} has the same, so that {one.arm} tries no other over seeds"
 
 
 def why_line(one: ArmResult) -> str | None:

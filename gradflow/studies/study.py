@@ -88,10 +88,15 @@ class Study:
             raise ValueError(expected_one_of("`restores`", names, self.restores))
         if self.restores and self.arm(self.restores).role != "cause":
             raise ValueError("Expected `restores` to name an arm with the role cause.")
+        if len(names) < len(self.arms):  # the combined arm is named by gradflow
+            raise ValueError("Expected every arm to have a name of its own, but two share one.")
         if isinstance(self.combine, tuple):
+            causes = names[1:]
             for name in self.combine:
-                if name not in names:
-                    raise ValueError(expected_one_of("`combine`", names, name))
+                if name not in causes:
+                    raise ValueError(expected_one_of("`combine`", causes, name))
+            if len({*self.combine}) < 2:
+                raise ValueError(f"Expected `combine` to name two arms, got {name!r} twice.")
 
     def _check_seeds(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:

@@ -144,8 +144,7 @@ def test_recall_is_not_compared_where_the_seeds_do_not_pair(report: Report, what
 
 
 def test_a_trained_network_knows_its_test_images(run: Path, report: Report) -> None:
-    data = RunDir.open(run).data()
-    expected = (data["keys_sha256"], *data["split"]["indices"]["test"])
+    expected = tuple(RunDir.open(run).data()["split"]["indices"]["test"])
     assert {one.test_images for one in report.trained} == {expected}
 
 
@@ -182,6 +181,8 @@ def test_a_report_says_where_every_seed_has_a_split_of_its_own(report: Report) -
     for one, is_said in ((report, False), (apart, True)):
         texts = [words.setting(one), words.data_lines(one)[1]]
         assert [said in text for text in texts] == [is_said, is_said]
+        missing = " ".join(words.missing_lines(one))
+        assert ("no differences in recall" in missing) == is_said
 
 
 def test_the_images_of_a_class_are_the_mean_over_seeds(report: Report) -> None:

@@ -161,13 +161,19 @@ def test_tuning_that_ends_at_the_recipe_says_what_it_leaves_open(
 ) -> None:
     """The recipe's own rate is 6e-4."""
     tuned = Tuned("tuned", "accused", "lr", value, ((1e-4, 1.2), (value, 1.1), (1.0, None)))
-    arms = {"tuned": {"tests": "lr", "tune": {"lr": [1e-4, value, 1.0]}}}
+    arms: dict[str, Any] = {"tuned": {"tests": "lr", "tune": {"lr": [1e-4, value, 1.0]}}}
     asked = Study.read(CONTENT | {"arms": arms}, name="study", changes={})
-    (line,) = tuned_lines(results(replace(asked, tuned=(tuned,)), {}))
+    left_out = replace(tuned, arm="gone")
+    (line,) = tuned_lines(results(replace(asked, tuned=(tuned, left_out)), {}))
     assert line.startswith(
         f"tuned: lr {value} has the best validation loss of plain_18 (tried: 0.0001"
     )
-    assert ("baseline has the same, so that no other value is tried" in line) == changes_nothing
+    said = "baseline has the same, so that tuned tries no other over seeds"
+    assert (said in line) == changes_nothing
+    other = arms["tuned"] | {"set": {"optimizer": "sgd"}}
+    asked = Study.read(CONTENT | {"arms": {"tuned": other}}, name="study", changes={})
+    (line,) = tuned_lines(results(replace(asked, tuned=(tuned,)), {}))
+    assert said not in line, "another optimizer is a change too"
 
 
 @pytest.mark.parametrize(("level", "word"), [(1.4, "yes"), (1.5, "not shown")])

@@ -208,7 +208,11 @@ def test_what_a_study_keeps_of_its_file_gives_the_same_study(tmp_path: Path) -> 
         ({"base": {"epochs": True}}, "`epochs` of `base` to be a whole number"),
         ({"base": {"log_grads": 1}}, "`log_grads` of `base` to be true or false"),
         ({"threads": "one"}, "`threads` of the study to be a whole number"),
-        ({"combine": ["bias", "bias"]}, "both test explosion"),
+        ({"combine": ["bias", "bias"]}, "two arms, got 'bias' twice"),
+        ({"combine": ["baseline", "bias"]}, "`combine` to be one of bias"),
+        ({"arms": {"a": {"set": {"lr": 1}}, "b": {"set": {"epochs": 3}},
+                   "a + b": {"set": {"lr": 2}}}, "combine": ["a", "b"], "restores": ""},
+         "a name of its own"),
         (
             {"arms": {"a": {"set": {"lr": 1}, "against": "b"},
                       "b": {"set": {"lr": 2}, "against": "a"}}},

@@ -55,8 +55,7 @@ class Trained:
     seed: int
     history: list[dict[str, Any]]
     evaluation: dict[str, Any]
-    # Of all images, where their names are known, a hash; and the positions of the test images.
-    test_images: tuple[str | int, ...] = ()
+    test_images: tuple[int, ...] = ()  # their positions among all images
 
 
 @dataclass(frozen=True)
@@ -286,8 +285,8 @@ def _facts(shown: Mapping[NetworkDir, str]) -> dict[str, Any]:
     }
 
 
-def _test_images(data: Mapping[str, Any]) -> tuple[str | int, ...]:
-    return (data.get("keys_sha256", ""), *data["split"]["indices"]["test"])
+def _test_images(data: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(data["split"]["indices"]["test"])
 
 
 def _missing(names: Sequence[str], shown: Mapping[NetworkDir, str]) -> list[str]:

@@ -64,7 +64,7 @@ def to_json(report: Report) -> dict[str, Any]:
             "comparisons": [one.to_json() for one in report.comparisons],
             "config": report.config,
             "environments": report.environments,
-            "missing": report.missing,
+            "missing": words.missing_lines(report),
         }
     )
     return content

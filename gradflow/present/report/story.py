@@ -66,7 +66,7 @@ def answer(report: Report, signature: Sequence[Chart] = ()) -> Section:
             *changed(report.changed),
             Box(head, lines),
             *signature,
-            *report.missing,
+            *words.missing_lines(report),
         ],
     )
 

@@ -59,6 +59,16 @@ def setting(report: Report) -> str:
     )
 
 
+def missing_lines(report: Report) -> list[str]:
+    """What the page does not have, and why."""
+    own = (
+        "The seeds have test images of their own: there are no differences in recall with "
+        "intervals over seeds."
+    )
+    is_paired = report.has_one_split or len(report.trained_names) < 2
+    return [*report.missing, *([] if is_paired else [own])]
+
+
 def _own_split(report: Report) -> str:
     if report.has_one_split:
         return ""
