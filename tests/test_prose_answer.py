@@ -57,14 +57,16 @@ def gaps_in_loss(arm: str) -> list[float]:
 def numbers() -> dict[str, str]:
     """What stands in the page, by name."""
     found, verdict = stored(STUDY), stored(f"{STUDY}-verdict")
-    baseline, cosine, same_sum, tuned_lr, warmup, larger_lr = (
-        next(one for one in found["arms"] if one["name"] == name)
-        for name in ("baseline", "cosine", "cosine-same-sum", "tuned-lr", "warmup", "lr-0.001")
+    names = ("baseline", "cosine", "cosine-same-sum", "tuned-lr", "warmup", "lr-0.001", "bias-1")
+    baseline, cosine, same_sum, tuned_lr, warmup, larger_lr, bias_1 = (
+        next(one for one in found["arms"] if one["name"] == name) for name in names
     )
     n_causes = sum(arm.role == "cause" for arm in Study.load(FILE, {}).arms)
     (open_arms,) = (note.removeprefix("Not trained yet: ").split(", ") for note in found["notes"]
                     if note.startswith("Not trained yet"))  # fmt: skip
-    tuned, warm, larger = (one["shares"]["train_loss"] for one in (tuned_lr, warmup, larger_lr))
+    tuned, warm, larger, bias = (
+        one["shares"]["train_loss"] for one in (tuned_lr, warmup, larger_lr, bias_1)
+    )
     chosen = {
         one["place"]: f"{one['value']:g}" for one in found["tuned"] if one["arm"] == "tuned-lr"
     }
@@ -119,9 +121,22 @@ def numbers() -> dict[str, str]:
         "larger_r": text(larger["reference_gain"]["mean"], "+"),
         "larger_status": larger["status"],
         "larger_seeds": f"{min(larger['per_seed']):.2f} to {max(larger['per_seed']):.2f}",
+        "bias": spread(bias),
+        "bias_p": text(bias["accused_gain"]["mean"], "+"),
+        "bias_r": text(bias["reference_gain"]["mean"], "+"),
+        "bias_status": bias["status"],
+        "bias_gain": spread(bias["accused_gain"]),
+        "bias_cost_r": text(-bias["reference_gain"]["mean"]),
+        "bias_lam": "{:.2f}".format(
+            next(
+                one["measured"]
+                for one in bias_1["checks"]
+                if one["network"] == "accused" and one["what"].startswith("λ")
+            )
+        ),
         "lr_p": chosen["accused"],
         "lr_r": chosen["reference"],
-        "n_open": {9: "Nine"}[len(open_arms)],
+        "n_open": {8: "Eight"}[len(open_arms)],
         "trial_larger": f"{trial_gap('0.001'):.2f}",
         "trial_own": f"{trial_gap('0.0006'):.2f}",
         "more": over_seeds(list(np.subtract(gaps_in_loss("cosine-same-sum"), gaps)), 2),
@@ -206,6 +221,10 @@ PHRASES = (
     "| {tuned} | {tuned_p} | {tuned_r} | {tuned_status} |",
     "| {warm} | {warm_p} | {warm_r} | {warm_status} |",
     "Plain-34 gains {warm_gain} nats, and",
+    "(λ at the start {bias_lam}, where the recipe has {lam}) | {bias} | {bias_p} | {bias_r} | "
+    "{bias_status} |",
+    "Plain-34 gains {bias_gain} nats: it learns no better",
+    "ResNet-34 gets worse too, by {bias_cost_r}",
     "| {larger} | {larger_p} | {larger_r} | {larger_status} |",
     "It takes {larger_seeds} of the gap, seed by seed, and the mean is {larger_status}",
     "validation loss: {lr_p} for Plain-34, as in the recipe, and {lr_r} for ResNet-34 |",
@@ -226,6 +245,7 @@ PHRASES = (
 
 
 NEGATIVE = (
+    "(λ {bias_lam} at the start) and {bias} of the gap: {bias_status}",
     "0.001 for both networks takes {larger} of the gap, and three epochs of warm-up {warm} of what",
     "Among the {n_causes} of the study file it is a {status} so far",
 )
