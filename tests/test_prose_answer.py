@@ -1,6 +1,5 @@
 """The numbers of the worked example are those of the photographs' study."""
 
-import json
 import math
 from dataclasses import replace
 from functools import cache
@@ -15,7 +14,7 @@ from gradflow.studies import Study
 from gradflow.studies.arms import PLACES
 from gradflow.training.config import TrainConfig
 from gradflow.training.schedule import lr_factors
-from tests.test_prose import CELLS, DIGITS, PAIRS, ROOT, WORKED, kept, prose, stored
+from tests.test_prose import DIGITS, PAIRS, ROOT, WORKED, kept, prose, stored
 from tests.test_prose_tables import rows, spread, text
 
 STUDY = "studies/photographs-64px"
@@ -36,12 +35,27 @@ def over_seeds(values: list[float], digits: int) -> str:
 
 def trial_gap(rate: str) -> float:
     """nats of training loss by which Plain-34 is worse in the trials of tuned-lr with this rate."""
-    losses = []
-    for place in PLACES:
-        (path,) = (CELLS / "tuned-lr" / f"{place}-lr-{rate}").glob("*/evaluation.json")
-        losses.append(json.loads(path.read_text(encoding="utf-8"))["last"]["train"])
-    accused, reference = (one["recalibrated"]["loss"] for one in losses)
+    accused, reference = (
+        kept("tuned-lr", f"lr-{rate}", place)["train"]["recalibrated"]["loss"] for place in PLACES
+    )
     return float(accused - reference)
+
+
+def growth(arm: Any) -> str:
+    """λ of Plain-34 at the start, as the check of an intervention measured it."""
+    (found,) = (one["measured"] for one in arm["checks"]
+                if one["network"] == "accused" and one["what"].startswith("λ"))  # fmt: skip
+    return f"{found:.2f}"
+
+
+def arm_row(key: str, share: Any) -> dict[str, str]:
+    """What the table of the answer has of an arm."""
+    return {
+        key: spread(share),
+        f"{key}_p": text(share["accused_gain"]["mean"], "+"),
+        f"{key}_r": text(share["reference_gain"]["mean"], "+"),
+        f"{key}_status": share["status"],
+    }
 
 
 def gaps_in_loss(arm: str) -> list[float]:
@@ -101,39 +115,21 @@ def numbers() -> dict[str, str]:
         "accstatus": accuracy["status"],
         "gain_p": text(share["accused_gain"]["mean"], "+"),
         "gain_r": text(share["reference_gain"]["mean"], "+"),
-        "same": spread(same, 2),
-        "same_status": same["status"],
-        "same_p": text(same["accused_gain"]["mean"], "+"),
-        "same_r": text(same["reference_gain"]["mean"], "+"),
+        **arm_row("same", same),
         "same_acc": spread(same_accuracy, 2),
         "tuned": spread(tuned, 2),
         "tuned_status": tuned["status"],
         "tuned_p": text(tuned["accused_gain"]["mean"]),
         "tuned_r": text(tuned["reference_gain"]["mean"], "+"),
         "tuned_r_size": text(tuned["reference_gain"]["mean"]),
-        "warm": spread(warm),
-        "warm_p": text(warm["accused_gain"]["mean"], "+"),
-        "warm_r": text(warm["reference_gain"]["mean"], "+"),
-        "warm_status": warm["status"],
+        **arm_row("warm", warm),
         "warm_gain": spread(warm["accused_gain"]),
-        "larger": spread(larger),
-        "larger_p": text(larger["accused_gain"]["mean"], "+"),
-        "larger_r": text(larger["reference_gain"]["mean"], "+"),
-        "larger_status": larger["status"],
+        **arm_row("larger", larger),
         "larger_seeds": f"{min(larger['per_seed']):.2f} to {max(larger['per_seed']):.2f}",
-        "bias": spread(bias),
-        "bias_p": text(bias["accused_gain"]["mean"], "+"),
-        "bias_r": text(bias["reference_gain"]["mean"], "+"),
-        "bias_status": bias["status"],
+        **arm_row("bias", bias),
         "bias_gain": spread(bias["accused_gain"]),
         "bias_cost_r": text(-bias["reference_gain"]["mean"]),
-        "bias_lam": "{:.2f}".format(
-            next(
-                one["measured"]
-                for one in bias_1["checks"]
-                if one["network"] == "accused" and one["what"].startswith("λ")
-            )
-        ),
+        "bias_lam": growth(bias_1),
         "lr_p": chosen["accused"],
         "lr_r": chosen["reference"],
         "n_open": {8: "Eight"}[len(open_arms)],
@@ -313,11 +309,6 @@ def test_the_numbers_about_the_digits() -> None:
                   if one["what"].startswith("gradient norm after over before"))
         for arm in ("sgd-given", "sgd-taken")
     }  # fmt: skip
-    lambdas = {
-        arm: next(one["measured"] for one in arms[arm]["checks"]
-                  if one["network"] == "accused" and one["what"].startswith("λ"))
-        for arm in ("bias-1", "leaky-0.2", "delta-orthogonal")
-    }  # fmt: skip
     taken = -arms["sgd-taken"]["shares"]["train_loss"]["reference_gain"]["mean"]
     damped = [arms[name]["shares"]["train_loss"]["reference_gain"]["mean"]
               for name in ("bias-1", "leaky-0.2")]  # fmt: skip
@@ -330,10 +321,10 @@ def test_the_numbers_about_the_digits() -> None:
         ),
         f"gets gradients of {scaled['sgd-given']:.3f} of its own",
         f"with those of Plain-34, {scaled['sgd-taken']:.0f} times its own, loses {taken:.2f} nats",
-        f"(λ at the start {lambdas['bias-1']:.2f}, where",
-        f"leaky activations of slope 0.2 (λ {lambdas['leaky-0.2']:.2f})",
+        f"(λ at the start {growth(arms['bias-1'])}, where",
+        f"leaky activations of slope 0.2 (λ {growth(arms['leaky-0.2'])})",
         f"cost Plain-34 {costs['sgd-early-down']} and {costs['sgd-early-up']} nats",
-        f"λ is {lambdas['delta-orthogonal']:.2f}",
+        f"λ is {growth(arms['delta-orthogonal'])}",
         f"change ResNet-34 by {max(map(abs, damped)):.2f} nats or less",
     ):
         assert phrase in said

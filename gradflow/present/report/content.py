@@ -267,8 +267,9 @@ def _facts(shown: Mapping[NetworkDir, str]) -> dict[str, Any]:
     if not shown:
         return {}
     runs = [RunDir.open(path) for path in dict.fromkeys(one.path.parent for one in shown)]
-    data, config = runs[0].data(), runs[0].config()
-    test_images = {run.path: _test_images(run.data()) for run in runs}
+    data, config = {run.path: run.data() for run in runs}, runs[0].config()
+    test_images = {path: tuple(of["split"]["indices"]["test"]) for path, of in data.items()}
+    first = data[runs[0].path]
     is_ours = config.data == "digits" or runs[0].is_trained_here
     return {
         "images": config.data if is_ours else "",
@@ -277,16 +278,12 @@ def _facts(shown: Mapping[NetworkDir, str]) -> dict[str, Any]:
             Trained(name, one.seed, one.history(), one.evaluation(), test_images[one.path.parent])
             for one, name in shown.items()
         ),
-        "class_names": tuple(data["classes"]),
-        "data": data,
+        "class_names": tuple(first["classes"]),
+        "data": first,
         "config": {name: str(value) for name, value in vars(config).items()},
         "environments": tuple(run.environment() for run in runs),
         "saliency": saliency_pictures(runs),
     }
-
-
-def _test_images(data: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(data["split"]["indices"]["test"])
 
 
 def _missing(names: Sequence[str], shown: Mapping[NetworkDir, str]) -> list[str]:

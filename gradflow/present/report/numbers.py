@@ -113,17 +113,13 @@ def differences_in_recall(report: Report) -> list[RecallDifference]:
     pair: without labels, or where the seeds have test images of their own."""
     if len(report.trained_names) < 2:
         return []
-    first, second = (report.of(name) for name in report.trained_names)
+    first, second = (evaluated(report, name) for name in report.trained_names)
     # The intervals draw the same images for all seeds, so that all must have been asked the same.
-    asked = {
-        (one.test_images, tuple(one.evaluation["last"]["test"].get("labels", ())))
-        for one in (*first, *second)
-    }
-    is_paired = [one.seed for one in first] == [one.seed for one in second]
-    if not is_paired or len(asked) > 1 or not all(labels for _, labels in asked):
+    asked = {tuple(part.get("labels", ())) for part in (*first, *second)}
+    seeds = {tuple(one.seed for one in report.of(name)) for name in report.trained_names}
+    if not (report.has_one_split and len(seeds) == len(asked) == 1 and all(asked)):
         return []
-    of_first, of_second = (evaluated(report, name) for name in report.trained_names)
-    return recall_differences(of_first, of_second, report.class_names)
+    return recall_differences(first, second, report.class_names)
 
 
 def reliabilities(report: Report) -> dict[str, Reliability]:

@@ -290,13 +290,7 @@ METHODS = {
         Method("gradcam", gradcam, _as_it_is, False),
         Method("gradient", gradient, _largest_of_colours, True),
         Method("smoothgrad", smoothgrad, _largest_of_colours, True, NOISE_SAMPLES),
-        Method(
-            "integrated-gradients",
-            integrated_gradients,
-            _sum_of_colours,
-            False,
-            PATH_STEPS,
-        ),
+        Method("integrated-gradients", integrated_gradients, _sum_of_colours, False, PATH_STEPS),
         Method("occlusion", occlusion, _as_it_is, False, N_WINDOWS),
         Method(
             "guided-backprop",
